@@ -1,0 +1,67 @@
+# Every command sets up what it needs in $(VENV) first, and is quick when nothing has changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+CACHE := .cache
+PORT ?= 30000
+MODEL ?= $(CACHE)/demo-model
+ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# The one on PATH, or else the one that the recipe below puts into the environment.
+UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+DEMO_MODEL := $(CACHE)/demo-model/config.json
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install serve test test-long test-gpu lint format constraints clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Install everything into VENV (.venv)
+
+serve: $(INSTALLED) $(if $(filter $(CACHE)/demo-model,$(MODEL)),$(DEMO_MODEL)) ## Serve MODEL (a made-up one by default) from Jenga memory; ARGS, PORT
+	@$(BIN)/python -m jenga_sglang.demo.serve --model-path $(MODEL) --port $(PORT) $(ARGS)
+
+test: lint ## Check style and types, and run the tests that need neither a GPU nor hours
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-long: $(INSTALLED) ## Run the tests that take minutes to hours
+	$(BIN)/pytest -m "long and not gpu" $(PYTEST_ARGS)
+
+test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
+	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+constraints: ## Renew constraints.txt (needs uv): adds what is missing, or takes the newest with UPGRADE=1
+	echo uv | $(UV) pip compile pyproject.toml - --all-extras --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) -o constraints.txt
+
+clean: ## Remove the environment and everything made
+	rm -rf $(VENV) $(CACHE) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "SGLang 0.5.23 needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/one" >&2; exit 1; }
+	@echo "Installing SGLang and this project into $(VENV) (about 11 GB the first time)"
+	@test -x $(BIN)/python || { \
+		if test "$(UV)" = "$(BIN)/uv"; then $(PYTHON) -m venv $(VENV); \
+		else $(UV) venv --python $(PYTHON) $(VENV); fi; }
+	@test -x "$(UV)" || $(BIN)/python -m pip install -c constraints.txt uv
+	$(UV) pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[test]'
+	@touch $@
+
+$(DEMO_MODEL): $(INSTALLED) jenga_sglang/demo/model.py jenga_sglang/demo/tokenizer.py
+	@$(BIN)/python -m jenga_sglang.demo.model $(@D)

@@ -1,0 +1,97 @@
+"""The memory backends, and all that differs between them.
+
+Each says which server arguments it adds and what must be in place before SGLang's scheduler is
+built. Everything else, the cost model and the trace included, is the same for all.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.replay import unified_on_cpu
+from benchmarks.replay.geometry import NotYetSupportedError
+from benchmarks.replay.held import PoolBytes, token_pool_bytes
+from benchmarks.replay.spec import RunSpec
+
+JENGA_POLICY_VARIABLE = "SGLANG_JENGA_POLICIES"
+
+
+def _nothing(spec: RunSpec) -> None:
+    """Need no preparation."""
+
+
+def _no_arguments(spec: RunSpec) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How one memory backend differs from stock SGLang.
+
+    `server_args` returns fields of `ServerArgs`. `before_args` runs before `ServerArgs` exists
+    (plug-ins), `after_publish` between publishing the arguments and building the scheduler.
+    `pool_bytes` reads the bytes that the backend holds off a built scheduler, in shrunk bytes.
+    """
+
+    check: Callable[[RunSpec], None] = _nothing
+    server_args: Callable[[RunSpec], dict[str, Any]] = _no_arguments
+    before_args: Callable[[RunSpec], None] = _nothing
+    after_publish: Callable[[RunSpec], None] = _nothing
+    pool_bytes: Callable[[Any], PoolBytes] = token_pool_bytes
+
+
+def _ratio_arguments(spec: RunSpec) -> dict[str, Any]:
+    if spec.swa_full_tokens_ratio is None:
+        return {}
+    return {"swa_full_tokens_ratio": spec.swa_full_tokens_ratio}
+
+
+def _at_most_one_window(spec: RunSpec) -> None:
+    """SGLang's own hybrid pool knows one full and one window shape."""
+    windows = [group for group in spec.geometry.groups if group.window is not None]
+    if len(windows) > 1 or len(spec.geometry.groups) - len(windows) > 1:
+        raise NotYetSupportedError(f"{spec.backend}: SGLang's hybrid pool has at most two groups")
+
+
+def _one_row_shape(spec: RunSpec) -> None:
+    if len({group.row_bytes for group in spec.geometry.groups}) > 1:
+        raise NotYetSupportedError("stock-hybrid-off: one pool needs one row shape in all layers")
+
+
+def _two_groups(spec: RunSpec) -> None:
+    _at_most_one_window(spec)
+    if len(spec.geometry.groups) != 2:
+        raise NotYetSupportedError("unified: SGLang refuses models without full + window layers")
+
+
+def _load_jenga(spec: RunSpec) -> None:
+    """Load the installed SGLang plug-ins, with the policies that the run asks for."""
+    if spec.jenga_policies:
+        os.environ[JENGA_POLICY_VARIABLE] = ",".join(
+            f"{name}={value}" for name, value in spec.jenga_policies.items()
+        )
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "stock": Backend(check=_at_most_one_window, server_args=_ratio_arguments),
+    "stock-hybrid-off": Backend(
+        check=_one_row_shape,
+        server_args=lambda spec: {"disable_hybrid_swa_memory": True},
+    ),
+    "unified": Backend(
+        check=_two_groups,
+        server_args=lambda spec: {
+            "enable_unified_memory": True,
+            "attention_backend": unified_on_cpu.ACCEPTED_ATTENTION_BACKEND,
+        },
+        after_publish=lambda spec: unified_on_cpu.install(),
+    ),
+    "jenga": Backend(
+        server_args=lambda spec: {"radix_cache_backend": "jenga"},
+        before_args=_load_jenga,
+    ),
+}

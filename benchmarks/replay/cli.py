@@ -1,0 +1,152 @@
+"""Command line: `python -m benchmarks.replay run | sweep | table | plot | generate`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.replay.geometry import load_geometry
+from benchmarks.replay.spec import RunSpec, parse_bytes
+
+DATA = Path(__file__).parent / "data"
+DEFAULT_RATIOS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run the chosen command, return the exit status."""
+    options = _parser().parse_args(arguments)
+    options.handler(options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    _add_run(commands)
+    _add_sweep(commands)
+    _add_table(commands)
+    _add_plot(commands)
+    _add_generate(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser("run", help="replay one trace on one backend")
+    _add_experiment(run)
+    run.add_argument("--backend", required=True)
+    run.add_argument("--swa-full-tokens-ratio", type=float, help="stock only; default SGLang's 0.8")
+    run.add_argument(
+        "--jenga-policy",
+        action="append",
+        default=[],
+        metavar="NAME=off",
+        help="switch a Jenga policy; may be given several times",
+    )
+    run.set_defaults(handler=_run)
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser("sweep", help="find stock's best --swa-full-tokens-ratio")
+    _add_experiment(sweep)
+    sweep.add_argument("--ratios", type=float, nargs="+", default=DEFAULT_RATIOS)
+    sweep.set_defaults(handler=_sweep)
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Add what `run` and `sweep` have in common."""
+    parser.add_argument("--geometry", type=Path, required=True)
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--kv-bytes", type=parse_bytes, required=True, metavar="40GiB")
+    parser.add_argument("--page-size", type=int, help="tokens; default SGLang's own")
+    parser.add_argument("--chunk-tokens", type=int, default=RunSpec.chunk_tokens)
+    parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument(
+        "--strict", action="store_true", help="SGLang's leak check after every step (slow)"
+    )
+
+
+def _add_table(commands: Any) -> None:
+    table = commands.add_parser("table", help="print results as a Markdown table")
+    table.add_argument("results", type=Path, nargs="+")
+    table.set_defaults(handler=_table)
+
+
+def _add_plot(commands: Any) -> None:
+    plot = commands.add_parser("plot", help="draw results as bars")
+    plot.add_argument("results", type=Path, nargs="+")
+    plot.add_argument("--out", type=Path, required=True)
+    plot.set_defaults(handler=_plot)
+
+
+def _add_generate(commands: Any) -> None:
+    from benchmarks.replay.generators import GENERATORS
+
+    generate = commands.add_parser("generate", help="write a synthetic trace")
+    generate.add_argument("kind", choices=sorted(GENERATORS))
+    generate.add_argument("--seed", type=int, required=True)
+    generate.add_argument("--requests", type=int, default=400, help="about so many requests")
+    generate.add_argument("--out", type=Path, required=True)
+    generate.set_defaults(handler=_generate)
+
+
+def _spec(options: argparse.Namespace, backend: str, ratio: float | None) -> RunSpec:
+    return RunSpec(
+        backend=backend,
+        geometry=load_geometry(options.geometry),
+        trace=options.trace,
+        kv_bytes=options.kv_bytes,
+        page_size_tokens=options.page_size,
+        chunk_tokens=options.chunk_tokens,
+        max_running_requests=options.max_running_requests,
+        swa_full_tokens_ratio=ratio,
+        jenga_policies=dict(p.split("=", 1) for p in getattr(options, "jenga_policy", ())),
+        strict=options.strict,
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from benchmarks.replay.backends import BACKENDS
+    from benchmarks.replay.report import markdown_table
+    from benchmarks.replay.run import replay
+
+    if options.backend not in BACKENDS:
+        raise SystemExit(f"--backend must be one of {', '.join(BACKENDS)}")
+    result = replay(_spec(options, options.backend, options.swa_full_tokens_ratio))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(markdown_table([result]))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from benchmarks.replay.report import markdown_table
+    from benchmarks.replay.sweep import sweep_ratios
+
+    specs = [_spec(options, "stock", ratio) for ratio in options.ratios]
+    results = sweep_ratios(options, specs)
+    if options.json is not None and results:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(markdown_table(results))
+
+
+def _table(options: argparse.Namespace) -> None:
+    from benchmarks.replay.report import load_results, markdown_table
+
+    print(markdown_table(load_results(options.results)))
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from benchmarks.replay.figures import plot_results
+    from benchmarks.replay.report import load_results
+
+    plot_results(load_results(options.results), options.out)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from benchmarks.replay.generators import GENERATORS
+    from benchmarks.replay.trace import save_trace
+
+    save_trace(options.out, GENERATORS[options.kind](options.seed, options.requests))

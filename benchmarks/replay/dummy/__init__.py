@@ -1,0 +1,1 @@
+"""A model of attention layers only: the package that SGLang loads model classes from."""

@@ -1,0 +1,143 @@
+"""Builds SGLang's scheduler in this process, with a dummy model and a given KV budget.
+
+A process can build one scheduler: SGLang keeps its configuration and process groups in globals.
+"""
+
+import logging
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks.replay.backends import BACKENDS
+from benchmarks.replay.dummy.checkpoint import write_checkpoint
+from benchmarks.replay.spec import RunSpec
+
+MODEL_PACKAGE = "benchmarks.replay.dummy"
+
+
+def build_scheduler(spec: RunSpec) -> Any:
+    """Return a `sglang.srt.managers.scheduler.Scheduler` that owns `spec.kv_bytes` of KV memory."""
+    backend = BACKENDS[spec.backend]
+    spec.geometry.require_supported()
+    backend.check(spec)
+    prepare_process()
+    backend.before_args(spec)
+    with TemporaryDirectory(prefix="replay-model-") as folder:
+        write_checkpoint(Path(folder), spec.geometry)
+        return _build(spec, folder)
+
+
+def prepare_process() -> None:
+    """Set what SGLang reads when it is imported, and keep its log to errors."""
+    os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = MODEL_PACKAGE
+    os.environ.setdefault("SGLANG_PLATFORM", "jenga_cpu")
+    # SGLang's leak checks raise instead of warning.
+    os.environ["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE"] = "1"
+    # Retractions warn, thousands of times in a tight run; they are counted instead.
+    logging.disable(logging.WARNING)
+    import torch
+
+    # One thread, so that CPU time of this thread is all CPU time.
+    torch.set_num_threads(1)
+
+
+def _build(spec: RunSpec, folder: str) -> Any:
+    from sglang.srt.managers import scheduler as scheduler_module
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+    backend = BACKENDS[spec.backend]
+    server_args = ServerArgs(**_server_args(spec, folder) | backend.server_args(spec))
+    port_args = PortArgs.init_new(server_args)
+    scheduler_module.publish(
+        server_args,
+        role="scheduler",
+        ranks=scheduler_module.SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0),
+    )
+    backend.after_publish(spec)
+    _replace_before_build(spec)
+    scheduler = scheduler_module.Scheduler(server_args, port_args)
+    _silence(scheduler)
+    return scheduler
+
+
+def _server_args(spec: RunSpec, folder: str) -> dict[str, Any]:
+    """Return the arguments that all backends share."""
+    return {
+        "model_path": folder,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "disable_cuda_graph": True,
+        "disable_overlap_schedule": True,
+        "enable_mixed_chunk": True,
+        "chunked_prefill_size": spec.chunk_tokens,
+        "max_running_requests": spec.max_running_requests,
+        "page_size": spec.page_size_tokens,
+        # Unused, because the budget is given; set so that no platform default bounds the pool.
+        "mem_fraction_static": 0.8,
+        "watchdog_timeout": 3600,
+        "log_level": "error",
+    }
+
+
+def _replace_before_build(spec: RunSpec) -> None:
+    """Replace the memory profiling by the budget, and what only a forward pass would need."""
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
+    from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
+    from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    def profile(self: Any, pre_model_load_memory: int) -> int:
+        return spec.shrunk_kv_bytes
+
+    def never_sleep(self: Any) -> None:
+        self.idle_sleeper = None
+
+    def no_backends(self: Any) -> None:
+        self.attn_backend = self.decode_attn_backend = SimpleNamespace()
+
+    def no_channels(**kwargs: Any) -> SchedulerIpcChannels:
+        return SchedulerIpcChannels(
+            recv_from_tokenizer=None,
+            recv_from_rpc=None,
+            send_to_tokenizer=SenderWrapper(None),
+            send_to_detokenizer=SenderWrapper(None),
+            send_metrics_from_scheduler=None,
+        )
+
+    Scheduler.init_idle_sleeper = never_sleep
+    KVCacheConfigurator._profile_available_bytes = profile
+    ModelRunner.init_attention_backends = no_backends
+    SchedulerIpcChannels.create = no_channels
+    if len({group.row_bytes for group in spec.geometry.groups}) > 1:
+        _price_groups_apart(ModelConfig)
+
+
+def _price_groups_apart(model_config_class: Any) -> None:
+    """Make SGLang read the window layers' own head shape, as it does for a list of models."""
+    derive = model_config_class._derive_hybrid_model
+
+    def derive_hybrid_model(self: Any) -> None:
+        derive(self)
+        self.is_hybrid_swa_compress = True
+
+    model_config_class._derive_hybrid_model = derive_hybrid_model
+
+
+def _silence(scheduler: Any) -> None:
+    """Drop output streaming, statistics and load publishing of a built scheduler."""
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    scheduler.load_snapshot_writer = None
+    scheduler.load_publisher = SimpleNamespace(publish_load_stat=nothing)
+    # Classes with slots: replaced on the class, since the process has one scheduler.
+    type(scheduler.output_streamer).stream_output = nothing
+    for name in ("report_prefill_stats", "report_decode_stats", "log_batch_result_stats"):
+        setattr(type(scheduler.metrics_reporter), name, nothing)

@@ -1,0 +1,2 @@
+"""Seeded traces."""
+GENERATORS = {}

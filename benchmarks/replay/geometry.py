@@ -1,0 +1,130 @@
+"""The layer groups of a model and what a scheduler step on it costs."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Lengths = npt.NDArray[np.int64]
+
+SUPPORTED_KINDS = ("full", "swa")
+# Smallest head_dim that a shrunk group keeps.
+MIN_HEAD_DIM = 8
+
+
+class NotYetSupportedError(ValueError):
+    """The geometry is well formed but this benchmark cannot run it yet."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers with one dependency and one row shape. `window` is in tokens, None without one."""
+
+    kind: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype_bytes: int = 2
+    window: int | None = None
+    state_bytes: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the K and the V row of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim * self.dtype_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers of the group."""
+        return self.layers * self.row_bytes
+
+    def needed_tokens(self, lengths: Lengths) -> Lengths:
+        """Return how many tokens a history of each length still depends on."""
+        return lengths if self.window is None else np.minimum(lengths, self.window)
+
+    def needed_start(self, length: int) -> int:
+        """Return the first token of the needed range `[start, length)`."""
+        return 0 if self.window is None else max(0, length - self.window)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one scheduler step: constant, per token, per request, per KV byte read."""
+
+    step: float
+    prefill_tok: float
+    decode_req: float
+    kv_byte: float
+
+    def step_seconds(self, prefill_tokens: int, decode_requests: int, kv_bytes: int) -> float:
+        """Return the simulated duration of one step."""
+        return (
+            self.step
+            + self.prefill_tok * prefill_tokens
+            + self.decode_req * decode_requests
+            + self.kv_byte * kv_bytes
+        )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Groups, the group of each layer, and the cost model. Never mutated."""
+
+    name: str
+    groups: tuple[Group, ...]
+    order: tuple[int, ...]
+    cost: Cost
+
+    def kv_bytes_read(self, lengths: Lengths) -> int:
+        """Return the KV bytes that one step reads for requests of these lengths."""
+        return sum(g.token_bytes * int(g.needed_tokens(lengths).sum()) for g in self.groups)
+
+    @property
+    def shrink_factor(self) -> int:
+        """Return the factor that every head_dim, so every byte size, is divided by.
+
+        It keeps the smallest head_dim at 8 or more, so a real budget fits in RAM while token
+        capacities and all ratios between groups stay those of the real model.
+        """
+        common = math.gcd(*(g.head_dim for g in self.groups))
+        smallest = min(g.head_dim for g in self.groups)
+        factors = (f for f in range(1, common + 1) if common % f == 0)
+        return max((f for f in factors if smallest // f >= MIN_HEAD_DIM), default=1)
+
+    def require_supported(self) -> None:
+        """Raise `NotYetSupportedError` for what the dummy model cannot express."""
+        for group in self.groups:
+            if group.kind not in SUPPORTED_KINDS:
+                raise NotYetSupportedError(
+                    f"{self.name}: groups of kind {group.kind!r} cannot be replayed yet; "
+                    f"supported are {', '.join(SUPPORTED_KINDS)}"
+                )
+            if group.dtype_bytes != 2:
+                raise NotYetSupportedError(
+                    f"{self.name}: dtype_bytes={group.dtype_bytes} cannot be replayed yet; only 2"
+                )
+
+
+def load_geometry(path: Path) -> Geometry:
+    """Read a geometry file; raise `ValueError` when layers and order disagree."""
+    raw = json.loads(path.read_text())
+    groups = tuple(_group(entry) for entry in raw["groups"])
+    default_order = [i for i, group in enumerate(groups) for _ in range(group.layers)]
+    order = tuple(raw.get("order", default_order))
+    for index, group in enumerate(groups):
+        if order.count(index) != group.layers:
+            raise ValueError(
+                f"{path}: group {index} says {group.layers} layers, order has {order.count(index)}"
+            )
+    return Geometry(raw["name"], groups, order, Cost(**raw["cost"]))
+
+
+def _group(entry: dict[str, Any]) -> Group:
+    group = Group(**entry)
+    if (group.kind == "swa") != (group.window is not None) and group.kind in SUPPORTED_KINDS:
+        raise ValueError(f"group {entry}: a window belongs to kind swa and to no other")
+    return group

@@ -1,0 +1,39 @@
+"""How many bytes of the budget a backend holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PoolBytes:
+    """Bytes that are not free. `held` = `pinned` by running requests + kept by the tree alone."""
+
+    held: int
+    pinned: int
+
+
+def token_pool_bytes(scheduler: Any) -> PoolBytes:
+    """Read SGLang's own pool statistics and price each token with its pool's layers."""
+    stats = scheduler.pool_stats_observer.get_pool_stats()
+    full_bytes, swa_bytes = _bytes_per_token(scheduler)
+    pinned = stats.full_num_used * full_bytes
+    cached = stats.full_evictable_size * full_bytes
+    if stats.is_hybrid_swa:
+        pinned += stats.swa_num_used * swa_bytes
+        cached += stats.swa_evictable_size * swa_bytes
+    return PoolBytes(held=pinned + cached, pinned=pinned)
+
+
+def _bytes_per_token(scheduler: Any) -> tuple[int, int]:
+    """Return the bytes of one token in the full pool and in the window pool."""
+    layers = scheduler.tp_worker.model_runner.model.layers
+    windowed = [layer for layer in layers if layer.sliding_window_size > 0]
+    full = [layer for layer in layers if layer.sliding_window_size <= 0]
+    if not scheduler.is_hybrid_swa:
+        return sum(map(_row_bytes, layers)), 0
+    return sum(map(_row_bytes, full)), sum(map(_row_bytes, windowed))
+
+
+def _row_bytes(layer: Any) -> int:
+    """K and V of one token, two bytes an element."""
+    return 2 * 2 * int(layer.tp_k_head_num) * int(layer.head_dim)

@@ -1,0 +1,208 @@
+"""Drives the scheduler over a trace in simulated time."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from benchmarks.replay.arrivals import Arrivals
+from benchmarks.replay.forward import (
+    ReplayError,
+    TraceForward,
+    require_no_early_output,
+    unfinished_prompts,
+)
+from benchmarks.replay.held import PoolBytes
+from benchmarks.replay.manager_time import ManagerClock
+from benchmarks.replay.recorder import Recorder, Step, read_step
+from benchmarks.replay.trace import Request, TokenBook
+
+# Passes without a batch, without a new arrival and with requests waiting: SGLang is stuck.
+MAX_IDLE_PASSES = 200
+# Every so many steps the bytes that are held and useful are sampled.
+SAMPLE_STEPS = 16
+
+Progress = Callable[[Recorder, float], None]
+
+
+class ReplayLoop:
+    """Feeds requests, steps the scheduler, advances the clock by the cost model.
+
+    The scheduler decides everything. A step's results count at the step's end, and requests that
+    are due by then are seen by the next step.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        requests: list[Request],
+        recorder: Recorder,
+        pool_bytes: Callable[[Any], PoolBytes],
+        manager: ManagerClock | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.scheduler = scheduler
+        self.recorder = recorder
+        self.now = 0.0
+        self._arrivals = Arrivals(requests)
+        self._book = TokenBook()
+        self._forward = TraceForward()
+        self._pool_bytes = pool_bytes
+        self._manager = manager
+        self._strict = strict
+        self._idle_passes = 0
+        self._hook()
+
+    def run(self, progress: Progress) -> None:
+        """Replay the whole trace; raise `ReplayError` when SGLang misbehaves or gets stuck."""
+        from sglang.srt.utils import DynamicGradMode
+
+        with DynamicGradMode():
+            while self._arrivals or self._forward.outputs:
+                self._submit_due()
+                self._pass(progress)
+            # The scheduler drops its last finished requests at the start of the next pass.
+            self._pass(progress)
+
+    def _hook(self) -> None:
+        """Put the trace in the model's place and watch for retractions and aborts."""
+        scheduler = self.scheduler
+        scheduler.model_worker.forward_batch_generation = self._forward
+        requeue = scheduler._add_request_to_queue
+
+        def add_request_to_queue(req: Any, is_retracted: bool = False) -> None:
+            self.recorder.retractions += is_retracted
+            requeue(req, is_retracted=is_retracted)
+
+        def send_abort_output(abort_req: Any, req: Any) -> None:
+            self._finish(req, aborted=True)
+
+        scheduler._add_request_to_queue = add_request_to_queue
+        scheduler.send_abort_output = send_abort_output
+
+    def _submit_due(self) -> None:
+        for release_time, request in self._arrivals.release(self.now):
+            self.recorder.released(request, release_time)
+            self._forward.outputs[request.id] = self._book.output(request)
+            self.scheduler.handle_generate_request(_input(request, self._book))
+
+    def _pass(self, progress: Progress) -> None:
+        """Do one pass of SGLang's event loop."""
+        scheduler = self.scheduler
+        plan = scheduler.get_next_batch_to_run(
+            running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
+        )
+        scheduler.running_batch = plan.running_batch
+        batch = plan.batch_to_run
+        scheduler.cur_batch_for_debug = batch
+        if batch:
+            self._step(batch)
+            progress(self.recorder, self.now)
+        else:
+            self._idle()
+        scheduler.last_batch = batch
+        if self._strict:
+            with self._untimed():
+                scheduler.invariant_checker.self_check_during_busy()
+
+    def _step(self, batch: Any) -> None:
+        """Run one batch and account for it."""
+        self._idle_passes = 0
+        step = read_step(batch)
+        waiting = self._admitted_outside(batch)
+        seconds = self._seconds(step)
+        unfinished = unfinished_prompts(batch)
+        if self.recorder.steps % SAMPLE_STEPS == 0:
+            with self._untimed():
+                pool = self._pool_bytes(self.scheduler)
+            self.recorder.sample_bytes(pool, step, seconds, waiting)
+        result = self.scheduler.run_batch(batch)
+        self.scheduler.process_batch_result(batch, result)
+        self.now += seconds
+        require_no_early_output(unfinished)
+        self.recorder.step(step, len(batch.reqs) + len(waiting), seconds)
+        self._collect(batch)
+
+    def _seconds(self, step: Step) -> float:
+        geometry = self.recorder.geometry
+        kv_bytes = geometry.kv_bytes_read(np.array(step.kv_lengths, dtype=np.int64))
+        return geometry.cost.step_seconds(step.prefill_tokens, len(step.decodes), kv_bytes)
+
+    def _admitted_outside(self, batch: Any) -> dict[str, int]:
+        """Return the KV length of requests that are admitted but not in this batch."""
+        scheduler = self.scheduler
+        reqs = [] if scheduler.running_batch is batch else list(scheduler.running_batch.reqs)
+        if scheduler.chunked_req is not None:
+            reqs.append(scheduler.chunked_req)
+        inside = {req.rid for req in batch.reqs}
+        return {req.rid: req.kv.kv_committed_len for req in reqs if req.rid not in inside}
+
+    def _collect(self, batch: Any) -> None:
+        """Note new output tokens and close finished requests."""
+        for req in batch.reqs:
+            if req.rid not in self._forward.outputs:
+                continue
+            self.recorder.output(req.rid, len(req.output_ids), self.now)
+            if req.finished():
+                self._finish(req, aborted=_is_abort(req))
+        self.recorder.output_curve.append((self.now, self.recorder.output_tokens))
+
+    def _finish(self, req: Any, *, aborted: bool) -> None:
+        """Compare a finished request's output with the trace and release the turns behind it."""
+        expected = self._forward.outputs.pop(req.rid)
+        if not aborted and list(req.output_ids) != expected.tolist():
+            raise ReplayError(
+                f"request {req.rid} returned {len(req.output_ids)} tokens that are not the "
+                f"{len(expected)} of the trace"
+            )
+        self.recorder.finished(req.rid, self.now, aborted=aborted)
+        self._arrivals.finished(req.rid, self.now)
+
+    def _idle(self) -> None:
+        """Let SGLang do its idle checks, and go on to the next arrival."""
+        self.scheduler._sched_idled = True
+        with self._untimed():
+            self.scheduler.on_idle()
+        next_time = self._arrivals.next_time()
+        if next_time is not None:
+            self.now = max(self.now, next_time)
+            return
+        self._idle_passes += 1
+        if self._forward.outputs and self._idle_passes > MAX_IDLE_PASSES:
+            stuck = sorted(self._forward.outputs)[:4]
+            raise ReplayError(f"{len(self._forward.outputs)} requests are stuck, first {stuck}")
+
+    def _untimed(self) -> Any:
+        return nullcontext() if self._manager is None else self._manager.paused()
+
+
+def _is_abort(req: Any) -> bool:
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    return isinstance(req.finished_reason, FINISH_ABORT)
+
+
+def _input(request: Request, book: TokenBook) -> Any:
+    """Return the message that the tokenizer process would send for a request."""
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    sampling = SamplingParams(
+        max_new_tokens=request.output_tokens, temperature=0.0, ignore_eos=True
+    )
+    sampling.normalize(None)
+    return TokenizedGenerateReqInput(
+        rid=request.id,
+        input_text="",
+        input_ids=book.prompt(request),
+        input_embeds=None,
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=sampling,
+        return_logprob=False,
+        logprob_start_len=-1,
+        top_logprobs_num=0,
+        token_ids_logprob=None,
+        stream=False,
+    )

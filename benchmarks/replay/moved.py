@@ -1,0 +1,30 @@
+"""Bytes that a backend moves or clears on the device.
+
+On an accelerator these are kernels, not host time, and here nobody reads the bytes: so the work is
+counted and not done. Sizes are those of the shrunk dummy model until they are reported.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class DeviceWork:
+    """KV bytes copied from page to page, and KV bytes cleared before a page is handed out."""
+
+    moved_bytes: int = 0
+    zeroed_bytes: int = 0
+
+    def copy_pages(
+        self, raw: Any, tgt_pages: Any, src_pages: Any, num_pages: int, page_bytes: int
+    ) -> None:
+        """Stand in for SGLang's `copy_pages` kernel."""
+        self.moved_bytes += int(tgt_pages.numel()) * page_bytes
+
+    def zero_pages(self, raw: Any, pages: Any, num_pages: int, page_bytes: int) -> None:
+        """Stand in for SGLang's `zero_pages` kernel."""
+        self.zeroed_bytes += int(pages.numel()) * page_bytes
+
+
+# A process replays once, so one counter is enough.
+DEVICE_WORK = DeviceWork()

@@ -1,0 +1,57 @@
+"""Results as a Markdown table."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+# Column title, figure, format.
+COLUMNS = (
+    ("out tok/s (mid)", "mid_out_tok_s", ".0f"),
+    ("out tok/s", "out_tok_s", ".0f"),
+    ("hit rate", "hit_rate", ".3f"),
+    ("hit bound", "hit_bound", ".3f"),
+    ("mean running", "mean_running", ".1f"),
+    ("retracted", "retractions", "d"),
+    ("recomputed tokens", "recomputed_tokens", "d"),
+    ("useful", "useful_frac", ".2f"),
+    ("held", "held_frac", ".2f"),
+    ("manager µs/token", "manager_us_per_token", ".2f"),
+    ("TTFT p50 s", "ttft_p50_s", ".1f"),
+    ("TTFT p99 s", "ttft_p99_s", ".1f"),
+    ("aborted", "aborted_requests", "d"),
+)
+
+
+def load_results(paths: Iterable[Path]) -> list[Result]:
+    """Read result files; a file of a sweep holds several."""
+    results: list[Result] = []
+    for path in paths:
+        loaded = json.loads(path.read_text())
+        results += loaded if isinstance(loaded, list) else [loaded]
+    return results
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """Return one row per run."""
+    header = ["geometry", "trace", "budget GiB", "backend", *(title for title, _, _ in COLUMNS)]
+    align = [":--"] * 4 + ["--:"] * len(COLUMNS)
+    rows = [_row(result) for result in results]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *rows))
+
+
+def label(result: Result) -> str:
+    """Return the backend's name with what was changed about it."""
+    parts = [str(result["backend"])]
+    if result["swa_full_tokens_ratio"] is not None:
+        parts.append(f"{result['swa_full_tokens_ratio']:g}")
+    parts += [f"{name}={value}" for name, value in result["jenga_policies"].items()]
+    return " ".join(parts)
+
+
+def _row(result: Result) -> list[str]:
+    budget = f"{result['kv_bytes'] / (1 << 30):g}"
+    names = [str(result["geometry"]), Path(result["trace"]).stem, budget, label(result)]
+    return names + [format(result[figure], style) for _, figure, style in COLUMNS]

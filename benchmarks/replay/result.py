@@ -1,0 +1,92 @@
+"""Turns what was recorded into the figures of a run."""
+
+import hashlib
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from benchmarks.replay.moved import DEVICE_WORK
+from benchmarks.replay.recorder import Recorder, RequestLog
+from benchmarks.replay.spec import RunSpec
+
+# The middle of a run, as shares of its completions: without ramp-up and drain.
+MID_SHARES = (0.2, 0.8)
+
+
+def summarise(
+    spec: RunSpec, recorder: Recorder, hit_bound: float, manager_us: float, wall_seconds: float
+) -> dict[str, Any]:
+    """Return the run's figures. Rates are per simulated second, fractions are of the budget."""
+    logs = list(recorder.logs.values())
+    seconds = max(recorder.finish_times) - min(log.release_time for log in logs)
+    scheduled = recorder.prefill_tokens + recorder.decode_tokens
+    prompt_tokens = sum(log.request.prompt_tokens for log in logs)
+    budget = spec.shrunk_kv_bytes * recorder.sampled_seconds
+    return {
+        **describe(spec),
+        "out_tok_s": recorder.output_tokens / seconds,
+        "mid_out_tok_s": mid_output_rate(recorder),
+        "total_tok_s": (prompt_tokens + recorder.output_tokens) / seconds,
+        "hit_rate": sum(log.hit_tokens or 0 for log in logs) / prompt_tokens,
+        "hit_bound": hit_bound,
+        "mean_running": recorder.running_seconds / recorder.busy_seconds,
+        "retractions": recorder.retractions,
+        "recomputed_tokens": recorder.recomputed_tokens,
+        "useful_frac": recorder.useful_byte_seconds / budget,
+        "pinned_frac": recorder.pinned_byte_seconds / budget,
+        "held_frac": recorder.held_byte_seconds / budget,
+        "manager_us_per_token": manager_us / scheduled,
+        "moved_bytes": DEVICE_WORK.moved_bytes * spec.geometry.shrink_factor,
+        "zeroed_bytes": DEVICE_WORK.zeroed_bytes * spec.geometry.shrink_factor,
+        **time_to_first_token(logs),
+        "requests": len(logs),
+        "aborted_requests": sum(log.aborted for log in logs),
+        "steps": recorder.steps,
+        "prefill_tokens": recorder.prefill_tokens,
+        "decode_tokens": recorder.decode_tokens,
+        "simulated_seconds": seconds,
+        "wall_seconds": wall_seconds,
+    }
+
+
+def describe(spec: RunSpec) -> dict[str, Any]:
+    """Return what was run, so that the run can be repeated."""
+    return {
+        "backend": spec.backend,
+        "geometry": spec.geometry.name,
+        "trace": spec.trace.name,
+        "trace_sha256": hashlib.sha256(spec.trace.read_bytes()).hexdigest(),
+        "kv_bytes": spec.kv_bytes,
+        "shrink_factor": spec.geometry.shrink_factor,
+        "page_size_tokens": spec.page_size_tokens,
+        "chunk_tokens": spec.chunk_tokens,
+        "max_running_requests": spec.max_running_requests,
+        "swa_full_tokens_ratio": spec.swa_full_tokens_ratio,
+        "jenga_policies": spec.jenga_policies,
+        "sglang": version("sglang"),
+    }
+
+
+def mid_output_rate(recorder: Recorder) -> float:
+    """Return output tokens per second between 20 % and 80 % of the completions."""
+    finishes = sorted(recorder.finish_times)
+    begin, end = (finishes[int(share * (len(finishes) - 1))] for share in MID_SHARES)
+    if end <= begin:
+        return 0.0
+    tokens = sum(
+        after - before
+        for (_, before), (time, after) in pairwise([(0.0, 0), *recorder.output_curve])
+        if begin < time <= end
+    )
+    return tokens / (end - begin)
+
+
+def time_to_first_token(logs: list[RequestLog]) -> dict[str, float]:
+    """Return median and 99th percentile, in seconds from release to first token."""
+    times = [
+        log.first_token_time - log.release_time for log in logs if log.first_token_time is not None
+    ]
+    p50, p99 = np.percentile(times, [50, 99])
+    return {"ttft_p50_s": float(p50), "ttft_p99_s": float(p99)}

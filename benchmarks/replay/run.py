@@ -1,0 +1,35 @@
+"""Replays one trace on one backend in this process."""
+
+import time
+from typing import Any
+
+from benchmarks.replay import manager_time
+from benchmarks.replay.backends import BACKENDS
+from benchmarks.replay.engine import build_scheduler
+from benchmarks.replay.final_checks import check_end_state
+from benchmarks.replay.loop import ReplayLoop
+from benchmarks.replay.prefixes import hit_bound
+from benchmarks.replay.progress import show_progress
+from benchmarks.replay.recorder import Recorder
+from benchmarks.replay.result import summarise
+from benchmarks.replay.spec import RunSpec
+from benchmarks.replay.trace import load_trace
+
+
+def replay(spec: RunSpec) -> dict[str, Any]:
+    """Build the scheduler, replay the trace, check the end state and return the figures."""
+    requests = load_trace(spec.trace)
+    pool_bytes = BACKENDS[spec.backend].pool_bytes
+    scheduler = build_scheduler(spec)
+    manager = manager_time.install(scheduler)
+    recorder = Recorder(spec.geometry)
+    loop = ReplayLoop(scheduler, requests, recorder, pool_bytes, manager, strict=spec.strict)
+    begin = time.perf_counter()
+    with show_progress(f"{spec.backend} {spec.geometry.name}", len(requests)) as progress:
+        loop.run(progress)
+    wall_seconds = time.perf_counter() - begin
+    with manager.paused():
+        check_end_state(scheduler, pool_bytes(scheduler))
+    return summarise(spec, recorder, hit_bound(requests), manager.manager_us, wall_seconds)
+
+

@@ -1,0 +1,48 @@
+"""Runs stock SGLang once per full/window ratio, each in a process of its own."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.replay.spec import RunSpec
+
+
+def sweep_ratios(options: argparse.Namespace, specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    """Return the results in descending order of the mid output rate.
+
+    A ratio that SGLang refuses (a window pool smaller than the window) is reported and left out.
+    """
+    results = []
+    for spec in specs:
+        result = _run_apart(options, spec)
+        if result is None:
+            print(f"ratio {spec.swa_full_tokens_ratio} cannot run", file=sys.stderr)
+        else:
+            results.append(result)
+    return sorted(results, key=lambda result: -result["mid_out_tok_s"])
+
+
+def _run_apart(options: argparse.Namespace, spec: RunSpec) -> dict[str, Any] | None:
+    """Run one ratio in a new process, because a process can build one scheduler only."""
+    with TemporaryDirectory(prefix="replay-sweep-") as folder:
+        out = Path(folder) / "result.json"
+        command = [
+            *(sys.executable, "-m", "benchmarks.replay", "run", "--backend", spec.backend),
+            *("--geometry", str(options.geometry), "--trace", str(spec.trace)),
+            *("--kv-bytes", str(spec.kv_bytes), "--json", str(out)),
+            *("--chunk-tokens", str(spec.chunk_tokens)),
+            *("--max-running-requests", str(spec.max_running_requests)),
+            *("--swa-full-tokens-ratio", str(spec.swa_full_tokens_ratio)),
+            *(() if spec.page_size_tokens is None else ("--page-size", str(spec.page_size_tokens))),
+            *(("--strict",) if spec.strict else ()),
+        ]
+        finished = subprocess.run(command, check=False)
+        if finished.returncode != 0 or not out.exists():
+            return None
+        loaded: dict[str, Any] = json.loads(out.read_text())
+        return loaded

@@ -1,0 +1,118 @@
+"""Makes the FlashInfer wrappers of one layer group and owns what they share.
+
+| memory             | shared by                                                                   |
+|--------------------|-----------------------------------------------------------------------------|
+| float workspace    | all groups: kernels of one stream use it one after the other                |
+| schedule, graphs   | all captured batch sizes of the group: one graph replays at a time          |
+| schedule, eager    | none: a step may hold a decode and a prefill of the group                   |
+| pinned ring        | all wrappers of the group                                                   |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .plan import INDEX_BYTES, AttentionPlan
+from .plan_spec import AttentionSpec, int_workspace_bytes
+from .staging import PinnedRing
+from .table_spec import GroupTables
+
+
+class GroupPlanner:
+    """Plans of one group: one per captured batch size, and one each for eager decode and prefill.
+
+    float_workspace: (bytes,) uint8 on the device, zeroed, shared with other planners.
+    `max_rows` bounds the query rows of a batch, `in_flight` the steps the host may run ahead.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        float_workspace: torch.Tensor,
+        max_batch: int,
+        max_rows: int,
+        in_flight: int = 2,
+    ) -> None:
+        self.spec = spec
+        self.device = float_workspace.device
+        self.float_workspace = float_workspace
+        self.schedule_bytes = int_workspace_bytes(max_batch, max_rows, spec.num_qo_heads)
+        offset_bytes = (max_batch + 1) * INDEX_BYTES
+        self.ring = PinnedRing(self.schedule_bytes + offset_bytes, in_flight + 1, self.device)
+        self._offsets = torch.arange(max_batch + 1, dtype=torch.int32, device=self.device)
+        self._graph_schedule = self._new_schedule()
+        self._plans: dict[tuple[str, int], AttentionPlan] = {}
+
+    def decode(
+        self, batch_size: int, tables: GroupTables, cuda_graph: bool = False
+    ) -> AttentionPlan:
+        """Plan for one query per request.
+
+        With `cuda_graph` the plan belongs to this batch size and to these tables, of exactly
+        `batch_size` requests, for good; otherwise it takes any batch up to the tables' size.
+        """
+        kind = self._decode_kind()
+        key = (kind, batch_size if cuda_graph else 0)
+        return self._plan(key, tables, cuda_graph)
+
+    def prefill(self, tables: GroupTables) -> AttentionPlan:
+        """Plan for any number of queries per request; never in a graph."""
+        return self._plan(("prefill", -1), tables, cuda_graph=False)
+
+    def _decode_kind(self) -> str:
+        if self.spec.variant is not None:
+            return "prefill"
+        return "decode_tc" if self.spec.decodes_on_tensor_cores else "decode"
+
+    def _plan(self, key: tuple[str, int], tables: GroupTables, cuda_graph: bool) -> AttentionPlan:
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._new_plan(key[0], tables, cuda_graph)
+        elif not cuda_graph:
+            plan.tables = tables
+        return plan
+
+    def _new_plan(self, kind: str, tables: GroupTables, cuda_graph: bool) -> AttentionPlan:
+        offsets = self._offsets
+        if kind == "prefill":
+            batch = tables.last_page_len.numel()
+            offsets = torch.zeros(batch + 1, dtype=torch.int32, device=self.device)
+        wrapper = self._wrapper(kind, tables, offsets, cuda_graph)
+        schedule = self._graph_schedule if cuda_graph else self._new_schedule()
+        wrapper._int_workspace_buffer = schedule
+        return AttentionPlan(self.spec, kind, wrapper, tables, self.ring, offsets)
+
+    def _new_schedule(self) -> torch.Tensor:
+        return torch.empty(self.schedule_bytes, dtype=torch.uint8, device=self.device)
+
+    def _wrapper(
+        self, kind: str, tables: GroupTables, offsets: torch.Tensor, cuda_graph: bool
+    ) -> Any:
+        from flashinfer import (
+            BatchDecodeWithPagedKVCacheWrapper,
+            BatchPrefillWithPagedKVCacheWrapper,
+        )
+
+        options: dict[str, Any] = {"backend": self.spec.backend, "use_cuda_graph": cuda_graph}
+        if kind != "prefill":
+            return BatchDecodeWithPagedKVCacheWrapper(
+                self.float_workspace,
+                use_tensor_cores=kind == "decode_tc",
+                paged_kv_indptr_buffer=tables.indptr,
+                paged_kv_indices_buffer=tables.indices[0],
+                paged_kv_last_page_len_buffer=tables.last_page_len,
+                **options | {"backend": "fa2"},
+            )
+        if variant := self.spec.variant:
+            options |= {"jit_args": variant.jit_args(), "jit_kwargs": variant.jit_kwargs()}
+            options["variant_owns_mask"] = variant.owns_mask
+        return BatchPrefillWithPagedKVCacheWrapper(
+            self.float_workspace,
+            qo_indptr_buf=offsets,
+            paged_kv_indptr_buf=tables.indptr,
+            paged_kv_indices_buf=tables.indices[0],
+            paged_kv_last_page_len_buf=tables.last_page_len,
+            **options,
+        )

@@ -1,0 +1,94 @@
+"""SGLang's token-to-KV allocator, counted in virtual tokens; bytes are the core's business."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
+
+from jenga_sglang.adapter.budget import JengaPrefillBudget
+
+if TYPE_CHECKING:
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+
+class JengaAllocator(BaseTokenToKVPoolAllocator):  # type: ignore[misc]
+    """Answers the scheduler's questions about room. Pages themselves are handed out per request,
+    by `jenga_sglang.adapter.batch_alloc`, because placement depends on whose they are."""
+
+    def __init__(self, pool: JengaKVPool) -> None:
+        self.manager = pool.manager
+        super().__init__(
+            size=pool.size,
+            page_size=pool.page_size,
+            dtype=pool.dtype,
+            device=pool.device,
+            kvcache=pool,
+            need_sort=False,
+        )
+        self._checked_at = -1
+
+    def available_size(self) -> int:
+        return self.manager.memory.num_free_virtual * self.page_size
+
+    def get_all_free_pages(self) -> None:
+        return None
+
+    def create_prefill_budget(
+        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
+    ) -> JengaPrefillBudget:
+        return JengaPrefillBudget(self.manager, num_mixed_decode_tokens=num_mixed_decode_tokens)
+
+    def max_new_tokens_for_memory(
+        self,
+        input_tokens: int,
+        max_new_tokens: int,
+        *,
+        token_capacity: int,
+        sliding_window_size: int | None,
+        chunk_size: int | None,
+    ) -> int | None:
+        """Clip generation to what an empty pool holds; None when the prompt alone cannot fit."""
+        longest = self.manager.longest_request(min(input_tokens, chunk_size or input_tokens))
+        if input_tokens >= longest:
+            return None
+        return max(0, min(max_new_tokens, longest - input_tokens))
+
+    def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:
+        """Nothing to do: a reservation evicts exactly what it needs when it is made."""
+        return None
+
+    def check_decode_capacity(
+        self, *, num_tokens: int, tree_cache: Any, requests: Any = None, spec_algorithm: Any = None
+    ) -> bool:
+        """Whether each request's next token fits, windows slid first."""
+        assert requests is not None
+        pages = tree_cache.slide_for_decode(requests)
+        return self.manager.can_serve_pages(pages)
+
+    def verify_byte_accounting(self) -> list[str]:
+        """Recount the pool when anything changed since the last time; violations as text."""
+        if self._checked_at == self.manager.changes:
+            return []
+        self._checked_at = self.manager.changes
+        try:
+            self.manager.check_idle()
+        except AssertionError as error:
+            return [f"jenga: {error}"]
+        return []
+
+    def clear(self) -> None:
+        """The prefix cache's `reset` starts the books anew, for both."""
+
+    def alloc(self, need_size: int) -> torch.Tensor:
+        raise NotImplementedError(
+            "--memory-backend jenga hands out pages per request, not bare token slots: the SGLang "
+            "feature that asked for them is not supported"
+        )
+
+    def free(self, free_index: torch.Tensor) -> None:
+        raise NotImplementedError(
+            "--memory-backend jenga frees pages per request, not bare token slots: the SGLang "
+            "feature that freed them is not supported"
+        )

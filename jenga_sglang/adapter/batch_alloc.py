@@ -1,0 +1,96 @@
+"""Pages for a whole batch: SGLang's `alloc_for_extend` and `alloc_for_decode`, request by request.
+
+The upstream functions ask the allocator for bare slots and never say whose; these reserve what
+the batch needs in every group, all or nothing, and then hand pages to requests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sglang.srt.mem_cache.allocation import alloc_req_slots
+
+from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
+from jenga_sglang.core.manager import Pin
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give every request of a prefill batch pages up to its new length and write its row.
+
+    Returns virtual token ids of the new tokens (int64, device), req_to_token rows (int64,
+    device) and the same rows on the host. Raises ``RuntimeError`` if the pool cannot serve the
+    batch, which admission should have prevented.
+    """
+    cache: JengaPrefixCache = batch.tree_cache
+    continuing = [req.kv.holds_kv for req in batch.reqs]
+    rows = alloc_req_slots(batch.req_to_token_pool, batch.reqs, cache)
+    lengths = batch.seq_lens_cpu.tolist()
+    pins = [cache.bind_row(req) for req in batch.reqs]
+    for pin, prefix, holds_kv in zip(pins, batch.prefix_lens, continuing, strict=True):
+        if holds_kv:
+            cache.manager.slide(pin, prefix)
+    _reserve(cache, [(p, cache.manager.new_pages(p, n)) for p, n in zip(pins, lengths, strict=True)])
+
+    new_ids = []
+    for req, pin, row, start, length, holds_kv in zip(
+        batch.reqs, pins, rows, batch.prefix_lens, lengths, continuing, strict=True
+    ):
+        cache.manager.extend(pin, length)
+        cache.last_page[row] = pin.row[-1]
+        ids = cache.token_ids(pin.row)[:length]
+        _write_row(batch, row, start if holds_kv else 0, ids)
+        new_ids.append(ids[start:])
+        req.kv.kv_allocated_len = req.kv.kv_committed_len = length
+    rows_cpu = torch.tensor(rows, dtype=torch.int64)
+    out = torch.from_numpy(np.concatenate(new_ids))
+    return _to_device(out, batch), _to_device(rows_cpu, batch), rows_cpu
+
+
+def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
+    """One more token for every request. Returns their virtual token ids, int64, on the device."""
+    assert token_per_req == 1, "speculative decoding is refused at start-up"
+    cache: JengaPrefixCache = batch.tree_cache
+    lengths = batch.seq_lens_cpu.numpy()
+    rows = np.fromiter((req.kv.req_pool_idx for req in batch.reqs), np.int64, len(batch.reqs))
+    opening = np.flatnonzero(lengths % cache.page_size == 0).tolist()
+    demands: list[tuple[Pin, int]] = []
+    for index in opening:
+        pin: Pin = batch.reqs[index].lock.receipt
+        cache.manager.slide(pin, int(lengths[index]))
+        demands.append((pin, 1))
+    if demands:
+        _reserve(cache, demands)
+        for index, (pin, _) in zip(opening, demands, strict=True):
+            pages = cache.manager.extend(pin, int(lengths[index]) + 1)
+            cache.last_page[rows[index]] = pages[0]
+    out = torch.from_numpy(cache.last_page[rows] * cache.page_size + lengths % cache.page_size)
+    out = _to_device(out, batch)
+    where = (batch.req_pool_indices, batch.seq_lens.clone())
+    batch.req_to_token_pool.write(where, out.to(torch.int32))
+    for req in batch.reqs:
+        req.kv.kv_allocated_len += 1
+        req.kv.kv_committed_len += 1
+    return out
+
+
+def _reserve(cache: JengaPrefixCache, demands: list[tuple[Pin, int]]) -> None:
+    if not timed_reserve(cache, demands):
+        pages = sum(count for _, count in demands)
+        raise RuntimeError(
+            f"jenga: {pages} pages were admitted but do not fit. {cache.manager.describe_room()}"
+        )
+
+
+def _write_row(batch: ScheduleBatch, row: int, start: int, ids: Any) -> None:
+    values = torch.from_numpy(ids[start:].astype(np.int32))
+    where = (row, slice(start, len(ids)))
+    batch.req_to_token_pool.write(where, _to_device(values, batch))
+
+
+def _to_device(tensor: torch.Tensor, batch: ScheduleBatch) -> torch.Tensor:
+    return tensor.to(batch.device, non_blocking=True)

@@ -1,0 +1,137 @@
+"""Admission on joint bytes: what one prefill pass may take, asked of the core in whole pages.
+
+SGLang's `PrefillAdder` drives it: it adds up what running requests may still decode in
+``total_offset``, offers candidates to ``check_prefill``, and charges the admitted to ``reserve``.
+A prompt is never truncated here: two truncated requests in one pass would overwrite each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+from jenga_sglang.core.manager import Manager
+
+
+class JengaPrefillBudget:
+    """One pass's reservations, in pages per group, on top of what is pinned now."""
+
+    load_back_needs_full_tokens = False
+
+    def __init__(self, manager: Manager, *, num_mixed_decode_tokens: int = 0) -> None:
+        self.manager = manager
+        self.page_size = manager.page_size
+        self.total_offset: float = num_mixed_decode_tokens
+        self._pending = [0] * len(manager.dependencies)
+        self._candidate: list[int] | None = None
+        # A chunked prompt that cannot go on keeps everybody else out, or it might never.
+        self._blocked = False
+        self._room = manager.growth_room()
+
+    def ceil_paged_tokens(self, tokens: int) -> int:
+        return -(-tokens // self.page_size) * self.page_size
+
+    # -- what PrefillAdder asks ---------------------------------------------------------------
+
+    def check_prefill(
+        self,
+        *,
+        extend_input_len: int,
+        total_tokens: int,
+        max_new_tokens: int,
+        input_tokens: int,
+        swa_host_hit_length: int,
+        chunk_limit: int | None,
+        auxiliary_swa_host_hit_length: int = 0,
+    ) -> tuple[bool, int | None]:
+        """Whether the candidate fits beside everything admitted and everything still to grow."""
+        prefix = input_tokens - extend_input_len
+        fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
+        length = input_tokens + max_new_tokens
+        self._candidate = self.manager.request_pages(length, fresh, prefix)
+        return (True, chunk_limit) if self._fits(self._candidate) else (False, None)
+
+    def can_allocate_prefill(
+        self,
+        *,
+        paged_input: int,
+        extend_input_len: int,
+        max_new_tokens: int,
+        chunk_limit: int | None,
+    ) -> bool:
+        fits, _ = self.check_prefill(
+            extend_input_len=extend_input_len,
+            total_tokens=0,
+            max_new_tokens=max_new_tokens,
+            input_tokens=extend_input_len,
+            swa_host_hit_length=0,
+            chunk_limit=chunk_limit,
+        )
+        return fits
+
+    def available_chunk_tokens(self, chunk_limit: int) -> int | None:
+        return chunk_limit if chunk_limit > 0 else None
+
+    def fit_chunk(
+        self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
+    ) -> int | None:
+        """The whole next chunk, or None for this pass."""
+        tokens = min(extend_input_len, chunk_limit)
+        pages = -(-tokens // self.page_size) + 1
+        self._candidate = [pages] * len(self._pending)
+        if self.manager.can_serve(self._with_pending(self._candidate)):
+            return chunk_limit
+        self._blocked = True
+        return None
+
+    def reserve(
+        self,
+        extend_input_len: int,
+        max_new_tokens: int,
+        *,
+        extra_tokens: int = 0,
+        chunk_limit: int | None = None,
+        is_chunked_continuation: bool = False,
+    ) -> None:
+        candidate = self._candidate
+        if candidate is None:
+            length = extend_input_len + max_new_tokens
+            candidate = self.manager.request_pages(length, extend_input_len, 0)
+        self._pending = self._with_pending(candidate)
+        self._candidate = None
+
+    def has_capacity(self) -> bool:
+        return self._fits([1] * len(self._pending))
+
+    def prepare_load_back(self, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def remaining_total(self) -> int:
+        """Tokens that would still fit if every group had to hold all of them."""
+        return self.manager.whole_tokens_left(self._with_pending(self._growth()))
+
+    @property
+    def remaining_current(self) -> int:
+        return self.manager.whole_tokens_left(self._pending)
+
+    @property
+    def remaining_swa(self) -> int:
+        return 0
+
+    # -- arithmetic ---------------------------------------------------------------------------
+
+    def _fits(self, pages: Sequence[int]) -> bool:
+        if self._blocked:
+            return False
+        grown = [a + b for a, b in zip(self._growth(), pages, strict=True)]
+        return self.manager.can_serve(self._with_pending(grown))
+
+    def _with_pending(self, pages: Sequence[int]) -> list[int]:
+        return [a + b for a, b in zip(self._pending, pages, strict=True)]
+
+    def _growth(self) -> list[int]:
+        """Pages that running requests may still take: no group more than it has room to grow."""
+        pages = ceil(max(0.0, self.total_offset) / self.page_size)
+        return [min(pages, room) for room in self._room]

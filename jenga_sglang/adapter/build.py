@@ -1,0 +1,137 @@
+"""From a loaded model and SGLang's own sizing to a Jenga pool of the same bytes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
+from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
+
+from jenga_sglang import flags
+from jenga_sglang.adapter.allocator import JengaAllocator
+from jenga_sglang.adapter.discovery import attention_layers, discover_groups
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.report import log_start
+from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
+from jenga_sglang.core.manager import Manager
+
+logger = logging.getLogger(__name__)
+
+POISON_VARIABLE = "JENGA_POISON_FREED"
+
+
+def build_pools(configurator: Any, sizes: Any) -> Any:
+    """Build the request rows, the pool and the allocator; what `_init_pools` returns.
+
+    Raises ``SystemExit`` with one line for a model whose layers Jenga cannot serve yet, and for a
+    pool that has no room.
+    """
+    _refuse_models(configurator)
+    max_length = configurator.model_config.context_len
+    groups = discover_groups(
+        attention_layers(configurator.model),
+        store_dtype=configurator.kv_cache_dtype,
+        max_length=max_length,
+        chunk=getattr(configurator.model_config, "attention_chunk_size", None),
+    )
+    pool_bytes = stock_pool_bytes(configurator, sizes)
+    geometry = choose_geometry(
+        tuple(g.spec for g in groups), configurator.page_size, pool_bytes, max_length
+    )
+    manager = Manager(
+        geometry,
+        max_requests=sizes.max_running_requests,
+        max_length=max_length,
+        prefix_cache=not get_memory().disable_radix_cache,
+    )
+    pool = JengaKVPool(
+        manager,
+        groups,
+        dtype=configurator.kv_cache_dtype,
+        device=configurator.device,
+        enable_memory_saver=get_exec().features.enable_memory_saver,
+        poison_freed=os.environ.get(POISON_VARIABLE) == "1",
+    )
+    log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
+    return _InitializedPools(
+        req_to_token_pool=configurator._build_req_to_token_pool(
+            max_num_reqs=sizes.max_running_requests
+        ),
+        token_to_kv_pool=pool,
+        token_to_kv_pool_allocator=JengaAllocator(pool),
+    )
+
+
+def choose_geometry(
+    specs: tuple[LayerGroupSpec, ...], page_size: int, pool_bytes: int, max_length: int
+) -> Geometry:
+    """How the pool is cut. Raises ``SystemExit`` when it is too small to cut at all."""
+    try:
+        return exact_lcm(specs, page_size, pool_bytes)
+    except ValueError as error:
+        raise flags.refuse(
+            f"--max-total-tokens {get_schedule().max_total_tokens}",
+            f"{error}; give the pool more memory or choose a smaller --page-size",
+        ) from error
+
+
+def stock_token_bytes(configurator: Any) -> int:
+    """Bytes of one token in SGLang's pool of all layers (`MHATokenToKVPool`)."""
+    config = configurator.model_config
+    heads = config.get_num_kv_heads(*_attention_parallel())
+    row = heads * (config.head_dim + config.v_head_dim) * configurator.kv_cache_dtype.itemsize
+    return int(configurator.layer_info.num_effective_layers * row)
+
+
+def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
+    """Bytes that SGLang's own pools would take for these sizes, padding page included."""
+    page = configurator.pool_page_size
+    if not configurator.is_hybrid_swa:
+        return stock_token_bytes(configurator) * (sizes.max_total_num_tokens + page)
+    head = configurator._unified_swa_head_geometry()
+    itemsize = configurator.kv_cache_dtype.itemsize
+    full = head.head_num * (head.head_dim + head.v_head_dim) * itemsize
+    swa = head.swa_head_num * (head.swa_head_dim + head.swa_v_head_dim) * itemsize
+    layers = configurator.layer_info
+    return int(
+        full * len(layers.full_attention_layer_ids) * (sizes.full_max_total_num_tokens + page)
+        + swa * len(layers.swa_attention_layer_ids) * (sizes.swa_max_total_num_tokens + page)
+    )
+
+
+def _attention_parallel() -> tuple[int, int]:
+    from sglang.srt.runtime_context import get_parallel
+
+    return get_parallel().attn_tp_size, get_parallel().attn_dcp_size
+
+
+def _refuse_models(configurator: Any) -> None:
+    what = None
+    if configurator.mambaish_config is not None:
+        what = "recurrent state"
+    elif configurator.use_mla_backend:
+        what = "latent (MLA) attention"
+    elif any(layer.is_cross_attention for layer in attention_layers(configurator.model)):
+        what = "cross-attention"
+    elif configurator.kv_cache_dtype not in _KV_DTYPES:
+        raise flags.refuse(
+            f"--kv-cache-dtype {configurator.kv_cache_dtype_str}",
+            f"does not work with {flags.FLAG} jenga yet; use auto, bfloat16 or fp8_e5m2/e4m3",
+        )
+    if what:
+        names = ", ".join(configurator.model_config.hf_config.architectures)
+        raise flags.refuse(
+            f"{flags.FLAG} jenga", f"{names} has {what}, which Jenga does not serve yet"
+        )
+
+
+_KV_DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)

@@ -1,0 +1,190 @@
+"""What changes inside a Jenga server, function by function of SGLang.
+
+`patches/README.md` is the ledger: why each is needed and when it can go.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+from sglang.srt.mem_cache.registry import (
+    TreeCacheBuildContext,
+    get_radix_cache_factory,
+    register_radix_cache_backend,
+)
+from sglang.srt.plugins.hook_registry import HookType
+
+from jenga_sglang import flags
+from jenga_sglang.plugin import Hook
+
+
+def register_backends() -> None:
+    """Put the prefix cache and the attention backend on SGLang's public registries."""
+    if get_radix_cache_factory(flags.RADIX_CACHE_BACKEND) is not None:
+        return
+    register_radix_cache_backend(flags.RADIX_CACHE_BACKEND, _build_prefix_cache)
+    if flags.TORCH_BACKEND not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([flags.TORCH_BACKEND])
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+    register_attention_backend(flags.TORCH_BACKEND)(_build_torch_backend)
+
+
+def runtime_hooks() -> list[Hook]:
+    """Every hook beyond the command line."""
+    configurator = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+    batch = "sglang.srt.managers.schedule_batch"
+    components = "sglang.srt.managers.scheduler_components"
+    return [
+        Hook(
+            f"{configurator}._init_pools",
+            ("self", "sizes", "req_to_token_pool", "token_to_kv_pool_allocator"),
+            _init_pools,
+            HookType.AROUND,
+        ),
+        Hook(
+            f"{configurator}.configure",
+            ("self", "pre_model_load_memory"),
+            _configure,
+            HookType.AFTER,
+        ),
+        Hook(
+            "sglang.srt.model_executor.model_runner.ModelRunner.init_kv_cache_configurator",
+            ("self", "draft_parallel_layout"),
+            _forget_hybrid_swa,
+            HookType.AFTER,
+        ),
+        Hook(f"{batch}.alloc_for_extend", ("batch",), _alloc_for_extend, HookType.AROUND),
+        Hook(
+            f"{batch}.alloc_for_decode",
+            ("batch", "token_per_req"),
+            _alloc_for_decode,
+            HookType.AROUND,
+        ),
+        Hook(
+            f"{components}.pool_stats_observer.SchedulerPoolStatsObserver._get_token_info",
+            ("self",),
+            _token_info,
+            HookType.AFTER,
+        ),
+        Hook(
+            f"{components}.internal_state.SchedulerInternalStateController._add_memory_usage",
+            ("self", "state"),
+            _add_memory_usage,
+            HookType.AFTER,
+        ),
+    ]
+
+
+def is_jenga() -> bool:
+    """Whether the server of this process chose Jenga."""
+    from sglang.srt.runtime_context import get_memory
+
+    return bool(get_memory().radix_cache_backend == flags.RADIX_CACHE_BACKEND)
+
+
+def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+    from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+
+    pool = context.params.token_to_kv_pool_allocator.get_kvcache()
+    if not isinstance(pool, JengaKVPool):
+        raise flags.refuse(
+            "--radix-cache-backend jenga", f"runs on Jenga pools; start with {flags.FLAG} jenga"
+        )
+    pool.manager.prefix_cache = not context.disable_radix_cache
+    return JengaPrefixCache(context.params, pool.manager)
+
+
+def _build_torch_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.torch_backend import JengaTorchBackend
+
+    return JengaTorchBackend(runner)
+
+
+def _init_pools(
+    original: Callable[..., Any],
+    configurator: Any,
+    *,
+    sizes: Any,
+    req_to_token_pool: Any,
+    token_to_kv_pool_allocator: Any,
+) -> Any:
+    if not is_jenga():
+        return original(
+            configurator,
+            sizes=sizes,
+            req_to_token_pool=req_to_token_pool,
+            token_to_kv_pool_allocator=token_to_kv_pool_allocator,
+        )
+    from jenga_sglang.adapter.build import build_pools
+
+    return build_pools(configurator, sizes)
+
+
+def _configure(result: Any, configurator: Any, **kwargs: Any) -> Any:
+    """The scheduler counts in virtual tokens: as many as the pool can name."""
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+    if not isinstance(result.token_to_kv_pool, JengaKVPool):
+        return None
+    return msgspec.structs.replace(
+        result,
+        max_total_num_tokens=result.token_to_kv_pool.size,
+        full_max_total_num_tokens=None,
+        swa_max_total_num_tokens=None,
+    )
+
+
+def _forget_hybrid_swa(result: None, runner: Any, *args: Any, **kwargs: Any) -> None:
+    """The configurator has taken note of the stock window pool, whose bytes ours must equal;
+    nobody after it may look for a second pool."""
+    if is_jenga():
+        runner.is_hybrid_swa = False
+
+
+def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
+    from jenga_sglang.adapter import batch_alloc
+    from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+
+    if isinstance(batch.tree_cache, JengaPrefixCache):
+        return batch_alloc.alloc_for_extend(batch)
+    return original(batch)
+
+
+def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
+    from jenga_sglang.adapter import batch_alloc
+    from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+
+    if isinstance(batch.tree_cache, JengaPrefixCache):
+        return batch_alloc.alloc_for_decode(batch, token_per_req)
+    return original(batch, token_per_req)
+
+
+def _token_info(stats: Any, observer: Any) -> Any:
+    """Token usage is the share of the pool's bytes in use: with a pool that groups share, no
+    count of tokens is full when memory is."""
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+    pool = observer.token_to_kv_pool_allocator.get_kvcache()
+    if isinstance(pool, JengaKVPool):
+        stats.full_token_usage = pool.manager.used_share()
+    return stats
+
+
+def _add_memory_usage(result: None, controller: Any, state: dict[str, Any]) -> None:
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+    from jenga_sglang.adapter.report import describe
+
+    pool = controller.scheduler.token_to_kv_pool_allocator.get_kvcache()
+    if isinstance(pool, JengaKVPool):
+        state["jenga"] = describe(pool)
+
+
+def debug(name: str) -> bool:
+    """Whether the debugging aid ``JENGA_<name>=1`` is on."""
+    return os.environ.get(f"JENGA_{name}") == "1"

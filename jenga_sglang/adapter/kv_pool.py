@@ -1,0 +1,146 @@
+"""The pool: one uint8 tensor, read per layer through strided views."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.mem_cache.memory_pool import KVCache
+
+from flashinfer_ext.layout import GroupLayout
+from flashinfer_ext.views import page_views
+from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.manager import Manager, Pin
+
+logger = logging.getLogger(__name__)
+
+GiB = 1 << 30
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Where a layer's KV lies: its group, the stripe of the group, the layer within the stripe."""
+
+    group: int
+    stripe: int
+    layer: int
+
+
+class JengaKVPool(KVCache):  # type: ignore[misc]
+    """All layer groups in one buffer on ``device``; page tables stay with the `Manager`.
+
+    ``k_pages[layer_id]`` and ``v_pages[layer_id]`` have shape (small pages, page_size, kv heads,
+    head dim) and the store dtype; a group's page table says which small page holds which tokens.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        groups: list[DiscoveredGroup],
+        *,
+        dtype: torch.dtype,
+        device: str,
+        enable_memory_saver: bool,
+        poison_freed: bool = False,
+    ) -> None:
+        geometry = manager.geometry
+        layer_ids = sorted(layer for g in groups for layer in g.spec.layers)
+        super().__init__(
+            size=manager.memory.num_virtual * geometry.page_size,
+            page_size=geometry.page_size,
+            dtype=dtype,
+            layer_num=len(layer_ids),
+            device=device,
+            enable_memory_saver=enable_memory_saver,
+            start_layer=layer_ids[0],
+            end_layer=layer_ids[-1],
+        )
+        self.manager = manager
+        self.groups = groups
+        self.layouts = [
+            GroupLayout(
+                num_layers=cut.layers_per_stripe,
+                page_size_tokens=geometry.page_size,
+                num_kv_heads=group.num_kv_heads,
+                head_dim_k=group.head_dim_k,
+                head_dim_v=group.head_dim_v,
+                dtype=dtype,
+                small_page_bytes=cut.small_page_bytes,
+            )
+            for cut, group in zip(geometry.groups, groups, strict=True)
+        ]
+        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
+            self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
+        # The pages of the request in each req_to_token row; the prefix cache keeps it.
+        self.pin_of_row: dict[int, Pin] = {}
+        self.place: dict[int, LayerPlace] = {}
+        self.k_pages: dict[int, torch.Tensor] = {}
+        self.v_pages: dict[int, torch.Tensor] = {}
+        for g in range(len(groups)):
+            self._view_layers(g)
+        self.mem_usage = geometry.pool_bytes / GiB
+        self._poison_freed = poison_freed
+        if poison_freed:
+            manager.memory.record_freed()
+
+    def _view_layers(self, group: int) -> None:
+        layout = self.layouts[group]
+        for index, layer_id in enumerate(self.groups[group].spec.layers):
+            stripe, layer = divmod(index, layout.num_layers)
+            self.place[layer_id] = LayerPlace(group, stripe, layer)
+            self.k_pages[layer_id], self.v_pages[layer_id] = page_views(
+                self.buffer, layout, layer
+            )
+
+    def small_pages(self, group: int, stripe: int, virtual: Ids) -> Ids:
+        """The small pages of one stripe that hold these virtual pages; 0 where there is none."""
+        small: Ids = self.manager.memory.table[group][virtual, stripe]
+        return small
+
+    def write(
+        self, layer_id: int, pages: torch.Tensor, slots: torch.Tensor, k: Any, v: Any
+    ) -> None:
+        """Store K and V rows, one per entry of ``pages`` (small pages) and ``slots``, both int64.
+
+        k and v: (tokens, kv heads, head dim), any float dtype.
+        """
+        self.k_pages[layer_id][pages, slots] = k.to(self.dtype)
+        self.v_pages[layer_id][pages, slots] = v.to(self.dtype)
+
+    def poison_freed(self) -> None:
+        """Debug: fill pages freed since the last call with NaN, before anything reuses them."""
+        if not self._poison_freed:
+            return
+        for group, small in self.manager.memory.take_freed():
+            layout = self.layouts[group]
+            pages = torch.from_numpy(small.astype(np.int64)).to(self.device)
+            flat = self.buffer[: len(self.buffer) // layout.small_page_bytes * layout.small_page_bytes]
+            flat.view(-1, layout.small_page_bytes)[pages] = 0xFF  # NaN in every float format
+
+    # -- SGLang's interface -------------------------------------------------------------------
+
+    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.k_pages[layer_id]
+
+    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.v_pages[layer_id]
+
+    def get_kv_buffer(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.k_pages[layer_id], self.v_pages[layer_id]
+
+    def set_kv_buffer(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            "a Jenga pool is written through the attention backend, which knows the page tables"
+        )
+
+    def get_kv_size_bytes(self) -> tuple[int, int]:
+        k_bytes = sum(len(g.spec.layers) * g.spec.k_bytes for g in self.groups)
+        v_bytes = sum(len(g.spec.layers) * g.spec.v_bytes for g in self.groups)
+        total = self.manager.geometry.pool_bytes
+        k_share = total * k_bytes // (k_bytes + v_bytes)
+        return k_share, total - k_share

@@ -1,0 +1,234 @@
+"""SGLang's prefix cache interface over the core's `Manager`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import (
+    BasePrefixCache,
+    DecLockRefParams,
+    DecLockRefResult,
+    EvictParams,
+    EvictResult,
+    IncLockRefResult,
+    MatchPrefixParams,
+    MatchResult,
+    TreeLock,
+)
+
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.manager import Hit, Manager, Pin
+from jenga_sglang.core.tree import Node, Tokens
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Forest:
+    """Stands in for the single root that SGLang's scheduling policies walk from."""
+
+    children: dict[int, Node] = field(default_factory=dict)
+
+
+class JengaPrefixCache(BasePrefixCache):  # type: ignore[misc]
+    """Node handles are the core's `Hit`s; a lock's receipt is the core's `Pin`.
+
+    ``disable`` stays False even under ``--disable-radix-cache``: it switches SGLang to an
+    admission path of its own that counts in tokens of one pool.
+    """
+
+    def __init__(self, params: CacheInitParams, manager: Manager) -> None:
+        self.disable = False
+        self.manager = manager
+        self.req_to_token_pool = params.req_to_token_pool
+        self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
+        self.page_size = params.page_size
+        self.device = torch.device(self.token_to_kv_pool_allocator.device)
+        self.sliding_window_size = None
+        rows = self.req_to_token_pool.req_to_token.shape[0]
+        # The pin of every row in use, shared with the attention backend, and each row's last
+        # virtual page for the decode step.
+        self.pin_of_row: dict[int, Pin] = self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
+        self.last_page = np.zeros(rows, np.int64)
+        self._evicted_pages = 0
+        if params.enable_metrics:
+            self.init_metrics_collector()
+
+    def reset(self) -> None:
+        self.manager.reset()
+        self.pin_of_row.clear()
+        self._evicted_pages = 0
+
+    # -- matching -----------------------------------------------------------------------------
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        hit = self.manager.match(_namespace(params.key), _tokens(params.key))
+        return MatchResult(
+            device_prefix_len=hit.path.num_pages * self.page_size,
+            last_device_node=hit,
+            last_host_node=hit,
+            best_match_node=hit,
+            full_kv_hit_length=hit.matched_pages * self.page_size,
+        )
+
+    def root_node_handle(self, extra_key: str | None = None) -> Hit:
+        return self.manager.miss((extra_key, None))
+
+    @property
+    def root_node(self) -> _Forest:
+        return _Forest(dict(enumerate(self.manager.tree.roots())))
+
+    def resolve_node_handle(self, node_handle: Hit) -> Node:
+        return node_handle.path.node
+
+    def is_root(self, node: Hit) -> bool:
+        return node.path.num_pages == 0
+
+    # -- locks --------------------------------------------------------------------------------
+
+    def lock(self, node: Hit) -> TreeLock:
+        return TreeLock(node, self.manager.lock(node))
+
+    def unlock(self, lock: TreeLock | None) -> None:
+        """Drop the pin. This frees what the request alone held: see `free_kv_row`."""
+        if lock is not None:
+            self.manager.release(lock.receipt)
+
+    def inc_lock_ref(self, node: Any) -> IncLockRefResult:
+        raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
+
+    def dec_lock_ref(
+        self, node: Any, params: DecLockRefParams | None = None
+    ) -> DecLockRefResult:
+        raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
+
+    def bind_row(self, req: Req) -> Pin:
+        """The pin of ``req``, whose req_to_token row has just been assigned."""
+        if req.lock is None:
+            req.lock = self.lock(self.manager.miss(_namespace(req)))
+        pin: Pin = req.lock.receipt
+        self.pin_of_row[req.kv.req_pool_idx] = pin
+        return pin
+
+    def free_kv_row(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
+        """Nothing to do: the row's private pages are pinned by its lock, and freed with it."""
+
+    def on_release(self, req: Req, *, checkpointed: bool) -> None:
+        self.pin_of_row.pop(req.kv.req_pool_idx, None)
+
+    # -- publishing ---------------------------------------------------------------------------
+
+    def checkpoint(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
+        """Put the request's whole pages up to ``up_to`` into the tree and go on with its copy."""
+        if not self.manager.prefix_cache:
+            return
+        pin: Pin = req.lock.receipt
+        first = pin.tree_pages
+        before = pin.row[first:].copy()
+        tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
+        self.manager.checkpoint(pin, _namespace(req), tokens)
+        self._rewrite_row(req, pin, first, before)
+        req.kv.cache_protected_len = pin.tree_pages * self.page_size
+
+    def _rewrite_row(self, req: Req, pin: Pin, first: int, before: Ids) -> None:
+        now = pin.row[first:]
+        changed = np.flatnonzero(now != before)
+        if not len(changed):
+            return
+        start, stop = first + int(changed[0]), first + int(changed[-1]) + 1
+        row = self.token_ids(pin.row[start:stop]).astype(np.int32)
+        where = (req.kv.req_pool_idx, slice(start * self.page_size, stop * self.page_size))
+        self.req_to_token_pool.write(where, torch.from_numpy(row).to(self.device))
+        self.last_page[req.kv.req_pool_idx] = pin.row[-1]
+
+    def token_ids(self, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Virtual token ids of whole virtual pages, int64, in order."""
+        slots = np.arange(self.page_size, dtype=np.int64)
+        return (virtual.astype(np.int64)[:, None] * self.page_size + slots).ravel()
+
+    def prefix_device_indices(self, req: Req) -> torch.Tensor:
+        pages = self.manager.tree.pages(req.last_node.path)
+        return torch.from_numpy(self.token_ids(pages)[: req.prefix_len]).to(self.device)
+
+    # -- decoding -----------------------------------------------------------------------------
+
+    def slide_for_decode(self, requests: Sequence[Req]) -> int:
+        """Slide the windows of requests whose next token opens a page; how many those are."""
+        pages = 0
+        for req in requests:
+            length = req.kv.kv_committed_len
+            if length % self.page_size == 0:
+                self.manager.slide(req.lock.receipt, length)
+                pages += 1
+        return pages
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def evict(self, params: EvictParams) -> EvictResult:
+        evicted = self.manager.evict(-(-params.num_tokens // self.page_size))
+        return EvictResult(num_tokens_evicted=evicted * self.page_size)
+
+    def observe_evictions(self, started: float) -> None:
+        """Report to SGLang's metrics what the reservation begun at ``started`` evicted."""
+        total = sum(self.manager.counters.evicted.values())
+        total += sum(self.manager.counters.cascaded.values())
+        pages, self._evicted_pages = total - self._evicted_pages, total
+        self.update_eviction_metrics(pages * self.page_size, started)
+
+    def evictable_size(self) -> int:
+        memory = self.manager.memory
+        return (memory.num_tree - memory.num_tree_pinned) * self.page_size
+
+    full_evictable_size = evictable_size
+
+    def protected_size(self) -> int:
+        return self.manager.memory.num_tree_pinned * self.page_size
+
+    full_protected_size = protected_size
+
+    def total_size(self) -> int:
+        return self.manager.memory.num_tree * self.page_size
+
+    def supports_prefix_sharing(self) -> bool:
+        return self.manager.prefix_cache
+
+    def supports_swa(self) -> bool:
+        # Beam search writes rows that belong to no request, and asks this before it starts.
+        return True
+
+    def sanity_check(self) -> None:
+        self.manager.check()
+
+    def available_and_evictable_str(self) -> str:
+        return self.manager.describe_room() + "\n"
+
+    def pretty_print(self) -> None:
+        logger.info(self.manager.describe_room())
+
+
+def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Pin, int]]) -> bool:
+    """`Manager.reserve`, with its evictions reported to SGLang's metrics."""
+    started = time.perf_counter()
+    reserved = cache.manager.reserve(demands)
+    cache.observe_evictions(started)
+    return reserved
+
+
+def _namespace(owner: RadixKey | Req) -> Hashable:
+    return (owner.extra_key, owner.cache_salt or None)
+
+
+def _tokens(key: RadixKey) -> Tokens:
+    # Not kept: a live view would forbid the request to grow its array.
+    return np.frombuffer(key.raw_token_ids(), np.int64)

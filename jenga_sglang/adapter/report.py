@@ -1,0 +1,137 @@
+"""What the pool looks like, for the start-up log and `/server_info`."""
+
+from __future__ import annotations
+
+import logging
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jenga_sglang.core.geometry import Geometry
+from jenga_sglang.core.manager import Manager
+
+if TYPE_CHECKING:
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+logger = logging.getLogger(__name__)
+
+
+def describe(pool: JengaKVPool) -> dict[str, Any]:
+    """The facts of the start-up table and the state of every group, as plain values."""
+    manager = pool.manager
+    geometry = manager.geometry
+    books = manager.memory.large
+    groups = [
+        {
+            "name": cut.spec.name,
+            "layers": len(cut.spec.layers),
+            "dependency": str(manager.dependencies[g]),
+            "bytes_per_token": cut.spec.bytes_per_token,
+            "stripes": cut.stripes,
+            "small_page_bytes": cut.small_page_bytes,
+            "small_pages_per_large_page": geometry.small_per_large(g),
+            "max_pages": geometry.max_pages(g),
+            "large_pages": books.num_owned[g],
+            "used_bytes": books.num_used[g] * cut.small_page_bytes,
+            "cached_bytes": (books.num_held[g] - books.num_used[g]) * cut.small_page_bytes,
+            "free_bytes": books.num_holes(g) * cut.small_page_bytes,
+            "lost_hit_tokens": manager.counters.lost_hit_tokens[g],
+            "evicted_pages": manager.counters.evicted[g],
+            "cascaded_pages": manager.counters.cascaded[g],
+        }
+        for g, cut in enumerate(geometry.groups)
+    ]
+    return {
+        "pool_bytes": geometry.pool_bytes,
+        "page_size": geometry.page_size,
+        "large_page_bytes": geometry.large_page_bytes,
+        "num_large_pages": books.num_large,
+        "free_large_pages": books.num_free,
+        "max_length": manager.max_length,
+        "full_length_requests": full_length_requests(manager),
+        "longest_request_tokens": manager.longest_request(manager.max_length),
+        "refused_reservations": manager.counters.refused_reservations,
+        "groups": groups,
+    }
+
+
+def full_length_requests(manager: Manager) -> float:
+    """Requests of the model's full length that fit at once while they decode, one decimal."""
+    pages = manager.request_pages(manager.max_length, 1, 0)
+    return _tenths(manager.geometry, pages)
+
+
+def _tenths(geometry: Geometry, pages: list[int]) -> float:
+    large = sum(
+        n * cut.stripes / geometry.small_per_large(g)
+        for g, (n, cut) in enumerate(zip(pages, geometry.groups, strict=True))
+    )
+    return int(10 * geometry.num_large_pages / large) / 10
+
+
+def log_start(pool: JengaKVPool, *, stock_pages_bytes: int) -> None:
+    """Log the table of groups and what the pool holds, next to stock pools of the same bytes.
+
+    ``stock_pages_bytes`` is what one page of tokens takes in SGLang's pool of all layers.
+    """
+    facts = describe(pool)
+    logger.info("Jenga memory pool\n%s", _render(facts, pool.manager, stock_pages_bytes))
+    # Tools look for this line of SGLang's.
+    logger.info(
+        "KV Cache is allocated. dtype: %s, #tokens: %d, KV size: %.2f GB",
+        pool.dtype,
+        pool.size,
+        facts["pool_bytes"] / (1 << 30),
+    )
+    longest = facts["longest_request_tokens"]
+    if longest < pool.manager.max_length:
+        logger.warning(
+            "The pool cannot hold one request of the model's full length (%d tokens). The longest "
+            "request that fits has %d tokens, prompt and output together; longer ones are refused. "
+            "Give the pool more memory, or lower --context-length.",
+            pool.manager.max_length,
+            longest,
+        )
+
+
+def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> str:
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("group", "layers", "bytes/token", "tables", "small page", "large page", "pages"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for group in facts["groups"]:
+        table.add_row(
+            group["dependency"],
+            str(group["layers"]),
+            f"{group['bytes_per_token']:,}",
+            str(group["stripes"]),
+            size(group["small_page_bytes"]),
+            size(facts["large_page_bytes"]),
+            f"{group['max_pages']:,}",
+        )
+    text = StringIO()
+    console = Console(file=text, width=100, color_system=None)
+    console.print(table)
+    stock_pages = -(-manager.max_length // manager.page_size)
+    stock = int(10 * facts["pool_bytes"] / (stock_pages * stock_pages_bytes)) / 10
+    console.print(
+        f"pool {facts['pool_bytes']:,} bytes ({size(facts['pool_bytes'])}), "
+        f"{facts['num_large_pages']:,} large pages, pages of {facts['page_size']} tokens\n"
+        f"requests of full length ({manager.max_length:,} tokens) that fit: "
+        f"{facts['full_length_requests']}; in a stock pool of the same bytes: {stock}",
+        highlight=False,
+    )
+    return text.getvalue().rstrip()
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for a reader: 32.5 MiB."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            break
+        value /= 1024
+    else:
+        unit = "GiB"
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"

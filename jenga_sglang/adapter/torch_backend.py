@@ -1,0 +1,377 @@
+"""Attention in plain torch over group page tables: any number of groups, on any device.
+
+The reference for the kernels, and the backend of machines without a GPU. Page tables are read on
+the host when a batch is launched and travel with it, so a later batch may change them freely.
+
+Nothing outside a request's own written tokens is ever multiplied: rows of a gathered page that
+hold no token of the history may be another tenant's bits, and 0 · NaN is NaN.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from torch.nn.functional import scaled_dot_product_attention
+
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.dependency import Dependency
+from jenga_sglang.core.large_pages import Ids
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+# Queries of one prefill that share a gather and a mask; bounds the mask's size.
+QUERY_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request of a batch: tokens ``[start, stop)`` are new, their queries run now."""
+
+    virtual: Ids
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries ``[q_start, q_stop)`` of the batch against the tokens in some pages.
+
+    ``pages`` (n,) int64 small pages; ``skip`` and ``keep`` cut the gathered tokens to
+    ``[skip, skip + keep)``; ``mask`` (queries, keep) bool, or None for plain causal order.
+    """
+
+    q_start: int
+    q_stop: int
+    pages: torch.Tensor
+    skip: int
+    keep: int
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class DecodeBucket:
+    """Requests with histories of like length, padded to one: ``rows`` (B,), ``pages`` (B, n),
+    ``mask`` (B, 1, 1, n * page_size) bool, ``unwritten`` flat token positions to blank."""
+
+    rows: torch.Tensor
+    pages: torch.Tensor
+    mask: torch.Tensor
+    unwritten: torch.Tensor
+
+
+@dataclass
+class BatchPlan:
+    """What one forward pass reads and writes; built once, used by every layer."""
+
+    rows: list[Row]
+    decode: bool
+    virtual: Ids  # the virtual page of each new token
+    slots: torch.Tensor  # its place in the page
+    pages: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    blocks: dict[tuple[int, int], list[QueryBlock]] = field(default_factory=dict)
+    buckets: dict[tuple[int, int], list[DecodeBucket]] = field(default_factory=dict)
+
+
+class JengaTorchBackend(AttentionBackend):  # type: ignore[misc]
+    """`--attention-backend jenga_torch`."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__()
+        pool = runner.token_to_kv_pool
+        if not isinstance(pool, JengaKVPool):
+            raise SystemExit(
+                "--attention-backend jenga_torch reads Jenga pages only: add "
+                "--memory-backend jenga, or choose another --attention-backend"
+            )
+        self.pool = pool
+        self.device = runner.device
+        self.page_size = pool.page_size
+        self._plan: BatchPlan | None = None
+
+    def support_triton(self) -> bool:
+        return False
+
+    # -- once a batch -------------------------------------------------------------------------
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        self.pool.poison_freed()
+        if forward_batch.forward_mode.is_idle():
+            self._plan = None
+            return
+        decode = forward_batch.forward_mode.is_decode()
+        stops = _host_list(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
+        if decode:
+            starts = [stop - 1 for stop in stops]
+        else:
+            starts = _host_list(
+                forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens
+            )
+        indices = _host_list(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
+        rows = [
+            Row(self._virtual(index, stop), start, stop)
+            for index, start, stop in zip(indices, starts, stops, strict=True)
+        ]
+        positions = [np.arange(r.start, r.stop) for r in rows]
+        virtual = [
+            r.virtual[p // self.page_size] for r, p in zip(rows, positions, strict=True)
+        ]
+        slots = np.concatenate(positions) % self.page_size
+        self._plan = BatchPlan(rows, decode, np.concatenate(virtual), self._to_device(slots))
+
+    def _virtual(self, row: int, length: int) -> Ids:
+        pages = -(-length // self.page_size)
+        pin = self.pool.pin_of_row.get(row)
+        # Dummy batches (warm-up) have no request: they write to and read from the null page.
+        return np.zeros(pages, np.int32) if pin is None else pin.row[:pages]
+
+    # -- once a layer -------------------------------------------------------------------------
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        return self._forward(q, k, v, layer, save_kv_cache, kwargs.get("sinks"))
+
+    forward_decode = forward_extend
+
+    def _forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        save_kv_cache: bool,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        plan = self._plan
+        assert plan is not None, "init_forward_metadata has not run for this batch"
+        place = self.pool.place[layer.layer_id]
+        key = (place.group, place.stripe)
+        if save_kv_cache and k is not None:
+            if key not in plan.pages:
+                small = self.pool.small_pages(*key, plan.virtual)
+                plan.pages[key] = self._to_device(small)
+            self.pool.write(layer.layer_id, plan.pages[key], plan.slots, k, v)
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+        if plan.decode:
+            self._run_decode(q, out, layer, plan, key, sinks)
+        else:
+            self._run_extend(q, out, layer, plan, key, sinks)
+        return out.view(q.shape[0], -1)
+
+    def _run_extend(
+        self,
+        q: torch.Tensor,
+        out: torch.Tensor,
+        layer: RadixAttention,
+        plan: BatchPlan,
+        key: tuple[int, int],
+        sinks: torch.Tensor | None,
+    ) -> None:
+        if key not in plan.blocks:
+            plan.blocks[key] = self._query_blocks(plan, key)
+        k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
+        for block in plan.blocks[key]:
+            window = slice(block.skip, block.skip + block.keep)
+            k = k_pages[block.pages].flatten(0, 1)[window].to(q.dtype)
+            v = v_pages[block.pages].flatten(0, 1)[window].to(q.dtype)
+            queries = q[block.q_start : block.q_stop]
+            attended = attend(
+                queries.transpose(0, 1).unsqueeze(0),
+                k.transpose(0, 1).unsqueeze(0),
+                v.transpose(0, 1).unsqueeze(0),
+                block.mask,
+                scale=layer.scaling,
+                logit_cap=layer.logit_cap,
+                sinks=sinks,
+            )
+            out[block.q_start : block.q_stop] = attended.squeeze(0).transpose(0, 1)
+
+    def _query_blocks(self, plan: BatchPlan, key: tuple[int, int]) -> list[QueryBlock]:
+        dependency = self.pool.manager.dependencies[key[0]]
+        blocks: list[QueryBlock] = []
+        offset = 0
+        for row in plan.rows:
+            blocks += self._row_blocks(row, offset, dependency, key)
+            offset += row.stop - row.start
+        return blocks
+
+    def _row_blocks(
+        self, row: Row, offset: int, dependency: Dependency, key: tuple[int, int]
+    ) -> list[QueryBlock]:
+        whole = row.start == 0 and first_visible(dependency, row.stop - 1) == 0
+        step = row.stop - row.start if whole else QUERY_BLOCK
+        blocks = []
+        for start in range(row.start, row.stop, step):
+            stop = min(start + step, row.stop)
+            first = first_visible(dependency, start)
+            page = first // self.page_size
+            pages = row.virtual[page : -(-stop // self.page_size)]
+            mask = None
+            if not whole:
+                mask = self._to_device(visible(dependency, range(start, stop), first))
+            q_start = offset + start - row.start
+            blocks.append(
+                QueryBlock(
+                    q_start,
+                    q_start + stop - start,
+                    self._to_device(self.pool.small_pages(*key, pages)),
+                    first - page * self.page_size,
+                    stop - first,
+                    mask,
+                )
+            )
+        return blocks
+
+    def _run_decode(
+        self,
+        q: torch.Tensor,
+        out: torch.Tensor,
+        layer: RadixAttention,
+        plan: BatchPlan,
+        key: tuple[int, int],
+        sinks: torch.Tensor | None,
+    ) -> None:
+        if key not in plan.buckets:
+            plan.buckets[key] = self._decode_buckets(plan.rows, key)
+        k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
+        heads = layer.tp_k_head_num
+        for bucket in plan.buckets[key]:
+            k = self._gather(k_pages, bucket, q.dtype)
+            v = self._gather(v_pages, bucket, q.dtype)
+            # Query heads that share a KV head run as rows of one query block.
+            queries = q[bucket.rows].unflatten(1, (heads, -1))
+            attended = attend(
+                queries,
+                k,
+                v,
+                bucket.mask,
+                scale=layer.scaling,
+                logit_cap=layer.logit_cap,
+                sinks=None if sinks is None else sinks.view(heads, -1),
+            )
+            out[bucket.rows] = attended.flatten(1, 2)
+
+    def _gather(
+        self, pages: torch.Tensor, bucket: DecodeBucket, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """(B, heads, tokens, head dim) of the bucket's histories, unwritten tokens zero."""
+        gathered = pages[bucket.pages].flatten(1, 2).to(dtype)
+        gathered.flatten(0, 1).index_fill_(0, bucket.unwritten, 0.0)
+        return gathered.transpose(1, 2)
+
+    def _decode_buckets(self, rows: Sequence[Row], key: tuple[int, int]) -> list[DecodeBucket]:
+        dependency = self.pool.manager.dependencies[key[0]]
+        members: dict[int, list[tuple[int, Ids, int, int]]] = defaultdict(list)
+        for index, row in enumerate(rows):
+            first = first_visible(dependency, row.stop - 1)
+            page = first // self.page_size
+            pages = self.pool.small_pages(*key, row.virtual[page:])
+            base = page * self.page_size
+            # Padding to the next power of two at most doubles the work of a bucket.
+            bucket = (len(pages) - 1).bit_length()
+            members[bucket].append((index, pages, first - base, row.stop - base))
+        return [self._bucket(members[size]) for size in sorted(members)]
+
+    def _bucket(self, members: list[tuple[int, Ids, int, int]]) -> DecodeBucket:
+        longest = max(len(pages) for _, pages, _, _ in members)
+        table = np.zeros((len(members), longest), np.int64)
+        for i, (_, pages, _, _) in enumerate(members):
+            table[i, : len(pages)] = pages
+        first = np.array([m[2] for m in members])[:, None]
+        stop = np.array([m[3] for m in members])[:, None]
+        position = np.arange(longest * self.page_size)
+        mask = (position >= first) & (position < stop)
+        # Page 0 is zero throughout, so only the end of the last page can hold foreign bits.
+        last_page_end = -(-stop // self.page_size) * self.page_size
+        unwritten = np.flatnonzero((position >= stop) & (position < last_page_end))
+        return DecodeBucket(
+            self._to_device(np.array([m[0] for m in members])),
+            self._to_device(table),
+            self._to_device(mask)[:, None, None, :],
+            self._to_device(unwritten),
+        )
+
+    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
+        """``array`` on the device; integers as int64, which torch indexes with."""
+        if array.dtype != np.bool_:
+            array = array.astype(np.int64)
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def first_visible(dependency: Dependency, position: int) -> int:
+    """The first token that the query at ``position`` reads; itself when it reads no other."""
+    needed = dependency.needed(position)
+    return needed[0].start if needed else position
+
+
+def visible(dependency: Dependency, queries: range, first: int) -> NDArray[np.bool_]:
+    """(queries, keys) bool: which of the tokens ``[first, queries.stop)`` each query reads.
+
+    A query reads what the history before it still needs, and itself.
+    """
+    mask = np.zeros((len(queries), queries.stop - first), np.bool_)
+    for row, position in zip(mask, queries, strict=True):
+        for needed in dependency.needed(position):
+            row[max(0, needed.start - first) : max(0, needed.stop - first)] = True
+        row[position - first] = True
+    return mask
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scale: float,
+    logit_cap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of q (B, Hq, Q, D) over k (B, Hk, T, D) and v (B, Hk, T, Dv) → (B, Hq, Q, Dv).
+
+    ``mask`` broadcasts to (B, Hq, Q, T), True where visible; None means causal with Q == T.
+    ``sinks`` (Hq,) or (Hq, Q) are logits of a token without a value. All in q's dtype.
+    """
+    if not logit_cap and sinks is None:
+        gqa = q.shape[1] != k.shape[1]
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa
+        )
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    logits = (q @ k.transpose(-1, -2)) * scale
+    if logit_cap:
+        logits = logit_cap * torch.tanh(logits / logit_cap)
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    logits = logits.masked_fill(~mask, float("-inf"))
+    if sinks is None:
+        return torch.softmax(logits, -1) @ v
+    sink = sinks.to(logits.dtype).reshape(1, q.shape[1], -1, 1).expand(*logits.shape[:3], 1)
+    return torch.softmax(torch.cat((logits, sink), -1), -1)[..., :-1] @ v
+
+
+def _host_list(host: Any, device: torch.Tensor) -> list[int]:
+    """Plain integers, from the host's copy where SGLang kept one."""
+    source = device if host is None else host
+    values: list[int] = source if isinstance(source, list) else source.tolist()
+    return values

@@ -1,0 +1,274 @@
+"""One pure function per dependency: which tokens does a layer still need?
+
+``needed(length)`` answers for a history of ``length`` computed tokens: the tokens that the
+*next* token (at position ``length``) and every later one may still read. Prefix hits, frees
+behind the window, eviction, admission and the tests all ask this function and nothing else.
+
+A function is legal when what it needs only ever shrinks behind the front::
+
+    needed(longer) ∩ [0, length)  ⊆  needed(length)        for longer ≥ length
+
+so a token once let go is never asked for again, and a hole that spoils the prefix of length L
+spoils every shorter prefix that ends after the hole (`core.hit` relies on both).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Range(NamedTuple):
+    """Half-open interval ``[start, stop)`` of tokens or of pages."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return max(0, self.stop - self.start)
+
+
+class Dependency(ABC):
+    """What a group of layers still needs. Frozen, hashable, and comparable by value."""
+
+    @abstractmethod
+    def needed(self, length: int) -> tuple[Range, ...]:
+        """Token ranges that a history of ``length`` tokens still needs: ascending, disjoint,
+        non-empty, inside ``[0, length)``."""
+
+    @abstractmethod
+    def peak_tokens(self, length: int) -> int:
+        """The most tokens that any history of at most ``length`` tokens needs at once."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    def peak_pages(self, length: int, page_size: int) -> int:
+        """The most pages that a running history of at most ``length`` tokens holds at once.
+
+        What is no longer needed is let go page by page behind the last whole page, so a range
+        that moves with the front holds the partial page at the front on top of its own.
+        """
+        own = -(-self.peak_tokens(length) // page_size)
+        moves = self.peak_tokens(length) < length
+        return min(-(-length // page_size), own + moves)
+
+    def effective(self, max_length: int) -> Dependency:
+        """The same dependency for histories up to ``max_length``, in its simplest form."""
+        return self
+
+
+@dataclass(frozen=True)
+class Full(Dependency):
+    """Every earlier token."""
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        return (Range(0, length),) if length > 0 else ()
+
+    def peak_tokens(self, length: int) -> int:
+        return length
+
+    def __str__(self) -> str:
+        return "full"
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Dependency):
+    """The last ``window`` tokens, the query's own included, as model configs count them.
+
+    The next token therefore reads ``window - 1`` tokens of the history. ``sink_tokens`` at the
+    front of the sequence stay visible for ever.
+    """
+
+    window: int
+    sink_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.sink_tokens < 0:
+            raise ValueError(f"expected window >= 1 and sink_tokens >= 0, got {self}")
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        start = max(0, length - (self.window - 1))
+        sink = min(self.sink_tokens, length)
+        if start <= sink:
+            return (Range(0, length),) if length > 0 else ()
+        return _non_empty(Range(0, sink), Range(start, length))
+
+    def peak_tokens(self, length: int) -> int:
+        return min(length, self.window - 1 + self.sink_tokens)
+
+    def peak_pages(self, length: int, page_size: int) -> int:
+        sink = -(-self.sink_tokens // page_size)
+        return min(-(-length // page_size), sink + -(-(self.window - 1) // page_size) + 1)
+
+    def effective(self, max_length: int) -> Dependency:
+        # A window that never slides is full attention.
+        return Full() if self.window + self.sink_tokens >= max_length else self
+
+    def __str__(self) -> str:
+        sink = f" + {self.sink_tokens} sink" if self.sink_tokens else ""
+        return f"window {self.window}{sink}"
+
+
+@dataclass(frozen=True)
+class ChunkedLocal(Dependency):
+    """The tokens of the current chunk of ``chunk`` tokens (Llama-4's local layers).
+
+    A history that ends on a chunk boundary needs nothing: the next token opens a new chunk.
+    """
+
+    chunk: int
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"expected chunk >= 1, got {self}")
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        return _non_empty(Range(length // self.chunk * self.chunk, length))
+
+    def peak_tokens(self, length: int) -> int:
+        return min(length, self.chunk - 1)
+
+    def peak_pages(self, length: int, page_size: int) -> int:
+        # Chunks that end on a page boundary never hold pages of two chunks.
+        straddles = self.chunk % page_size != 0
+        return min(-(-length // page_size), -(-self.chunk // page_size) + straddles)
+
+    def effective(self, max_length: int) -> Dependency:
+        return Full() if self.chunk >= max_length else self
+
+    def __str__(self) -> str:
+        return f"chunk {self.chunk}"
+
+
+@dataclass(frozen=True)
+class LastState(Dependency):
+    """The state after the last token of the history, as recurrent layers keep it.
+
+    A state belongs to the page that ends with its token, so a prefix of whole pages can be
+    continued when the state of its last page, a checkpoint exactly there, is held.
+    """
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        return (Range(length - 1, length),) if length > 0 else ()
+
+    def peak_tokens(self, length: int) -> int:
+        return min(length, 1)
+
+    def peak_pages(self, length: int, page_size: int) -> int:
+        # The state moves on in place; no second one is held at the front.
+        return min(length, 1)
+
+    def __str__(self) -> str:
+        return "last state"
+
+
+@dataclass(frozen=True)
+class EncoderTokens(Dependency):
+    """The first ``tokens`` tokens of a history, where SGLang puts what an encoder made (images).
+
+    What cross-attention layers of an encoder-decoder model need; its other layers need
+    `DecoderTokens`.
+    """
+
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"expected tokens >= 0, got {self}")
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        return _non_empty(Range(0, min(self.tokens, length)))
+
+    def peak_tokens(self, length: int) -> int:
+        return min(self.tokens, length)
+
+    def peak_pages(self, length: int, page_size: int) -> int:
+        return -(-self.peak_tokens(length) // page_size)
+
+    def __str__(self) -> str:
+        return f"first {self.tokens}"
+
+
+@dataclass(frozen=True)
+class DecoderTokens(Dependency):
+    """Every token but the first ``skipped`` ones, which only `EncoderTokens` layers read."""
+
+    skipped: int
+
+    def __post_init__(self) -> None:
+        if self.skipped < 0:
+            raise ValueError(f"expected skipped >= 0, got {self}")
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        return _non_empty(Range(self.skipped, length))
+
+    def peak_tokens(self, length: int) -> int:
+        return max(0, length - self.skipped)
+
+    def peak_pages(self, length: int, page_size: int) -> int:
+        return max(0, -(-length // page_size) - self.skipped // page_size)
+
+    def effective(self, max_length: int) -> Dependency:
+        return self if self.skipped else Full()
+
+    def __str__(self) -> str:
+        return f"after {self.skipped}"
+
+
+def _non_empty(*ranges: Range) -> tuple[Range, ...]:
+    return tuple(r for r in ranges if r.start < r.stop)
+
+
+def check_legal(dependency: Dependency, lengths: Iterable[int]) -> None:
+    """Raise ``ValueError`` unless ``dependency`` keeps its contract on ``lengths``, in order."""
+    previous: set[int] = set()
+    previous_length = 0
+    for length in sorted(lengths):
+        now = {t for r in dependency.needed(length) for t in range(r.start, r.stop)}
+        if any(t < 0 or t >= length for t in now):
+            raise ValueError(f"{dependency} needs tokens outside [0, {length})")
+        if grown := sorted(t for t in now - previous if t < previous_length):
+            raise ValueError(
+                f"{dependency} needs token {grown[0]} at length {length}, which it had let go "
+                f"at length {previous_length}"
+            )
+        if len(now) > dependency.peak_tokens(length):
+            raise ValueError(f"{dependency} needs more than its peak_tokens({length})")
+        previous, previous_length = now, length
+
+
+def reads_everything(dependency: Dependency, max_length: int) -> bool:
+    """Whether a history of ``max_length`` tokens still needs all of them."""
+    return dependency.needed(max_length) == (Range(0, max_length),)
+
+
+def page_ranges(ranges: Iterable[Range], page_size: int) -> tuple[Range, ...]:
+    """The pages that token ``ranges`` touch, as ascending disjoint page ranges."""
+    pages: list[Range] = []
+    for start, stop in ranges:
+        first, last = start // page_size, -(-stop // page_size)
+        if pages and first <= pages[-1].stop:
+            pages[-1] = Range(pages[-1].start, max(pages[-1].stop, last))
+        else:
+            pages.append(Range(first, last))
+    return tuple(pages)
+
+
+def subtract(ranges: Iterable[Range], kept: Iterable[Range]) -> list[Range]:
+    """The parts of ``ranges`` outside ``kept``; both ascending and disjoint."""
+    kept = list(kept)
+    rest: list[Range] = []
+    for start, stop in ranges:
+        for keep in kept:
+            if keep.stop <= start or keep.start >= stop:
+                continue
+            if start < keep.start:
+                rest.append(Range(start, keep.start))
+            start = keep.stop
+        if start < stop:
+            rest.append(Range(start, stop))
+    return rest

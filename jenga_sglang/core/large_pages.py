@@ -1,0 +1,280 @@
+"""The two-level allocator: large pages move between groups, small pages live inside them.
+
+A small page is *used* (pinned by a running request), *cached* (held only by the prefix tree) or
+*free*. Conservation, recounted by `LargePages.check` from the arrays and never from counters::
+
+    free_large + Σ_g owned_large[g] == num_large
+    used + cached + free == small_per_large[g]        inside every large page that g owns
+
+A large page returns to the common pool the moment its last small page is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jenga_sglang.core.geometry import Geometry
+
+Ids = NDArray[np.int32]
+
+_FREE = -1
+_RESERVED = -2
+
+
+class LargePages:
+    """Who owns which large page, and how many of its small pages are used and held.
+
+    Small page ids are numbers in the whole buffer: small page ``p`` of group g lies in large
+    page ``p // small_per_large[g]``. No method depends on the size of the pool.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        num_groups = len(geometry.groups)
+        self.num_large = geometry.num_large_pages
+        self.small_per_large = [geometry.small_per_large(g) for g in range(num_groups)]
+        self.owner = np.full(self.num_large + 1, _FREE, np.int16)
+        self.owner[0] = _RESERVED
+        self.used = np.zeros(self.num_large + 1, np.int32)
+        self.held = np.zeros(self.num_large + 1, np.int32)  # used + cached
+        # The request that a large page was taken for; placement prefers its other pages.
+        self._request = np.zeros(self.num_large + 1, np.int64)
+        self._free = np.arange(self.num_large, 0, -1, dtype=np.int32)
+        self.num_free = self.num_large
+        self.num_owned = [0] * num_groups
+        self.num_reclaimable = [0] * num_groups  # owned, nothing used: could be taken back whole
+        self.num_used = [0] * num_groups  # small pages
+        self.num_held = [0] * num_groups  # small pages
+        # Free small pages inside owned large pages, by large page and by request. Empty where
+        # a small page is a large page.
+        self._holes: list[dict[int, list[int]]] = [{} for _ in range(num_groups)]
+        self._holes_of: list[dict[int, dict[int, None]]] = [{} for _ in range(num_groups)]
+        # Large pages with used and cached pages side by side, in the order they became so. May
+        # be stale: `mixed` looks again. Empty where a small page is a large page.
+        self._mixed: list[dict[int, None]] = [{} for _ in range(num_groups)]
+
+    # -- capacity ---------------------------------------------------------------------------
+
+    def num_holes(self, group: int) -> int:
+        """Free small pages inside large pages that ``group`` owns already."""
+        return self.num_owned[group] * self.small_per_large[group] - self.num_held[group]
+
+    def num_usable(self, group: int) -> int:
+        """Free and cached small pages in large pages that ``group`` must keep (some are used)."""
+        kept = self.num_owned[group] - self.num_reclaimable[group]
+        return kept * self.small_per_large[group] - self.num_used[group]
+
+    def num_missing(self, demand: Sequence[int]) -> int:
+        """Large pages short of serving ``demand`` small pages per group without any eviction."""
+        needed = sum(
+            _ceil_div(max(0, count - self.num_holes(g)), self.small_per_large[g])
+            for g, count in enumerate(demand)
+        )
+        return needed - self.num_free
+
+    def can_serve(self, demand: Sequence[int]) -> bool:
+        """Whether ``demand`` small pages per group fit once everything cached has gone."""
+        needed = sum(
+            _ceil_div(max(0, count - self.num_usable(g)), self.small_per_large[g])
+            for g, count in enumerate(demand)
+        )
+        return needed <= self.num_free + sum(self.num_reclaimable)
+
+    # -- transitions ------------------------------------------------------------------------
+
+    def take(self, group: int, count: int, request: int, *, scarce: bool = False) -> Ids:
+        """Turn ``count`` free small pages into used ones of ``group`` and return their ids.
+
+        Order (Jenga §5.4): holes in large pages taken for the same request, free large pages,
+        holes in anybody's large pages; ``scarce`` puts free large pages last, so that another
+        group can still have them. Raises ``MemoryError`` and changes nothing when there are too
+        few; what is merely cached must have been evicted before.
+        """
+        if count > self.num_holes(group) + self.num_free * self.small_per_large[group]:
+            raise MemoryError(f"group {group}: {count} small pages were never reserved")
+        holes = self._take_holes(group, list(self._holes_of[group].get(request, ())), count)
+        if scarce:
+            holes += self._take_holes(group, list(self._holes[group]), count - len(holes))
+        fresh = self._take_free_large(group, count - len(holes), request)
+        missing = count - len(holes) - len(fresh)
+        if missing:
+            holes += self._take_holes(group, list(self._holes[group]), missing)
+        return np.concatenate((np.array(holes, np.int32), fresh)) if holes else fresh
+
+    def _take_free_large(self, group: int, count: int, request: int) -> Ids:
+        per_large = self.small_per_large[group]
+        num_large = min(self.num_free, _ceil_div(count, per_large))
+        self.num_free -= num_large
+        large = self._free[self.num_free : self.num_free + num_large][::-1].copy()
+        self.owner[large] = group
+        self._request[large] = request
+        self.num_owned[group] += num_large
+        small: Ids = (large[:, None] * per_large + np.arange(per_large, dtype=np.int32)).ravel()
+        count = min(count, len(small))
+        self.used[large] = self.held[large] = per_large
+        if holes := small[count:].tolist():
+            last = int(large[-1])
+            self.used[last] = self.held[last] = per_large - len(holes)
+            self._add_holes(group, last, holes)
+        self.num_used[group] += count
+        self.num_held[group] += count
+        return small[:count]
+
+    def num_holes_of(self, group: int, request: int) -> int:
+        """Free small pages inside the large pages that were taken for ``request``."""
+        holes = self._holes[group]
+        return sum(len(holes[large]) for large in self._holes_of[group].get(request, ()))
+
+    def _take_holes(self, group: int, large_pages: list[int], count: int) -> list[int]:
+        taken: list[int] = []
+        for large in large_pages:
+            if len(taken) == count:
+                break
+            holes = self._holes[group][large]
+            split = max(0, len(holes) - (count - len(taken)))
+            got = holes[split:]
+            del holes[split:]
+            if not holes:
+                self._drop_holes(group, large)
+            self.num_reclaimable[group] -= self._is_reclaimable(large)
+            self.used[large] += len(got)
+            self.held[large] += len(got)
+            self.num_used[group] += len(got)
+            self.num_held[group] += len(got)
+            taken += got
+            self._note_mixed(group, [large])
+        return taken
+
+    def cache(self, group: int, small: Ids) -> Ids:
+        """Used → cached. Returns the large pages in which nothing is used any more."""
+        large, counts = self.by_large(group, small)
+        before = self._count_reclaimable(large)
+        self.used[large] -= counts
+        self.num_used[group] -= len(small)
+        self.num_reclaimable[group] += self._count_reclaimable(large) - before
+        idle: Ids = large[self.used[large] == 0]
+        self._note_mixed(group, large.tolist() if self.small_per_large[group] > 1 else [])
+        return idle
+
+    def use(self, group: int, small: Ids) -> None:
+        """Cached → used."""
+        large, counts = self.by_large(group, small)
+        before = self._count_reclaimable(large)
+        self.used[large] += counts
+        self.num_used[group] += len(small)
+        self.num_reclaimable[group] += self._count_reclaimable(large) - before
+        self._note_mixed(group, large.tolist() if self.small_per_large[group] > 1 else [])
+
+    def mixed(self, group: int) -> list[int]:
+        """Large pages of ``group`` with used and cached pages side by side, oldest first."""
+        mixed = {
+            large: None
+            for large in self._mixed[group]
+            if self.owner[large] == group and 0 < self.used[large] < self.held[large]
+        }
+        self._mixed[group] = mixed
+        return list(mixed)
+
+    def _note_mixed(self, group: int, large_pages: list[int]) -> None:
+        for large in large_pages:
+            if 0 < self.used[large] < self.held[large]:
+                self._mixed[group].setdefault(large)
+
+    def free_used(self, group: int, small: Ids) -> Ids:
+        """Used → free. Returns the large pages that still hold cached pages but nothing used."""
+        large, counts = self.by_large(group, small)
+        before = self._count_reclaimable(large)
+        self.used[large] -= counts
+        self.num_used[group] -= len(small)
+        self._free_small(group, small, large, counts, before)
+        idle: Ids = large[(self.used[large] == 0) & (self.held[large] > 0)]
+        return idle
+
+    def free_cached(self, group: int, small: Ids) -> None:
+        """Cached → free."""
+        large, counts = self.by_large(group, small)
+        self._free_small(group, small, large, counts, self._count_reclaimable(large))
+
+    def _free_small(self, group: int, small: Ids, large: Ids, counts: Ids, before: int) -> None:
+        self.held[large] -= counts
+        self.num_held[group] -= len(small)
+        self.num_reclaimable[group] += self._count_reclaimable(large) - before
+        empty = large[self.held[large] == 0]
+        if self.small_per_large[group] > 1:
+            self._record_holes(group, small, empty)
+        self.owner[empty] = _FREE
+        self._free[self.num_free : self.num_free + len(empty)] = empty[::-1]
+        self.num_free += len(empty)
+        self.num_owned[group] -= len(empty)
+
+    def _record_holes(self, group: int, small: Ids, empty: Ids) -> None:
+        gone = set(empty.tolist())
+        for page in small.tolist():
+            large = page // self.small_per_large[group]
+            if large not in gone:
+                self._add_holes(group, large, [page])
+        for large in empty.tolist():
+            if large in self._holes[group]:
+                self._drop_holes(group, large)
+
+    def _add_holes(self, group: int, large: int, small: list[int]) -> None:
+        self._holes[group].setdefault(large, []).extend(small)
+        self._holes_of[group].setdefault(int(self._request[large]), {})[large] = None
+
+    def _drop_holes(self, group: int, large: int) -> None:
+        del self._holes[group][large]
+        request = int(self._request[large])
+        of_request = self._holes_of[group][request]
+        del of_request[large]
+        if not of_request:
+            del self._holes_of[group][request]
+
+    # -- helpers ----------------------------------------------------------------------------
+
+    def large_of(self, group: int, small: Ids) -> Ids:
+        return small // np.int32(self.small_per_large[group])
+
+    def by_large(self, group: int, small: Ids) -> tuple[Ids, Ids]:
+        """The large pages that small pages lie in, each once, and how many lie in each."""
+        if self.small_per_large[group] == 1:
+            return small, np.ones(len(small), np.int32)
+        large, counts = np.unique(self.large_of(group, small), return_counts=True)
+        return large, counts.astype(np.int32)
+
+    def _is_reclaimable(self, large: int) -> bool:
+        return bool(self.used[large] == 0 and self.held[large] > 0)
+
+    def _count_reclaimable(self, large: Ids) -> int:
+        return int(np.count_nonzero((self.used[large] == 0) & (self.held[large] > 0)))
+
+    def check(self) -> None:
+        """Recount everything; raise ``AssertionError`` at the first difference."""
+        free = self._free[: self.num_free]
+        assert len(set(free.tolist())) == self.num_free, "a large page is free twice"
+        assert (self.owner[free] == _FREE).all(), "a free large page has an owner"
+        owned_total = 0
+        for g, per_large in enumerate(self.small_per_large):
+            owned = np.flatnonzero(self.owner == g)
+            owned_total += len(owned)
+            assert len(owned) == self.num_owned[g], f"group {g}: owned large pages miscounted"
+            assert (self.held[owned] > 0).all(), f"group {g}: owns an empty large page"
+            assert (self.used[owned] <= self.held[owned]).all() and (self.used[owned] >= 0).all()
+            assert (self.held[owned] <= per_large).all(), f"group {g}: large page overfull"
+            assert int(self.used[owned].sum()) == self.num_used[g], f"group {g}: used miscounted"
+            assert int(self.held[owned].sum()) == self.num_held[g], f"group {g}: held miscounted"
+            idle = int(np.count_nonzero(self.used[owned] == 0))
+            assert idle == self.num_reclaimable[g], f"group {g}: reclaimable miscounted"
+            for large in owned.tolist():
+                holes = self._holes[g].get(large, [])
+                assert len(holes) == len(set(holes)) == per_large - self.held[large], (
+                    f"group {g}: large page {large} has {len(holes)} holes, "
+                    f"{self.held[large]} held of {per_large}"
+                )
+                assert all(p // per_large == large for p in holes)
+        assert self.num_free + owned_total == self.num_large, "a large page is lost"
+
+
+def _ceil_div(value: int, divisor: int) -> int:
+    return -(-value // divisor)

@@ -1,0 +1,495 @@
+"""What a scheduler asks for: match, lock, reserve, extend, checkpoint, release.
+
+One request's life::
+
+    hit  = manager.match(namespace, tokens)      nothing is written
+    pin  = manager.lock(hit)                     the hit's pages cannot be evicted
+    manager.reserve([(pin, 700), ...])           all or nothing; evicts what it must
+    manager.extend(pin, 700)                     private pages for 700 tokens
+    manager.checkpoint(pin, namespace, tokens)   whole pages go to the tree, behind-window unpinned
+    manager.slide(pin, 701)                      what 701 tokens no longer need is let go
+    manager.release(pin)                         private pages are free, tree pages are cached
+
+A request's row, in pages, with who owns what::
+
+    [0, tree_pages)          in the tree, pinned where a group still needs them
+    [tree_pages, num_pages)  private
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jenga_sglang.core.dependency import Range, page_ranges, subtract
+from jenga_sglang.core.geometry import Geometry
+from jenga_sglang.core.hit import longest_hit
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.memory import Memory, default_virtual_pages
+from jenga_sglang.core.tree import Path, PrefixTree, Tokens
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A prefix that every group can continue from. ``matched_pages`` is what the tree knows of
+    the history at all; the difference was cut off by the group ``cut_by``."""
+
+    path: Path
+    matched_pages: int
+    cut_by: int | None
+
+
+@dataclass(eq=False)
+class Pin:
+    """The pages of one running request. ``held[g]`` are the page ranges pinned in group g."""
+
+    number: int
+    pages: Ids
+    num_pages: int
+    tree_pages: int
+    held: list[list[Range]]
+    hit: Hit
+    touched: bool = False
+
+    @property
+    def row(self) -> Ids:
+        """Virtual pages of the request's history, first page first."""
+        return self.pages[: self.num_pages]
+
+    def append(self, pages: Ids) -> None:
+        stop = self.num_pages + len(pages)
+        if stop > len(self.pages):
+            grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int32)
+            grown[: self.num_pages] = self.row
+            self.pages = grown
+        self.pages[self.num_pages : stop] = pages
+        for ranges in self.held:
+            if ranges and ranges[-1].stop == self.num_pages:
+                ranges[-1] = Range(ranges[-1].start, stop)
+            else:
+                ranges.append(Range(self.num_pages, stop))
+        self.num_pages = stop
+
+
+@dataclass
+class Counters:
+    """What happened so far, in pages unless the name says otherwise."""
+
+    lost_hit_tokens: Counter[int] = field(default_factory=Counter)  # by the group that cut
+    evicted: Counter[int] = field(default_factory=Counter)  # by group, for want of room
+    cascaded: Counter[int] = field(default_factory=Counter)  # by group, out of reach
+    refused_reservations: int = 0
+
+
+class Manager:
+    """Decides for one pool. Deterministic: the same calls in the same order decide alike."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        max_requests: int,
+        max_length: int,
+        prefix_cache: bool = True,
+    ) -> None:
+        self.geometry = geometry
+        self.page_size = geometry.page_size
+        self.max_length = max_length
+        self.max_requests = max_requests
+        self.prefix_cache = prefix_cache
+        self.dependencies = [g.spec.dependency.effective(max_length) for g in geometry.groups]
+        # Pages that every longer history needs: losing one puts all that follows out of reach.
+        self._permanent = [self._page_ranges(g, max_length) for g in range(len(geometry.groups))]
+        self.counters = Counters()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything. No request may hold a pin."""
+        num_virtual = default_virtual_pages(self.geometry, self.max_requests, self.max_length)
+        self.memory = Memory(self.geometry, num_virtual)
+        self.tree = PrefixTree(self.page_size, num_virtual)
+        self.changes = 0
+        self._next_pin = 0
+        self._scarce = False
+        self.pins: dict[int, Pin] = {}
+
+    # -- prefix hits --------------------------------------------------------------------------
+
+    def match(self, namespace: Hashable, tokens: Tokens) -> Hit:
+        """The longest prefix of ``tokens``, in whole pages, that every group can continue from."""
+        if not self.prefix_cache:
+            return self.miss(namespace)
+        path = self.tree.find(namespace, tokens)
+        pages = self.tree.pages(path)
+        length, cut_by = longest_hit(
+            path.num_pages,
+            self.page_size,
+            self.dependencies,
+            lambda g, wanted: _shift(
+                self.memory.first_missing(g, pages[wanted.start : wanted.stop]), wanted.start
+            ),
+        )
+        return Hit(Path(path.node, length), path.num_pages, cut_by)
+
+    def miss(self, namespace: Hashable) -> Hit:
+        """The empty prefix."""
+        return Hit(Path(self.tree.root(namespace), 0), 0, None)
+
+    def lock(self, hit: Hit) -> Pin:
+        """Pin what a request that continues from ``hit`` needs."""
+        pages = self.tree.pages(hit.path)
+        held = [list(self._page_ranges(g, len(pages) * self.page_size)) for g in self._groups]
+        self._next_pin += 1
+        pin = Pin(self._next_pin, pages, len(pages), len(pages), held, hit)
+        for g, ranges in enumerate(held):
+            for r in ranges:
+                self.memory.pin(g, pages[r.start : r.stop])
+        self.memory.pin_virtual(pages)
+        self.pins[pin.number] = pin
+        self.changes += 1
+        return pin
+
+    def release(self, pin: Pin) -> None:
+        """Drop every pin: private pages are freed, tree pages become cached."""
+        del self.pins[pin.number]
+        for g, ranges in enumerate(pin.held):
+            for r in ranges:
+                self.memory.unpin(g, pin.pages[r.start : r.stop])
+        self.memory.unpin_virtual(pin.row)
+        self._forget_hollow(pin.row)
+        pin.num_pages = pin.tree_pages = 0
+        self.changes += 1
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def new_pages(self, pin: Pin, length: int) -> int:
+        """Pages that ``pin`` lacks to hold ``length`` tokens."""
+        return max(0, -(-length // self.page_size) - pin.num_pages)
+
+    def can_serve(self, pages: Sequence[int]) -> bool:
+        """Whether ``pages`` new pages per group fit once everything cached has gone."""
+        stripes = self.memory.stripes
+        demand = [n * s for n, s in zip(pages, stripes, strict=True)]
+        return self.memory.large.can_serve(demand)
+
+    def request_pages(self, length: int, fresh: int, prefix: int) -> list[int]:
+        """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
+
+        ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
+        it. A step holds what the history before it needs and everything it computes; two pages
+        more for the boundaries that fall inside pages.
+        """
+        pages = []
+        for g, dependency in enumerate(self.dependencies):
+            held = -(-(dependency.peak_tokens(length) + fresh) // self.page_size) + 2
+            pinned = sum(r.size for r in self._page_ranges(g, prefix))
+            pages.append(max(0, min(-(-length // self.page_size), held) - pinned))
+        return pages
+
+    def longest_request(self, fresh: int) -> int:
+        """The longest request, in tokens, that fits into an empty pool when its prompt is
+        computed ``fresh`` tokens at a time; at most ``max_length``."""
+        low, high = 0, self.max_length
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._fits_empty(self.request_pages(middle, fresh, 0)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _fits_empty(self, pages: Sequence[int]) -> bool:
+        books = self.memory.large
+        large = (
+            -(-n * s // k)
+            for n, s, k in zip(pages, self.memory.stripes, books.small_per_large, strict=True)
+        )
+        return sum(large) <= books.num_large
+
+    def growth_room(self) -> list[int]:
+        """Pages per group that the running requests could still grow by, together."""
+        room = [0] * len(self.dependencies)
+        for g, dependency in enumerate(self.dependencies):
+            most = -(-dependency.peak_tokens(self.max_length) // self.page_size) + 2
+            for pin in self.pins.values():
+                room[g] += max(0, most - sum(r.size for r in pin.held[g]))
+        return room
+
+    def whole_tokens_left(self, pages: Sequence[int]) -> int:
+        """Tokens that fit beside ``pages`` pages per group if every group must hold them all."""
+        geometry, books = self.geometry, self.memory.large
+        page_bytes = [g.page_bytes for g in geometry.groups]
+        usable = (books.num_free + sum(books.num_reclaimable)) * geometry.large_page_bytes
+        usable += sum(
+            books.num_usable(g) * cut.small_page_bytes for g, cut in enumerate(geometry.groups)
+        )
+        usable -= sum(n * b for n, b in zip(pages, page_bytes, strict=True))
+        return usable // sum(page_bytes) * self.page_size
+
+    def can_serve_pages(self, pages: int) -> bool:
+        """Whether ``pages`` new pages fit in every group at once."""
+        return self.can_serve([pages] * len(self.dependencies))
+
+    def reserve(self, demands: Sequence[tuple[Pin, int]]) -> bool:
+        """Make room for every (pin, pages) demand, or change nothing but the cache.
+
+        Evicts cached pages as needed. False when the demands together do not fit, whatever is
+        evicted. After True, `extend` cannot fail for these demands.
+        """
+        total = sum(pages for _, pages in demands)
+        demand = self.memory.small_demand(total)
+        if not self.memory.large.can_serve(demand):
+            self.counters.refused_reservations += 1
+            return False
+        # Whole large pages for every request keep tenants apart. Where there are too few, holes
+        # in the pages of others come first, so that no group takes what only another can use.
+        self._scarce = not self._make_preferred_room(demands)
+        if self._scarce:
+            self._make_any_room(demand)
+        return True
+
+    def _make_preferred_room(self, demands: Sequence[tuple[Pin, int]]) -> bool:
+        large = self.memory.large
+        while True:
+            # Evicting can take a request's own holes along, so this is asked anew each time.
+            preferred = sum(self._preferred_large(pin, pages) for pin, pages in demands if pages)
+            if preferred <= large.num_free:
+                return True
+            if preferred > large.num_free + sum(large.num_reclaimable):
+                return False
+            if not self._evict_large(preferred - large.num_free):
+                return False
+
+    def _preferred_large(self, pin: Pin, pages: int) -> int:
+        """Large pages that ``pages`` new pages take when they go into no other request's holes."""
+        large = self.memory.large
+        total = 0
+        for g, stripes in enumerate(self.memory.stripes):
+            small = max(0, pages * stripes - large.num_holes_of(g, pin.number))
+            total += -(-small // large.small_per_large[g])
+        return total
+
+    def _make_any_room(self, demand: Sequence[int]) -> None:
+        large = self.memory.large
+        while (missing := large.num_missing(demand)) > 0:
+            if not self._evict_large(missing):
+                break
+        # Last resort: single cached pages in large pages that something still uses.
+        for g, count in enumerate(demand):
+            while large.num_missing(demand) > 0 and count > large.num_holes(g) and large.mixed(g):
+                short = count - large.num_holes(g)
+                self._evict_pages(g, self.memory.mixed_tenants(g, short))
+
+    def extend(self, pin: Pin, length: int) -> Ids:
+        """Give ``pin`` private pages for ``length`` tokens and return them.
+
+        Raises ``MemoryError`` and changes nothing if the pages were never reserved.
+        """
+        pages = self.memory.take(self.new_pages(pin, length), pin.number, scarce=self._scarce)
+        if not pin.touched:
+            self._count_hit(pin)
+        pin.append(pages)
+        return pages
+
+    def _count_hit(self, pin: Pin) -> None:
+        pin.touched = True
+        self._touch(pin, self.memory.tick())
+        if pin.hit.cut_by is not None:
+            lost = pin.hit.matched_pages - pin.hit.path.num_pages
+            self.counters.lost_hit_tokens[pin.hit.cut_by] += lost * self.page_size
+
+    def slide(self, pin: Pin, length: int) -> None:
+        """Let go of what a history of ``length`` computed tokens no longer needs.
+
+        Rounded down to whole pages, so that the last page boundary stays a possible hit.
+        """
+        whole = length // self.page_size
+        for g in self._groups:
+            kept = list(self._page_ranges(g, whole * self.page_size))
+            kept = _join(kept, Range(whole, pin.num_pages))
+            gone = subtract(pin.held[g], kept)
+            if gone:
+                for r in gone:
+                    self.memory.unpin(g, pin.pages[r.start : r.stop])
+                pin.held[g] = subtract(pin.held[g], gone)
+
+    # -- the tree -----------------------------------------------------------------------------
+
+    def checkpoint(self, pin: Pin, namespace: Hashable, tokens: Tokens) -> None:
+        """Put the whole pages of ``tokens``, computed by the request, into the tree.
+
+        Pages that the tree knows already are merged: the request goes on with the tree's page
+        and its own copy is freed, or fills what the tree's page lacks. Then slides.
+        """
+        if not self.prefix_cache:
+            return
+        num_pages = len(tokens) // self.page_size
+        tokens = tokens[: num_pages * self.page_size]
+        path = self.tree.find(namespace, tokens)
+        known = path.num_pages
+        if known > pin.tree_pages:
+            self._merge(pin, path)
+        if num_pages > max(known, pin.tree_pages):
+            own = pin.pages[known:num_pages]
+            self.tree.extend(path, tokens, own)
+            self._move_to_tree(own, known)
+        pin.tree_pages = max(pin.tree_pages, num_pages)
+        self.slide(pin, len(tokens))
+        self._touch(pin, self.memory.tick())
+
+    def _merge(self, pin: Pin, path: Path) -> None:
+        """Repoint the private pages of ``pin`` that ``path`` covers onto the tree's."""
+        first = pin.tree_pages
+        mine = pin.pages[first : path.num_pages]
+        theirs = self.tree.pages(path)[first:]
+        hollow = theirs == 0
+        if hollow.any():
+            fill = np.where(hollow, mine, 0).astype(np.int32)
+            self.tree.replace(path, first, fill)
+            self._move_to_tree(fill, first)
+        if not hollow.all():
+            self.memory.merge(mine[~hollow], theirs[~hollow])
+        pin.pages[first : path.num_pages] = np.where(hollow, mine, theirs)
+
+    def _move_to_tree(self, pages: Ids, depth: int) -> None:
+        """Private ``pages`` are in the tree now, from page ``depth`` of the history; 0 is passed
+        over (a hollow page of a prefix that the tree has since forgotten)."""
+        held = np.flatnonzero(pages).astype(np.int32)
+        self.memory.move_to_tree(pages[held], held + depth)
+
+    def _touch(self, pin: Pin, now: int) -> None:
+        """One logical time for all that the request's tree prefix needs, in every group."""
+        for g in self._groups:
+            for r in self._page_ranges(g, pin.tree_pages * self.page_size):
+                self.memory.touch(g, pin.pages[r.start : r.stop])
+
+    # -- eviction -----------------------------------------------------------------------------
+
+    def _evict_large(self, wanted: int) -> bool:
+        """Empty up to ``wanted`` of the least recently used large pages that hold only cached
+        pages; among equal times the one that serves the longest prefix. False when there is none.
+        """
+        large = self.memory.lru.pop_oldest()
+        if large is None:
+            return False
+        books = self.memory.large
+        idle = large[(books.used[large] == 0) & (books.held[large] > 0)]
+        if not len(idle):
+            return True
+        order = np.lexsort((idle, -self._depths(idle)))
+        idle = idle[order]
+        self.memory.lru.add(idle[wanted:])
+        chosen = idle[:wanted]
+        owners = books.owner[chosen]
+        for g in self._groups:
+            tenants = self.memory.tenants(g, chosen[owners == g]).ravel()
+            if len(tenants):
+                self._evict_pages(g, np.unique(tenants[tenants != 0]))
+        return True
+
+    def _depths(self, large: Ids) -> Ids:
+        depths = np.zeros(len(large), np.int32)
+        owners = self.memory.large.owner[large]
+        for g in self._groups:
+            of_group = owners == g
+            if of_group.any():
+                tenants = self.memory.tenants(g, large[of_group])
+                depths[of_group] = self.memory.depth[tenants].max(axis=1)
+        return depths
+
+    def evict(self, pages: int) -> int:
+        """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
+        before = self.memory.num_free_virtual
+        while (missing := before + pages - self.memory.num_free_virtual) > 0:
+            if not self._evict_large(missing):
+                break
+        return self.memory.num_free_virtual - before
+
+    def _evict_pages(self, group: int, virtual: Ids) -> None:
+        """Drop cached pages of ``group``, and in every group what nobody can reach without them."""
+        virtual = virtual[self.memory.table[group][virtual, 0] != 0]
+        self.counters.evicted[group] += len(virtual)
+        self.memory.drop(group, virtual)
+        permanent = self._is_permanent(group, virtual)
+        self._cascade(virtual[permanent])
+        self._forget_hollow(virtual[~permanent])
+
+    def _is_permanent(self, group: int, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        depth = self.memory.depth[virtual]
+        permanent = np.zeros(len(virtual), np.bool_)
+        for r in self._permanent[group]:
+            permanent |= (depth >= r.start) & (depth < r.stop)
+        return permanent
+
+    def _cascade(self, virtual: Ids) -> None:
+        for node in sorted(self.tree.nodes_of(virtual), key=lambda n: n.start):
+            if not self.tree.is_alive(node):
+                continue
+            index = int(np.isin(node.pages, virtual).argmax())
+            unreachable = self.tree.below(node, index)
+            for g in self._groups:
+                held = unreachable[self.memory.table[g][unreachable, 0] != 0]
+                self.counters.cascaded[g] += len(held)
+                self.memory.drop(g, held)
+            self.tree.cut(node, index)
+            self.memory.forget(unreachable)
+
+    def _forget_hollow(self, virtual: Ids) -> None:
+        virtual = virtual[self.memory.in_tree[virtual]]
+        hollow = virtual[self.memory.is_hollow(virtual)]
+        if len(hollow):
+            self.tree.hollow_out(hollow)
+            self.memory.forget(hollow)
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    @property
+    def _groups(self) -> range:
+        return range(len(self.dependencies))
+
+    def _page_ranges(self, group: int, length: int) -> tuple[Range, ...]:
+        return page_ranges(self.dependencies[group].needed(length), self.page_size)
+
+    def used_share(self) -> float:
+        """Share of the pool's bytes that running requests pin, 0 to 1: what is neither free nor
+        could be evicted."""
+        books, geometry = self.memory.large, self.geometry
+        used = sum(n * cut.small_page_bytes for n, cut in zip(books.num_used, geometry.groups, strict=True))
+        return used / (books.num_large * geometry.large_page_bytes)
+
+    def describe_room(self) -> str:
+        """One line: free large pages, and used, cached and free small pages of each group."""
+        books = self.memory.large
+        parts = [f"{books.num_free} of {books.num_large} large pages free"]
+        for g, group in enumerate(self.geometry.groups):
+            used, held = books.num_used[g], books.num_held[g]
+            parts.append(
+                f"{group.spec.name}: {books.num_owned[g]} large pages, small pages {used} used "
+                f"{held - used} cached {books.num_holes(g)} free"
+            )
+        return "; ".join(parts)
+
+    def check_idle(self) -> None:
+        """`check`, and that nothing is pinned. Raises ``AssertionError``."""
+        self.check()
+        assert not self.pins, f"{len(self.pins)} requests still hold pages"
+        assert not any(self.memory.large.num_used), "pages are in use by nobody"
+
+    def check(self) -> None:
+        """Recount all of it; raise ``AssertionError`` at the first difference."""
+        self.memory.check()
+        self.tree.check()
+
+
+def _shift(index: int | None, by: int) -> int | None:
+    return None if index is None else index + by
+
+
+def _join(ranges: list[Range], last: Range) -> list[Range]:
+    """``ranges`` with ``last`` appended, merged where they meet."""
+    if last.size and ranges and ranges[-1].stop >= last.start:
+        return [*ranges[:-1], Range(ranges[-1].start, last.stop)]
+    return [*ranges, last] if last.size else ranges

@@ -1,0 +1,287 @@
+"""Virtual pages, page tables and pins: the state of every page of tokens in every group.
+
+A *virtual page* names ``page_size`` consecutive tokens of one history; it is what SGLang stores
+(as virtual token ids) and never a place. The page table of a group maps it to one small page per
+stripe, or to 0 where the group holds nothing. Virtual page 0 stands for "no page".
+
+A virtual page is owned by exactly one side: *private* to the request that computed it, or *in the
+tree*. Either way a running request pins what it still needs, per group; a pin count of zero makes
+a tree page cached and sets a private page free.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jenga_sglang.core.dependency import reads_everything
+from jenga_sglang.core.geometry import Geometry
+from jenga_sglang.core.large_pages import Ids, LargePages
+from jenga_sglang.core.lru import LruBuckets
+
+
+class Memory:
+    """The pool's books, in host arrays that are the authority for every rank and the device.
+
+    ``table[g]`` has shape (virtual pages, stripes) and dtype int32; ``pins[g]`` counts pins per
+    virtual page, and ``pins[-1]`` those on the virtual page itself.
+    """
+
+    def __init__(self, geometry: Geometry, num_virtual_pages: int) -> None:
+        self.geometry = geometry
+        self.num_groups = len(geometry.groups)
+        self.num_virtual = num_virtual_pages
+        self.large = LargePages(geometry)
+        self.lru = LruBuckets(self.large.num_large)
+        rows = num_virtual_pages + 1
+        self.stripes = [g.stripes for g in geometry.groups]
+        self.table = [np.zeros((rows, s), np.int32) for s in self.stripes]
+        self.pins = np.zeros((self.num_groups + 1, rows), np.int32)
+        self.in_tree = np.zeros(rows, np.bool_)
+        # Position of a tree page in its history, in pages; orders eviction among equal times.
+        self.depth = np.zeros(rows, np.int32)
+        # The virtual page that a small page belongs to: the table read backwards.
+        self._virtual_of = [
+            np.zeros((self.large.num_large + 1) * k, np.int32) for k in self.large.small_per_large
+        ]
+        self._free = np.arange(num_virtual_pages, 0, -1, dtype=np.int32)
+        self.num_free_virtual = num_virtual_pages
+        self.num_tree = 0  # virtual pages in the tree
+        self.num_tree_pinned = 0
+        self.now = 0
+        self._freed: list[tuple[int, Ids]] | None = None
+
+    def record_freed(self) -> None:
+        """Keep note of the small pages that are freed, for `take_freed` (a debugging aid)."""
+        self._freed = []
+
+    def take_freed(self) -> list[tuple[int, Ids]]:
+        """(group, small pages) freed since the last call, in order."""
+        freed, self._freed = self._freed or [], []
+        return freed
+
+    def tick(self) -> int:
+        """Advance logical time: the only clock there is, so that every rank decides alike."""
+        self.now += 1
+        return self.now
+
+    # -- requests: take, pin, unpin -----------------------------------------------------------
+
+    def small_demand(self, pages: int) -> list[int]:
+        """Small pages per group that ``pages`` new pages of tokens take."""
+        return [pages * s for s in self.stripes]
+
+    def take(self, pages: int, request: int, *, scarce: bool = False) -> Ids:
+        """Hand ``pages`` new private virtual pages, backed in every group, to ``request``.
+
+        The room must have been made before (`Manager.reserve`); raises ``MemoryError`` and
+        changes nothing if not.
+        """
+        room = self.large.num_missing(self.small_demand(pages)) <= 0
+        if not room or pages > self.num_free_virtual:
+            raise MemoryError(f"{pages} virtual pages were never reserved")
+        self.num_free_virtual -= pages
+        virtual = self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
+        for g, stripes in enumerate(self.stripes):
+            small = self.large.take(g, pages * stripes, request, scarce=scarce)
+            # Until something needs it again a page is transient: first to go. A large page with
+            # other tenants keeps their time.
+            large, counts = self.large.by_large(g, small)
+            self.lru.touch(large[self.large.held[large] == counts], 0)
+            self.table[g][virtual] = small.reshape(pages, stripes)
+            self._virtual_of[g][small] = np.repeat(virtual, stripes)
+        self.pins[:, virtual] = 1
+        return virtual
+
+    def pin(self, group: int, virtual: Ids) -> None:
+        """Pin tree pages that ``group`` holds: cached ones become used."""
+        pins = self.pins[group]
+        idle = virtual[pins[virtual] == 0]
+        pins[virtual] += 1
+        if len(idle):
+            self.large.use(group, self._small(group, idle))
+
+    def unpin(self, group: int, virtual: Ids) -> None:
+        """Drop one pin: a tree page that nobody pins any more becomes cached, a private one is
+        freed in this group."""
+        pins = self.pins[group]
+        pins[virtual] -= 1
+        idle = virtual[pins[virtual] == 0]
+        if not len(idle):
+            return
+        in_tree = self.in_tree[idle]
+        if len(cached := idle[in_tree]):
+            self.lru.add(self.large.cache(group, self._small(group, cached)))
+        if len(private := idle[~in_tree]):
+            self.lru.add(self.large.free_used(group, self._clear(group, private)))
+
+    def pin_virtual(self, virtual: Ids) -> None:
+        """Pin the virtual pages themselves, all in the tree; 0 is passed over."""
+        virtual = virtual[virtual != 0]
+        pins = self.pins[-1]
+        self.num_tree_pinned += int(np.count_nonzero(pins[virtual] == 0))
+        pins[virtual] += 1
+
+    def unpin_virtual(self, virtual: Ids) -> None:
+        """Drop one pin of virtual pages; private ones are given back, 0 is passed over."""
+        virtual = virtual[virtual != 0]
+        self.pins[-1][virtual] -= 1
+        idle = virtual[self.pins[-1][virtual] == 0]
+        in_tree = self.in_tree[idle]
+        self.num_tree_pinned -= int(np.count_nonzero(in_tree))
+        self._free_virtual(idle[~in_tree])
+
+    def touch(self, group: int, virtual: Ids) -> None:
+        """A hit needed these pages of ``group`` now."""
+        large = self.large.large_of(group, self._small(group, virtual))
+        self.lru.touch(large, self.now)
+
+    # -- the tree: own, merge, evict ----------------------------------------------------------
+
+    def move_to_tree(self, virtual: Ids, depth: Ids) -> None:
+        """Private pages, pinned by one request, become tree pages at these depths."""
+        self.in_tree[virtual] = True
+        self.depth[virtual] = depth
+        self.num_tree += len(virtual)
+        self.num_tree_pinned += len(virtual)
+
+    def merge(self, private: Ids, tree: Ids) -> None:
+        """Replace private pages by tree pages of the same tokens, position by position.
+
+        Where the tree holds the group's page, the private copy is freed; where it does not, the
+        private small pages move over. The request's pins move along.
+        """
+        for g in range(self.num_groups):
+            held = self.pins[g][private] > 0
+            mine, theirs = private[held], tree[held]
+            absent = self.table[g][theirs, 0] == 0
+            self._adopt(g, mine[absent], theirs[absent])
+            self.pin(g, theirs[~absent])
+            self.unpin(g, mine[~absent])
+        self.pin_virtual(tree)
+        self.unpin_virtual(private)
+
+    def _adopt(self, group: int, private: Ids, tree: Ids) -> None:
+        small = self.table[group][private]
+        self.table[group][tree] = small
+        self.table[group][private] = 0
+        self._virtual_of[group][small.ravel()] = np.repeat(tree, self.stripes[group])
+        self.pins[group][tree] = self.pins[group][private]
+        self.pins[group][private] = 0
+
+    def drop(self, group: int, virtual: Ids) -> None:
+        """Free cached pages of ``group``; passes over pages that the group does not hold."""
+        virtual = virtual[self.table[group][virtual, 0] != 0]
+        if len(virtual):
+            self.large.free_cached(group, self._clear(group, virtual))
+
+    def is_hollow(self, virtual: Ids) -> NDArray[np.bool_]:
+        """Which pages no group holds anything of and no request pins."""
+        hollow = self.pins[-1][virtual] == 0
+        for table in self.table:
+            hollow &= table[virtual, 0] == 0
+        return hollow
+
+    def forget(self, virtual: Ids) -> None:
+        """Take hollow pages out of the tree and give their virtual ids back."""
+        self.in_tree[virtual] = False
+        self.num_tree -= len(virtual)
+        self._free_virtual(virtual)
+
+    def tenants(self, group: int, large: Ids) -> Ids:
+        """Virtual pages with a small page of ``group`` in ``large`` pages; shape (large, k)."""
+        per_large = self.large.small_per_large[group]
+        small = large[:, None] * per_large + np.arange(per_large, dtype=np.int32)
+        return self._virtual_of[group][small]
+
+    def mixed_tenants(self, group: int, count: int) -> Ids:
+        """Cached pages of ``group`` with at least ``count`` small pages between them, in large
+        pages that also hold used ones, least recently mixed first."""
+        found: list[Ids] = []
+        for large in self.large.mixed(group):
+            tenants = np.unique(self.tenants(group, np.array([large], np.int32)))
+            cached = tenants[(tenants != 0) & (self.pins[group][tenants] == 0)]
+            found.append(cached)
+            count -= len(cached)
+            if count <= 0:
+                break
+        assert found, f"group {group}: nothing cached is left beside used pages"
+        return np.unique(np.concatenate(found))
+
+    def first_missing(self, group: int, virtual: Ids) -> int | None:
+        """Index of the first page that ``group`` does not hold, or None."""
+        missing = self.table[group][virtual, 0] == 0
+        index = int(missing.argmax()) if len(virtual) else 0
+        return index if len(virtual) and missing[index] else None
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _small(self, group: int, virtual: Ids) -> Ids:
+        return self.table[group][virtual].ravel()
+
+    def _clear(self, group: int, virtual: Ids) -> Ids:
+        small = self._small(group, virtual)
+        self.table[group][virtual] = 0
+        self._virtual_of[group][small] = 0
+        if self._freed is not None:
+            self._freed.append((group, small))
+        return small
+
+    def _free_virtual(self, virtual: Ids) -> None:
+        end = self.num_free_virtual + len(virtual)
+        self._free[self.num_free_virtual : end] = virtual[::-1]
+        self.num_free_virtual = end
+
+    def check(self) -> None:
+        """Recount every state; raise ``AssertionError`` at the first difference."""
+        self.large.check()
+        assert not self.pins[:, 0].any() and not self.in_tree[0]
+        free = self._free[: self.num_free_virtual]
+        assert len(set(free.tolist())) == len(free), "a virtual page is free twice"
+        assert not self.in_tree[free].any() and not self.pins[:, free].any()
+        assert int(self.in_tree.sum()) == self.num_tree
+        pinned = self.in_tree & (self.pins[-1] > 0)
+        assert int(pinned.sum()) == self.num_tree_pinned
+        private = ~self.in_tree & (self.pins[-1] > 0)
+        assert int(private.sum()) + self.num_tree + len(free) == self.num_virtual, (
+            "a virtual page is lost"
+        )
+        for g, table in enumerate(self.table):
+            self._check_group(g, table)
+
+    def _check_group(self, group: int, table: Ids) -> None:
+        assert not table[0].any()
+        rows, stripes = np.nonzero(table)
+        small = table[rows, stripes]
+        assert len(set(small.tolist())) == len(small), f"group {group}: a page is owned twice"
+        assert (self._virtual_of[group][small] == rows).all()
+        assert np.count_nonzero(self._virtual_of[group]) == len(small)
+        assert (table[rows] != 0).all(), f"group {group}: stripes of a page disagree"
+        large = self.large.large_of(group, small)
+        assert (self.large.owner[large] == group).all(), f"group {group}: page in foreign memory"
+        held = np.bincount(large, minlength=self.large.num_large + 1)
+        used = np.bincount(large[self.pins[group][rows] > 0], minlength=len(held))
+        owned = self.large.owner == group
+        assert (held[owned] == self.large.held[owned]).all() and not held[~owned].any()
+        assert (used[owned] == self.large.used[owned]).all(), f"group {group}: used miscounted"
+        unheld = self.pins[group] > 0
+        unheld[rows] = False
+        assert not unheld.any(), f"group {group}: a page that it does not hold is pinned"
+        assert (self.pins[group] <= self.pins[-1]).all(), "a group pins more than the requests"
+
+
+def default_virtual_pages(geometry: Geometry, max_requests: int, max_length: int) -> int:
+    """Virtual pages that can never run out before memory does.
+
+    Where a group depends on everything, each live virtual page holds one of its pages. Otherwise
+    a running request keeps ids of pages that it has let go of in every group.
+    """
+    full = [
+        geometry.max_pages(g)
+        for g, group in enumerate(geometry.groups)
+        if reads_everything(group.spec.dependency, max_length)
+    ]
+    if full:
+        return min(full)
+    pages = sum(geometry.max_pages(g) for g in range(len(geometry.groups)))
+    return pages + max_requests * -(-max_length // geometry.page_size)

@@ -1,0 +1,92 @@
+"""Choose the geometry: stripes, state splitting, padding and page size (design: Jenga §4.1).
+
+    plan = plan_geometry(specs, pool_bytes=…, max_length=…, page_size=16)
+    plan.geometry            # what the pool is cut into
+    plan.explain()           # lines of text: what was chosen, what it costs, what was not
+
+The exact least common multiple explodes on many models. The planner minimises
+`core.cost.Cost.total` under a bound on the large page. It looks at every large page size that
+some choice of stripes makes without padding, or with one small page padded up to a multiple of
+the others; for a given large page the groups can choose apart from each other, so each takes its
+cheapest cut. Pure and deterministic; equal costs go to fewer tables, then to less padding, then
+to the smaller large page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from jenga_sglang.core.cost import Load
+from jenga_sglang.core.explain import explain_plan
+from jenga_sglang.core.geometry import Geometry, LayerGroupSpec
+from jenga_sglang.core.search import Candidate, Limits, Search
+
+DEFAULT_LENGTHS = (4096, 32768, 131072)  # tokens
+# Below 16 tokens the host handles an entry per token; above 64 the last page wastes per cents.
+DEFAULT_PAGE_SIZES = (16, 32, 64)  # tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chosen geometry and everything it was chosen from, best first.
+
+    ``origins`` names, for every group of the geometry, the given spec's index and, where the
+    parts of a state were split, the part's index.
+    """
+
+    geometry: Geometry
+    chosen: Candidate
+    candidates: tuple[Candidate, ...] = field(repr=False)
+    origins: tuple[tuple[int, int | None], ...]
+    lengths: tuple[int, ...]
+    bound_bytes: int
+    wanted_bound_bytes: int
+
+    @property
+    def exact_lcm(self) -> Candidate:
+        """The best of the paper's layouts among the page sizes, allowed or not."""
+        return next(c for c in self.candidates if c.is_exact_lcm)
+
+    def explain(self, rejected: int = 3) -> list[str]:
+        """Lines of text: the chosen cut, its cost, and the best of the others."""
+        return explain_plan(self, rejected)
+
+
+def plan_geometry(
+    specs: Sequence[LayerGroupSpec],
+    *,
+    pool_bytes: int,
+    max_length: int,
+    page_size: int | Sequence[int] = DEFAULT_PAGE_SIZES,
+    lengths: Sequence[int] = DEFAULT_LENGTHS,
+    limits: Limits | None = None,
+) -> Plan:
+    """Cut ``pool_bytes`` for ``specs`` at the least expected cost (`core.cost`).
+
+    ``max_length`` is the model's, in tokens: dependencies are simplified to it and longer
+    ``lengths`` count as it. One ``page_size`` (tokens) is a given; of several the best is taken.
+    Where no large page keeps to the bound of ``limits``, the smallest possible one is taken and
+    `Plan.bound_bytes` says how far the bound had to go. Raises ``ValueError`` when the pool does
+    not hold two large pages.
+    """
+    if not specs or not lengths or min(lengths) < 1 or max_length < 1:
+        raise ValueError("expected groups, and lengths of at least one token")
+    limits = limits or Limits()
+    page_sizes = (page_size,) if isinstance(page_size, int) else tuple(page_size)
+    load_lengths = tuple(sorted({min(n, max_length) for n in lengths}))
+    simple = tuple(replace(s, dependency=s.dependency.effective(max_length)) for s in specs)
+    search = Search(Load(simple, load_lengths, pool_bytes), limits, page_sizes)
+    wanted = limits.bound_bytes(pool_bytes)
+    allowed, bound = search.within(wanted)
+    chosen = min(allowed, key=Candidate.order)
+    rejected = [c for c in search.references() if c.large_page_bytes > bound]
+    return Plan(
+        Geometry(chosen.groups, chosen.page_size, pool_bytes),
+        chosen,
+        tuple(sorted([*allowed, *rejected], key=Candidate.order)),
+        chosen.origins,
+        load_lengths,
+        bound,
+        wanted,
+    )

@@ -1,0 +1,241 @@
+"""The prefix tree: which token histories have pages, and which pages those are.
+
+A page-granular radix tree. A node carries a run of whole pages: their token ids and their virtual
+pages. What each group still holds of them is for `core.memory` to say; a virtual page that no
+group holds anything of becomes 0 in its node. Histories of different namespaces never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jenga_sglang.core.large_pages import Ids
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class Node:
+    """A run of pages below ``parent``; its first page is page ``start`` of the history."""
+
+    key: bytes
+    parent: Node | None
+    start: int
+    tokens: Tokens
+    pages: Ids
+    number: int
+    children: dict[bytes, Node] = field(default_factory=dict)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.pages)
+
+
+@dataclass(frozen=True)
+class Path:
+    """The first ``num_pages`` pages of a history, ending inside or at the end of ``node``."""
+
+    node: Node
+    num_pages: int
+
+
+class PrefixTree:
+    """Match, insert and shorten. ``find`` never writes; ``insert`` may split a node."""
+
+    def __init__(self, page_size: int, num_virtual: int) -> None:
+        self.page_size = page_size
+        self._roots: dict[Hashable, Node] = {}
+        self._next_number = 0
+        # The node that holds a tree page, by its number.
+        self._node_of = np.zeros(num_virtual + 1, np.int64)
+        self._nodes: dict[int, Node] = {}
+
+    def root(self, namespace: Hashable) -> Node:
+        """The empty history of ``namespace``."""
+        if namespace not in self._roots:
+            root = self._new_node(b"", None, 0, np.empty(0, np.int64), np.empty(0, np.int32))
+            self._roots[namespace] = root
+        return self._roots[namespace]
+
+    def find(self, namespace: Hashable, tokens: Tokens) -> Path:
+        """The longest history in the tree that ``tokens`` begins with, in whole pages."""
+        node, pages = self.root(namespace), 0
+        total = len(tokens) // self.page_size
+        while pages < total:
+            child = node.children.get(self._key(tokens, pages))
+            if child is None:
+                break
+            node = child
+            matched = self._common_pages(child, tokens, pages)
+            pages += matched
+            if matched < len(child.pages):
+                break
+        return Path(node, pages)
+
+    def pages(self, path: Path) -> Ids:
+        """Virtual pages of ``path`` from the root; 0 where a page is hollow."""
+        parts, node, stop = [], path.node, path.num_pages
+        while node.parent is not None:
+            if stop > node.start:
+                parts.append(node.pages[: stop - node.start])
+            node = node.parent
+        return np.concatenate(parts[::-1]) if parts else np.empty(0, np.int32)
+
+    def extend(self, path: Path, tokens: Tokens, pages: Ids) -> Path:
+        """Append ``pages`` (virtual pages of the rest of ``tokens``) below ``path``.
+
+        ``path`` must be what `find` gives for ``tokens``. Splits its node if it ends inside.
+        """
+        node, start = path.node, path.num_pages
+        if node.start < start < node.stop:
+            node = self._split(node, start - node.start)
+        if not len(pages):
+            return Path(node, start)
+        stop = start + len(pages)
+        own = tokens[start * self.page_size : stop * self.page_size].copy()
+        key = self._key(tokens, start)
+        child = self._new_node(key, node, start, own, pages.copy())
+        node.children[key] = child
+        return Path(child, stop)
+
+    def replace(self, path: Path, first: int, pages: Ids) -> None:
+        """Fill hollow pages of ``path`` from page ``first`` on; 0 leaves a page as it is."""
+        for node in _ancestors(path.node):
+            lo, hi = max(first, node.start), min(first + len(pages), node.stop)
+            if lo >= hi:
+                continue
+            new = pages[lo - first : hi - first]
+            filled = new != 0
+            node.pages[lo - node.start : hi - node.start][filled] = new[filled]
+            self._node_of[new[filled]] = node.number
+
+    def nodes_of(self, virtual: Ids) -> list[Node]:
+        """The nodes that hold these tree pages, each once, in a fixed order."""
+        return [self._nodes[n] for n in np.unique(self._node_of[virtual]).tolist()]
+
+    def below(self, node: Node, index: int) -> Ids:
+        """All virtual pages of ``node`` from ``index`` on and of everything below it."""
+        parts = [node.pages[index:]]
+        parts += [n.pages for child in node.children.values() for n in _descendants(child)]
+        pages = np.concatenate(parts)
+        return pages[pages != 0]
+
+    def cut(self, node: Node, index: int) -> None:
+        """Forget ``node`` from page ``index`` on and everything below it."""
+        for child in node.children.values():
+            for gone in _descendants(child):
+                del self._nodes[gone.number]
+        node.children = {}
+        node.tokens = node.tokens[: index * self.page_size]
+        node.pages = node.pages[:index]
+        self.trim(node)
+
+    def is_alive(self, node: Node) -> bool:
+        """Whether ``node`` is still in the tree."""
+        return self._nodes.get(node.number) is node
+
+    def hollow_out(self, virtual: Ids) -> None:
+        """Mark tree pages as held by nobody, and forget the ends of histories that are hollow."""
+        for node in self.nodes_of(virtual):
+            node.pages[np.isin(node.pages, virtual)] = 0
+            self.trim(node)
+
+    def trim(self, node: Node) -> None:
+        """Forget the hollow end of ``node`` when nothing hangs below it."""
+        while node.parent is not None and not node.children:
+            held = np.flatnonzero(node.pages)
+            length = int(held[-1]) + 1 if len(held) else 0
+            node.tokens = node.tokens[: length * self.page_size]
+            node.pages = node.pages[:length]
+            if length:
+                return
+            parent = node.parent
+            self._prune(node)
+            node = parent
+
+    def _prune(self, node: Node) -> None:
+        if not len(node.pages) and not node.children and node.parent is not None:
+            del node.parent.children[node.key]
+            del self._nodes[node.number]
+
+    def _split(self, node: Node, index: int) -> Node:
+        """Cut ``node`` before page ``index``; the upper half is new and is returned.
+
+        The lower half stays the same object, so a `Path` that ends in it keeps its meaning.
+        """
+        assert node.parent is not None
+        size = self.page_size
+        upper = self._new_node(
+            node.key, node.parent, node.start, node.tokens[: index * size], node.pages[:index]
+        )
+        node.parent.children[node.key] = upper
+        node.key = self._key(node.tokens, index)
+        node.parent = upper
+        node.start += index
+        node.tokens = node.tokens[index * size :]
+        node.pages = node.pages[index:]
+        upper.children[node.key] = node
+        return upper
+
+    def _new_node(
+        self, key: bytes, parent: Node | None, start: int, tokens: Tokens, pages: Ids
+    ) -> Node:
+        self._next_number += 1
+        node = Node(key, parent, start, tokens, pages, self._next_number)
+        self._nodes[node.number] = node
+        self._node_of[pages] = node.number
+        return node
+
+    def _key(self, tokens: Tokens, page: int) -> bytes:
+        return tokens[page * self.page_size : (page + 1) * self.page_size].tobytes()
+
+    def _common_pages(self, node: Node, tokens: Tokens, page: int) -> int:
+        theirs = tokens[page * self.page_size :][: len(node.tokens)]
+        ours = node.tokens[: len(theirs)]
+        differs = ours != theirs
+        first = int(differs.argmax())
+        same = first if differs[first] else len(theirs)
+        return same // self.page_size
+
+    def __iter__(self) -> Iterator[Node]:
+        """All nodes but the roots."""
+        for root in self._roots.values():
+            yield from (n for n in _descendants(root) if n.parent is not None)
+
+    def roots(self) -> list[Node]:
+        return list(self._roots.values())
+
+    def check(self) -> None:
+        """Walk the tree; raise ``AssertionError`` at the first thing out of place."""
+        reachable = {n.number for root in self._roots.values() for n in _descendants(root)}
+        assert reachable == set(self._nodes), "a node is lost"
+        seen: list[int] = []
+        for node in self:
+            assert node.parent is not None and node.parent.children[node.key] is node
+            assert node.parent.stop == node.start and len(node.pages) > 0
+            assert len(node.tokens) == len(node.pages) * self.page_size
+            assert node.key == self._key(node.tokens, 0)
+            assert node.children or node.pages[-1] != 0, "a hollow end was not forgotten"
+            held = node.pages[node.pages != 0]
+            assert (self._node_of[held] == node.number).all()
+            seen += held.tolist()
+        assert len(set(seen)) == len(seen), "a virtual page is in the tree twice"
+
+
+def _ancestors(node: Node) -> Iterator[Node]:
+    """``node`` and its parents, without the root."""
+    while node.parent is not None:
+        yield node
+        node = node.parent
+
+
+def _descendants(node: Node) -> Iterator[Node]:
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        yield current
+        stack.extend(current.children.values())

@@ -1,0 +1,118 @@
+"""The command line: what `--memory-backend jenga` sets, and what it refuses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import MutableMapping
+from typing import Any
+
+FLAG = "--memory-backend"
+BACKENDS = ("default", "jenga")
+RADIX_CACHE_BACKEND = "jenga"
+TORCH_BACKEND = "jenga_torch"
+ATTENTION_BACKENDS = (TORCH_BACKEND,)
+DEFAULT_PAGE_SIZE = 16
+# Inherited by every process that the server spawns: they load plug-ins before they see any flag.
+ACTIVE_VARIABLE = "JENGA_SGLANG_ACTIVE"
+
+# Fields of SGLang's ServerArgs that do not work on Jenga pages yet: what the user sees them as,
+# and the value that means "off".
+REFUSED: dict[str, tuple[str, Any]] = {
+    "speculative_algorithm": ("--speculative-algorithm", None),
+    "enable_hierarchical_cache": ("--enable-hierarchical-cache", False),
+    "enable_unified_cache_external_linker": ("--enable-unified-cache-external-linker", False),
+    "enable_lmcache": ("--enable-lmcache", False),
+    "enable_flexkv": ("--enable-flexkv", False),
+    "enable_unified_memory": ("--enable-unified-memory", False),
+    "enable_page_major_kv_layout": ("--enable-page-major-kv-layout", False),
+    "enable_kv_cache_sharding": ("--enable-kv-cache-sharding", False),
+    "enable_hisparse": ("--enable-hisparse", False),
+    "enable_streaming_session": ("--enable-streaming-session", False),
+    "enable_session_radix_cache": ("--enable-session-radix-cache", False),
+    "enable_int8_mamba_checkpoint": ("--enable-int8-mamba-checkpoint", False),
+    "enable_pdmux": ("--enable-pdmux", False),
+    "enable_two_batch_overlap": ("--enable-two-batch-overlap", False),
+    "enable_single_batch_overlap": ("--enable-single-batch-overlap", False),
+    "prefill_only_disable_kv_cache": ("--prefill-only-disable-kv-cache", False),
+    "disaggregation_mode": ("--disaggregation-mode", "null"),
+    "dllm_algorithm": ("--dllm-algorithm", None),
+    "kv_events_config": ("--kv-events-config", None),
+    "dcp_size": ("--dcp-size", 1),
+    "attn_cp_size": ("--attn-cp-size", 1),
+    "pp_size": ("--pp-size", 1),
+    "radix_eviction_policy": ("--radix-eviction-policy", "lru"),
+}
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--memory-backend`` to SGLang's parser."""
+    parser.add_argument(
+        FLAG,
+        choices=BACKENDS,
+        default="default",
+        help="Who manages KV memory. 'jenga' keeps every layer group's pages in one pool of shared "
+        "large pages, so that layers with a window hold their window only; 'default' is SGLang's "
+        "own pools.",
+    )
+
+
+def apply_flag(values: MutableMapping[str, Any]) -> bool:
+    """Turn ``memory_backend`` in ``values`` (fields of ServerArgs) into settings SGLang knows.
+
+    Returns whether Jenga was chosen. Raises ``SystemExit`` with one line for an unknown backend
+    or a combination that is not supported; nothing is set then.
+    """
+    backend = values.pop("memory_backend", "default")
+    if backend not in BACKENDS:
+        raise refuse(f"{FLAG} {backend}", f"unknown; choose one of {', '.join(BACKENDS)}")
+    if backend == "default":
+        if values.get("radix_cache_backend") == RADIX_CACHE_BACKEND:
+            raise refuse("--radix-cache-backend jenga", f"is set by {FLAG} jenga; use that flag")
+        return False
+    for field, (flag, off) in REFUSED.items():
+        value = values.get(field, off)
+        if value not in (off, None, False):
+            shown = flag if value is True else f"{flag} {value}"
+            raise refuse(shown, f"does not work with {FLAG} jenga yet; leave one of the two out")
+    radix = values.get("radix_cache_backend")
+    if radix not in (None, RADIX_CACHE_BACKEND):
+        raise refuse(
+            f"--radix-cache-backend {radix}", f"{FLAG} jenga brings its own; leave one of them out"
+        )
+    _check_page_size(values)
+    _check_attention(values)
+    values["radix_cache_backend"] = RADIX_CACHE_BACKEND
+    return True
+
+
+def _check_page_size(values: MutableMapping[str, Any]) -> None:
+    page_size = values.get("page_size")
+    if page_size is None:
+        values["page_size"] = DEFAULT_PAGE_SIZE
+    elif page_size < 1 or page_size > 256 or page_size & (page_size - 1):
+        raise refuse(f"--page-size {page_size}", "is not a power of two from 1 to 256; 16 is usual")
+
+
+def _check_attention(values: MutableMapping[str, Any]) -> None:
+    for field in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+        backend = values.get(field)
+        if backend not in (None, *ATTENTION_BACKENDS):
+            known = ", ".join(ATTENTION_BACKENDS)
+            raise refuse(
+                f"--{field.replace('_', '-')} {backend}",
+                f"cannot read Jenga pages; with {FLAG} jenga choose one of {known} or none",
+            )
+    values["attention_backend"] = TORCH_BACKEND
+    # Page tables are read on the host for every batch, which no captured graph can do.
+    values["disable_cuda_graph"] = True
+
+
+def refuse(what: str, why: str) -> SystemExit:
+    """The one line a user sees when a start is refused."""
+    return SystemExit(f"jenga-sglang: {what}: {why}.")
+
+
+def is_active() -> bool:
+    """Whether this process belongs to a server that was started with Jenga."""
+    return os.environ.get(ACTIVE_VARIABLE) == "1"

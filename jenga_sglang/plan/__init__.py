@@ -1,0 +1,1 @@
+"""`jenga plan`: what a model's KV cache takes, from its ``config.json`` alone."""

@@ -1,0 +1,220 @@
+"""A model's layer groups, read from its ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jenga_sglang.core.dependency import (
+    ChunkedLocal,
+    DecoderTokens,
+    Dependency,
+    EncoderTokens,
+    Full,
+    LastState,
+    SlidingWindow,
+)
+from jenga_sglang.core.geometry import LayerGroupSpec
+from jenga_sglang.plan.defaults import CLASS_DEFAULTS
+from jenga_sglang.plan.fields import ConfigError, Fields
+from jenga_sglang.plan.kinds import Kind, read_kinds
+from jenga_sglang.plan.rows import read_row
+from jenga_sglang.plan.states import DTYPE_BYTES, read_state_bytes
+from jenga_sglang.plan.stock import Stock, stock_of
+
+_TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+_DTYPE_NAMES = {"half": "float16", "float": "float32"}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the model will be served. ``None`` takes what the config says.
+
+    ``window`` is ``class`` (as SGLang's model class does, which may ignore the config's window)
+    or ``config`` (as the config says). ``image_tokens`` are those of one request.
+    """
+
+    tp: int = 1
+    kv_dtype: str | None = None
+    state_dtype: str | None = None
+    window: str = "class"
+    max_length: int | None = None
+    image_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer keeps: rows of tokens, or a state. ``shares`` means another layer's."""
+
+    index: int
+    dependency: Dependency
+    k_bytes: int = 0
+    v_bytes: int = 0
+    state_bytes: tuple[int, ...] = ()
+    shares: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model keeps per layer, and how SGLang 0.5.23 stores it.
+
+    ``image_tokens`` come in front of the text of every request, for cross-attention only.
+    ``ignored_window`` is a window in the config that SGLang's class does not apply, and neither
+    do these layers.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    max_length: int
+    kv_dtype: str
+    stock: Stock
+    image_tokens: int = 0
+    ignored_window: int | None = None
+
+    @property
+    def specs(self) -> tuple[LayerGroupSpec, ...]:
+        """Layers grouped by what they keep, in order of first appearance; none for sharing."""
+        groups: dict[Layer, list[int]] = {}
+        for layer in self.layers:
+            if not layer.shares:
+                key = Layer(
+                    0, layer.dependency, layer.k_bytes, layer.v_bytes, layer.state_bytes, False
+                )
+                groups.setdefault(key, []).append(layer.index)
+        names = _group_names(list(groups))
+        return tuple(
+            LayerGroupSpec(
+                name, tuple(layers), key.dependency, key.k_bytes, key.v_bytes, key.state_bytes
+            )
+            for name, (key, layers) in zip(names, groups.items(), strict=True)
+        )
+
+
+def read_model(path: Path, options: ReadOptions | None = None) -> Model:
+    """Read a ``config.json``, or the one in a folder. Raises `ConfigError`, naming the field."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: expected a JSON object")
+    name = file.parent.resolve().name if file.name == "config.json" else file.stem
+    try:
+        return model_from_config(raw, name, options)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def model_from_config(
+    raw: dict[str, Any], name: str, options: ReadOptions | None = None
+) -> Model:
+    """What the model of a parsed ``config.json`` keeps. Raises `ConfigError`."""
+    options = options or ReadOptions()
+    config = _text_fields(raw)
+    architecture = next(iter(raw.get("architectures") or config.get("architectures") or ()), "")
+    stock = stock_of(architecture)
+    kinds = read_kinds(config)
+    ignored = None
+    if stock.ignores_window and options.window == "class" and Kind.WINDOW in kinds:
+        kinds = [Kind.FULL if kind is Kind.WINDOW else kind for kind in kinds]
+        ignored = config.optional_integer("sliding_window")
+    kv_dtype = _kv_dtype(raw, config, options)
+    images = _image_tokens(raw, options) if Kind.CROSS in kinds else 0
+    layers = _Layers(config, options, DTYPE_BYTES[kv_dtype], images).read(kinds)
+    max_length = options.max_length or config.integer(
+        "max_position_embeddings", "max_seq_len", "max_sequence_length", "model_max_length"
+    )
+    return Model(name, layers, max_length, kv_dtype, stock, images, ignored)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    config: Fields
+    options: ReadOptions
+    item_bytes: int
+    image_tokens: int
+
+    def read(self, kinds: list[Kind]) -> tuple[Layer, ...]:
+        shared = self.config.optional_integer("num_kv_shared_layers", at_least=0) or 0
+        first_shared = len(kinds) - shared
+        found: list[Layer] = []
+        for index, kind in enumerate(kinds):
+            if kind.is_attention:
+                row = read_row(self.config, kind, self.options.tp, self.item_bytes)
+                dependency = self._dependency(kind, index)
+                shares = index >= first_shared
+                found.append(Layer(index, dependency, row.k_bytes, row.v_bytes, (), shares))
+            if kind.has_state:
+                found.append(Layer(index, LastState(), state_bytes=self._state_bytes()))
+        if not found:
+            raise ConfigError("no layer keeps anything")
+        return tuple(found)
+
+    def _state_bytes(self) -> tuple[int, ...]:
+        return read_state_bytes(self.config, self.options.tp, self.options.state_dtype)
+
+    def _dependency(self, kind: Kind, index: int) -> Dependency:
+        if kind is Kind.WINDOW:
+            return self._window(index)
+        if kind is Kind.CHUNK:
+            return ChunkedLocal(self.config.integer("attention_chunk_size"))
+        if kind is Kind.CROSS:
+            return EncoderTokens(self.image_tokens)
+        return DecoderTokens(self.image_tokens) if self.image_tokens else Full()
+
+    def _window(self, index: int) -> Dependency:
+        """The layer's window; a list of windows is repeated over the layers, null for full."""
+        if isinstance(self.config.get("sliding_window"), list):
+            windows = self.config.items("sliding_window")
+            window = windows[index % len(windows)]
+            if window is None:
+                return Full()
+            if not isinstance(window, int) or window < 1:
+                place = f"sliding_window[{index % len(windows)}]"
+                raise self.config.error(place, "an integer >= 1 or null", window)
+            return SlidingWindow(window)
+        return SlidingWindow(self.config.integer("sliding_window", "sliding_window_size"))
+
+
+def _text_fields(raw: dict[str, Any]) -> Fields:
+    """The part of the config that describes the language model, with its class's defaults."""
+    section = next((name for name in _TEXT_SECTIONS if raw.get(name)), None)
+    top = Fields(raw)
+    text = top.section(section) if section else top
+    model_type = text.get("model_type") or raw.get("model_type")
+    return Fields(text.values, text.path, CLASS_DEFAULTS.get(str(model_type)))
+
+
+def _kv_dtype(raw: dict[str, Any], config: Fields, options: ReadOptions) -> str:
+    """The dtype of K and V: as asked for, else the model's, else bfloat16."""
+    name = options.kv_dtype
+    for fields in (config, Fields(raw)):
+        name = name or fields.get("dtype") or fields.get("torch_dtype")
+    name = str(name or "bfloat16").removeprefix("torch.")
+    name = _DTYPE_NAMES.get(name, name)
+    if name not in DTYPE_BYTES:
+        raise config.error("torch_dtype", f"one of {', '.join(DTYPE_BYTES)}", name)
+    return name
+
+
+def _image_tokens(raw: dict[str, Any], options: ReadOptions) -> int:
+    """Tokens of one image of the largest size, unless the user says how many a request has."""
+    if options.image_tokens is not None:
+        return options.image_tokens
+    vision = Fields(raw).section("vision_config")
+    side = vision.integer("image_size") // vision.integer("patch_size")
+    return vision.integer("max_num_tiles") * (side * side + 1)
+
+
+def _group_names(keys: list[Layer]) -> list[str]:
+    """A name for every group: its dependency, with the row where several groups share that."""
+    names = ["state" if key.state_bytes else str(key.dependency) for key in keys]
+    for index, key in enumerate(keys):
+        if names.count(str(key.dependency)) > 1 and not key.state_bytes:
+            names[index] = f"{key.dependency}, {key.k_bytes + key.v_bytes} B"
+    return names

@@ -1,0 +1,54 @@
+"""The CPU as an SGLang platform: torch operators only, gloo between ranks, nothing to build.
+
+SGLang's own CPU path needs a kernel package that is built from source. An out-of-tree platform
+whose dispatch key is `native` makes every operator take its plain torch version instead.
+
+SGLang imports this module while it is itself being imported; anything else imports `sglang` first.
+"""
+
+import logging
+from typing import Any
+
+import psutil
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+from jenga_sglang.platform import defaults
+from jenga_sglang.platform.threads import share_cores
+
+logger = logging.getLogger(__name__)
+
+
+class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """Runs the unmodified server on the CPU: no Triton, no graphs, no pinned memory."""
+
+    _enum = PlatformEnum.OOT
+    capabilities = PlatformCapabilities()
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Decide what a CPU decides; the user's choices stand where there is a choice."""
+        logger.warning("No accelerator found: SGLang runs on the CPU, with torch operators.")
+        defaults.set_attention_backend(server_args)
+        defaults.disable_device_features(server_args)
+        defaults.bound_pool(server_args)
+        share_cores(server_args.tp_size * server_args.pp_size * server_args.dp_size)
+
+    def get_default_attention_backend(self) -> str:
+        return defaults.STOCK_ATTENTION_BACKEND
+
+    def get_device(self, device_id: int | None = 0) -> str:
+        """Return "cpu" as a string: SGLang stores it in `--device` and compares it as such."""
+        return "cpu"
+
+    def get_device_total_memory(self, device_id: int = 0) -> int:
+        """Return the bytes this process may use: the machine's, or the container's if less."""
+        from sglang.srt.utils.common import get_instance_memory_status
+
+        total_bytes = int(psutil.virtual_memory().total)
+        limit_bytes = get_instance_memory_status("/sys/fs/cgroup/memory.max")
+        return total_bytes if limit_bytes is None else min(total_bytes, limit_bytes)
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        """Return the backend of `torch.compile` that needs no C++ compiler."""
+        return "eager"

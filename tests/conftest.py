@@ -1,0 +1,133 @@
+"""What tests of every kind share: ports, models made on the spot, and servers that always stop."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_SECONDS = 240
+STOP_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers on a port of this machine."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    def post(self, path: str, body: dict[str, Any], timeout: float = 120) -> Any:
+        """Send JSON and return the JSON answer; an HTTP error fails the test with its text."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode()
+        assert response.status == 200, f"{path}: {response.status} {text}"
+        return json.loads(text)
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the demonstration model in float32, made once per run."""
+    from jenga_sglang.demo.model import make_demo_model
+
+    return make_demo_model(tmp_path_factory.mktemp("model") / "demo", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A function that returns a port nothing listens on."""
+    return find_free_port
+
+
+@pytest.fixture(scope="module")
+def start_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., RunningServer]]:
+    """A function `(*flags, env={}) -> RunningServer`; the module's servers stop with it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*flags: str, env: dict[str, str] | None = None) -> RunningServer:
+            log_path = tmp_path_factory.mktemp("server") / "log"
+            return stack.enter_context(running_server(flags, env or {}, log_path))
+
+        yield start
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_server(
+    flags: tuple[str, ...], env: dict[str, str], log_path: Path
+) -> Iterator[RunningServer]:
+    """Start `sglang.launch_server`, wait until it is healthy, and stop its whole process group."""
+    port = find_free_port()
+    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = RunningServer(port, process, log_path)
+    try:
+        wait_until_healthy(server)
+        yield server
+    finally:
+        stop_group(process)
+
+
+def wait_until_healthy(server: RunningServer) -> None:
+    """Return when the server answers; fail with the end of its log if it dies or never does."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        if health_status(server.port) == 200:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"the server did not start (status {server.process.poll()}):\n{tail(server)}")
+
+
+def health_status(port: int) -> int | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
+
+
+def tail(server: RunningServer, num_chars: int = 8000) -> str:
+    return server.log()[-num_chars:]
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a server and every process that it started, politely first."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

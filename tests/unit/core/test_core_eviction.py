@@ -1,0 +1,261 @@
+"""The exact order in which cached pages go. A small page is a large page unless said otherwise."""
+
+import pytest
+from core_builders import begin, grow, held_pages, hit_tokens, make_manager, serve, tokens
+
+from jenga_sglang.core.dependency import ChunkedLocal, Full, SlidingWindow
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.tree import Tokens
+
+A = tokens(range(100, 108))
+B = tokens(range(200, 208))
+
+
+def make_room(manager: Manager, pages: int) -> None:
+    """Evict until ``pages`` new pages fit, and take none of them."""
+    pin = manager.lock(manager.miss(None))
+    assert manager.reserve([(pin, pages)])
+    manager.release(pin)
+    manager.check()
+
+
+def hit(manager: Manager, history: Tokens, length: int) -> None:
+    """A request that continues from the first ``length`` tokens and is then dropped."""
+    pin = begin(manager, tokens(history[:length], 999))
+    assert pin.hit.path.num_pages * manager.page_size == length
+    manager.release(pin)
+
+
+def test_the_least_recently_served_history_goes_first() -> None:
+    manager = make_manager(Full(), num_large=16)
+    serve(manager, A)
+    serve(manager, B)
+    make_room(manager, 1)
+    assert held_pages(manager, 0, A) == [0, 1, 2, 3, 4, 5, 6]
+    make_room(manager, 8)
+    assert held_pages(manager, 0, A) == []
+    assert held_pages(manager, 0, B) == list(range(8))
+
+
+def test_a_hit_makes_a_history_recent() -> None:
+    manager = make_manager(Full(), num_large=17)
+    serve(manager, A)
+    serve(manager, B)
+    hit(manager, A, 8)
+    make_room(manager, 9)
+    assert held_pages(manager, 0, A) == list(range(8))
+    assert held_pages(manager, 0, B) == []
+
+
+def test_looking_for_a_hit_makes_nothing_recent() -> None:
+    manager = make_manager(Full(), num_large=16)
+    serve(manager, A)
+    serve(manager, B)
+    assert hit_tokens(manager, A) == 8
+    manager.release(manager.lock(manager.match(None, A)))
+    make_room(manager, 8)
+    assert held_pages(manager, 0, A) == []
+
+
+def test_a_full_history_goes_from_its_end() -> None:
+    manager = make_manager(Full(), num_large=8)
+    serve(manager, A)
+    for pages in range(1, 9):
+        make_room(manager, pages)
+        assert held_pages(manager, 0, A) == list(range(8 - pages))
+
+
+def test_aligned_the_longest_prefix_goes_first_in_every_group() -> None:
+    """All pages of A have one time; each step needs one large page more in every group."""
+    manager = make_manager(Full(), SlidingWindow(9), num_large=16)
+    serve(manager, A)
+    for pages in range(1, 9):
+        make_room(manager, pages)
+        assert held_pages(manager, 0, A) == list(range(8 - pages))
+        assert held_pages(manager, 1, A) == list(range(8 - pages))
+        assert hit_tokens(manager, A) == 8 - pages
+
+
+def test_pages_that_slid_out_of_the_window_go_before_everything() -> None:
+    """A needs the window pages 5, 6, 7; pages 0 to 4 only made them possible. B is fresher."""
+    manager = make_manager(Full(), SlidingWindow(4), num_large=32)
+    serve(manager, B)
+    serve(manager, A)
+    for pages, left_of_a, left_of_b in [
+        (1, [0, 1, 2, 5, 6, 7], [0, 1, 2, 3, 5, 6, 7]),
+        (2, [0, 1, 2, 5, 6, 7], [0, 1, 2, 5, 6, 7]),
+        (5, [5, 6, 7], [5, 6, 7]),
+    ]:
+        make_room(manager, pages)
+        gone = (5 - len(left_of_a) + 3) + (5 - len(left_of_b) + 3)
+        assert gone in (2 * pages, 2 * pages + 1)
+        assert hit_tokens(manager, A) == hit_tokens(manager, B) == 8
+
+
+def test_balanced_a_hit_refreshes_only_what_it_needed() -> None:
+    """A hit of 4 tokens needs full pages 0 to 3 and window pages 2 and 3 of A.
+
+    What it did not need keeps its old time and goes before B, which was served between.
+    """
+    manager = make_manager(Full(), SlidingWindow(3), num_large=40)
+    serve(manager, A)
+    serve(manager, B)
+    hit(manager, A, 4)
+    # 8 full and 2 window pages of A, 8 and 2 of B, and 12 window pages that slid out but for the
+    # two that the hit refreshed.
+    transient, old_of_a, of_b = 10, 6, 10
+    free = manager.memory.large.num_free
+    make_room(manager, (free + transient) // 2)
+    assert held_pages(manager, 1, A) == [2, 3, 6, 7]
+    assert held_pages(manager, 1, B) == [6, 7]
+    make_room(manager, (free + transient + old_of_a) // 2)
+    assert held_pages(manager, 0, A) == [0, 1, 2, 3]
+    assert held_pages(manager, 1, A) == [2, 3]
+    assert hit_tokens(manager, B) == 8
+    make_room(manager, (free + transient + old_of_a + of_b) // 2)
+    assert hit_tokens(manager, B) == 0
+    assert hit_tokens(manager, A) == 4
+
+
+def test_one_hit_gives_one_time_to_all_groups() -> None:
+    manager = make_manager(Full(), SlidingWindow(5), ChunkedLocal(8), num_large=60)
+    serve(manager, A)
+    hit(manager, A, 7)
+    memory = manager.memory
+    pages = manager.tree.pages(manager.tree.find(None, A))
+    times = [memory.lru.time[memory.table[g][pages, 0]].tolist() for g in range(3)]
+    hit_time = memory.now
+    assert times[0] == [hit_time] * 7 + [hit_time - 1]
+    assert times[1] == [0, 0, 0] + [hit_time] * 4 + [hit_time - 1]
+    assert times[2] == [hit_time] * 7 + [0]
+
+
+def test_evicting_a_full_page_drops_all_below_it_in_every_group() -> None:
+    """A and its fork share four pages. The fork is younger, but nothing reaches it without
+    them."""
+    manager = make_manager(Full(), SlidingWindow(4), num_large=60)
+    fork = tokens(A[:4], range(300, 304))
+    serve(manager, A)
+    serve(manager, fork)
+    path = manager.tree.find(None, A[:4])
+    manager._evict_pages(0, manager.tree.pages(path)[2:3])
+    manager.check()
+    assert held_pages(manager, 0, A) == held_pages(manager, 0, fork) == [0, 1]
+    assert held_pages(manager, 1, A) == held_pages(manager, 1, fork) == [0, 1]
+    assert manager.memory.large.num_held == [2, 2]
+    assert manager.memory.num_tree == 2
+
+
+def test_evicting_a_sink_page_drops_all_below_it() -> None:
+    manager = make_manager(SlidingWindow(4, sink_tokens=2), num_large=60)
+    serve(manager, A)
+    manager._evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[1:2])
+    manager.check()
+    assert held_pages(manager, 0, A) == [0]
+    assert manager.memory.num_tree == 1
+
+
+def test_evicting_a_window_page_costs_only_the_hits_that_needed_it() -> None:
+    """Window 3 reads two earlier tokens: page 4 is needed at lengths 5 and 6."""
+    manager = make_manager(Full(), SlidingWindow(3), num_large=60)
+    serve(manager, A)
+    manager._evict_pages(1, manager.tree.pages(manager.tree.find(None, A))[4:5])
+    manager.check()
+    assert held_pages(manager, 0, A) == list(range(8))
+    assert [hit_tokens(manager, A[:n]) for n in range(9)] == [0, 1, 2, 3, 4, 4, 4, 7, 8]
+
+
+def test_a_page_that_no_group_holds_is_forgotten() -> None:
+    manager = make_manager(SlidingWindow(3), num_large=16)
+    serve(manager, A)
+    make_room(manager, 8 + 6)
+    assert held_pages(manager, 0, A) == [6, 7]
+    assert manager.memory.num_tree == 2
+    make_room(manager, 8 + 8)
+    assert (manager.memory.num_tree, list(manager.tree)) == (0, [])
+
+
+def test_pages_of_a_running_request_are_never_evicted() -> None:
+    manager = make_manager(Full(), num_large=16)
+    serve(manager, A)
+    running = begin(manager, tokens(A, 999))
+    serve(manager, B[:7])
+    make_room(manager, 7)
+    assert held_pages(manager, 0, A) == list(range(8))
+    assert held_pages(manager, 0, B) == []
+    manager.release(running)
+
+
+# -- three small pages to a large page of group 0, two to one of group 1 -------------------------
+
+
+def two_sizes(num_large: int) -> Manager:
+    manager = make_manager(Full(), SlidingWindow(100), num_large=num_large, layers=[2, 3])
+    assert manager.memory.large.small_per_large == [3, 2]
+    return manager
+
+
+def test_a_large_page_is_as_recent_as_its_latest_page() -> None:
+    """A's six pages fill two and three large pages; a hit on the first five keeps the last."""
+    manager = two_sizes(num_large=12)
+    serve(manager, A[:6])
+    serve(manager, B[:6])
+    hit(manager, A, 5)
+    make_room(manager, 8)
+    assert held_pages(manager, 0, B) == []
+    assert held_pages(manager, 0, A) == list(range(6))
+
+
+def test_a_large_page_goes_whole() -> None:
+    """Room for one page of each group costs the last large page of each group."""
+    manager = two_sizes(num_large=5)
+    serve(manager, A[:6])
+    assert manager.memory.large.num_free == 0
+    make_room(manager, 1)
+    assert held_pages(manager, 0, A) == [0, 1, 2]
+    assert manager.memory.large.num_owned[0] == 1
+
+
+def test_a_large_page_with_a_used_page_is_the_last_resort() -> None:
+    """The request runs on page 0 of A; pages 1 and 2 share its large page."""
+    manager = two_sizes(num_large=5)
+    serve(manager, A[:6])
+    pin = manager.lock(manager.match(None, A[:1]))
+    assert manager.reserve([(pin, 2)])
+    assert held_pages(manager, 0, A) == [0, 1, 2], "whole large pages were enough"
+    assert manager.reserve([(pin, 5)])
+    assert held_pages(manager, 0, A) == [0], "now single pages beside a used one too"
+    manager.check()
+    manager.extend(pin, 6)
+    manager.check()
+
+
+def test_taking_a_hole_leaves_cached_neighbours_as_recent_as_they_were() -> None:
+    """The large page of A has a hole, which another request takes and leaves again."""
+    manager = two_sizes(num_large=4)
+    running = begin(manager, A[:2])
+    manager.checkpoint(running, None, A[:2])
+    large = manager.memory.table[0][running.row[0], 0] // 3
+    served_at = manager.memory.lru.time[large]
+    grow(manager, running, 3)
+    assert manager.memory.table[0][running.row[2], 0] // 3 == large
+    manager.release(running)
+    assert manager.memory.lru.time[large] == served_at > 0
+
+
+@pytest.mark.parametrize("pages", [1, 5, 8])
+def test_eviction_by_count_frees_as_many_virtual_pages_as_it_says(pages: int) -> None:
+    manager = make_manager(Full(), SlidingWindow(3), num_large=32)
+    serve(manager, A)
+    free = manager.memory.num_free_virtual
+    freed = manager.evict(pages)
+    manager.check()
+    assert freed == manager.memory.num_free_virtual - free >= pages
+    assert held_pages(manager, 0, A) == list(range(8 - freed))
+
+
+def test_eviction_by_count_stops_when_nothing_is_cached() -> None:
+    manager = make_manager(Full(), SlidingWindow(3), num_large=32)
+    serve(manager, A)
+    assert manager.evict(100) == 8
+    assert manager.memory.large.num_held == [0, 0]
