@@ -38,7 +38,7 @@ KERNELS = {
     "fa2_prefill": KernelLimits("page", False),
     "fa3_prefill": KernelLimits("page", True, (64, 128, 256)),
     "xqa": KernelLimits(
-        "page", True, (64, 128, 256), page_sizes=(16, 32, 64, 128), whole_heads=True
+        "page", True, tuple(range(16, 513, 16)), page_sizes=(16, 32, 64, 128), whole_heads=True
     ),
     "trtllm_gen": KernelLimits("page", True, page_sizes=(16, 32, 64)),
     "append": KernelLimits("page", True, (64, 128, 256, 512), dtypes=()),

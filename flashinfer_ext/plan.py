@@ -118,10 +118,14 @@ class AttentionPlan:
             "kv_data_type": spec.kv_dtype,
         }
         heads = (spec.num_qo_heads, spec.num_kv_heads, spec.head_dim_qk, spec.entry_tokens)
-        arrays = (counts.indptr_cpu, self.tables.indices[0], counts.last_page_len_cpu)
+        arrays: list[torch.Tensor] = [
+            counts.indptr_cpu,
+            self.tables.indices[0],
+            counts.last_page_len_cpu,
+        ]
         if self.kind == "prefill":
             options |= {"head_dim_vo": spec.head_dim_vo, "causal": spec.causal}
-            arrays = (qo_indptr_cpu, *arrays)
+            arrays.insert(0, qo_indptr_cpu)
         self.wrapper.plan(*arrays, *heads, **options)
         missing = [name for name in WRAPPER_FIELDS if not hasattr(self.wrapper, name)]
         if missing:

@@ -112,6 +112,36 @@ def paged_attention(
     return torch.cat(outs), torch.cat(lses)
 
 
+def csr_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    qo_indptr: list[int],
+    indptr: list[int],
+    indices: torch.Tensor,
+    last_page_len: list[int],
+    scale: float,
+    window_left: int = -1,
+    dtype: torch.dtype = torch.float64,
+) -> torch.Tensor:
+    """Causal attention by FlashInfer's conventions, which know nothing of what was trimmed.
+
+    q: (qo_indptr[-1], Hq, Dk). k_cache, v_cache: (P, T, H, D). indices: (entries,) int.
+    Positions count from the start of a request's entries. Returns (qo_indptr[-1], Hq, Dv).
+    """
+    tokens = k_cache.shape[1]
+    outs = []
+    for request, last in enumerate(last_page_len):
+        pages = indices[indptr[request] : indptr[request + 1]].long()
+        kv_len = (len(pages) - 1) * tokens + last
+        rows = q[qo_indptr[request] : qo_indptr[request + 1]].to(dtype)
+        keys, values = (c[pages].flatten(0, 1)[:kv_len].to(dtype) for c in (k_cache, v_cache))
+        positions = torch.arange(kv_len, device=q.device)
+        visible = Mask(True, window_left).visible(positions[kv_len - len(rows) :], positions)
+        outs.append(attention(rows, keys, values, visible, scale)[0])
+    return torch.cat(outs)
+
+
 def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """x (tokens, H, D) with rotary embedding on its first entries, float32."""
     x = x.float()

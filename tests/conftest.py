@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-START_SECONDS = 240
+START_SECONDS = 420
 STOP_SECONDS = 30
 
 
@@ -61,6 +61,20 @@ def start_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., RunningServer]]:
     """A function `(*flags, env={}) -> RunningServer`; the module's servers stop with it."""
+    yield from server_starter(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def start_session_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., RunningServer]]:
+    """Like `start_server`, for servers that tests of several modules share."""
+    yield from server_starter(tmp_path_factory)
+
+
+def server_starter(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., RunningServer]]:
     with contextlib.ExitStack() as stack:
 
         def start(*flags: str, env: dict[str, str] | None = None) -> RunningServer:

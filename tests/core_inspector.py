@@ -91,7 +91,7 @@ def digest(manager: Manager) -> list[object]:
     large = memory.large
     arrays = [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.lru.time]
     arrays += [large.owner, large.used, large.held, memory._free[: memory.num_free_virtual]]
-    arrays += [large._free[: large.num_free], memory.lru._queued]
+    arrays += [large._free[: large.num_free], memory.lru._queued_at]
     nodes = [(n.number, n.start, n.tokens.tolist(), n.pages.tolist()) for n in manager.tree]
     queue = {t: [p.tolist() for p in parts] for t, parts in memory.lru._buckets.items()}
     holes = [{page: list(small) for page, small in of.items()} for of in large._holes]

@@ -14,7 +14,7 @@ from benchmarks.replay.geometry import NotYetSupportedError
 from benchmarks.replay.held import PoolBytes, token_pool_bytes
 from benchmarks.replay.spec import RunSpec
 
-JENGA_POLICY_VARIABLE = "SGLANG_JENGA_POLICIES"
+JENGA_POLICY_VARIABLE = "JENGA_POLICIES"
 
 
 def _nothing(spec: RunSpec) -> None:
@@ -66,14 +66,34 @@ def _two_groups(spec: RunSpec) -> None:
 
 
 def _load_jenga(spec: RunSpec) -> None:
-    """Load the installed SGLang plug-ins, with the policies that the run asks for."""
+    """Hook this process as a Jenga server's, with the policies that the run asks for."""
     if spec.jenga_policies:
         os.environ[JENGA_POLICY_VARIABLE] = ",".join(
             f"{name}={value}" for name, value in spec.jenga_policies.items()
         )
     from sglang.srt.plugins import load_plugins
 
+    from jenga_sglang.plugin import activate
+
     load_plugins()
+    activate()
+
+
+def _jenga_arguments(spec: RunSpec) -> dict[str, Any]:
+    from jenga_sglang.flags import apply_flag
+
+    values: dict[str, Any] = {"memory_backend": "jenga", "page_size": spec.page_size_tokens}
+    apply_flag(values)
+    return values
+
+
+def _jenga_pool_bytes(scheduler: Any) -> PoolBytes:
+    manager = scheduler.token_to_kv_pool_allocator.manager
+    books = manager.memory.large
+    cuts = manager.geometry.groups
+    held = sum(n * cut.small_page_bytes for n, cut in zip(books.num_held, cuts, strict=True))
+    pinned = sum(n * cut.small_page_bytes for n, cut in zip(books.num_used, cuts, strict=True))
+    return PoolBytes(held=held, pinned=pinned)
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -91,7 +111,8 @@ BACKENDS: Mapping[str, Backend] = {
         after_publish=lambda spec: unified_on_cpu.install(),
     ),
     "jenga": Backend(
-        server_args=lambda spec: {"radix_cache_backend": "jenga"},
+        server_args=_jenga_arguments,
         before_args=_load_jenga,
+        pool_bytes=_jenga_pool_bytes,
     ),
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.replay.geometry import load_geometry
+from benchmarks.replay.geometry import NotYetSupportedError, load_geometry
 from benchmarks.replay.spec import RunSpec, parse_bytes
 
 DATA = Path(__file__).parent / "data"
@@ -16,7 +16,10 @@ DEFAULT_RATIOS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run the chosen command, return the exit status."""
     options = _parser().parse_args(arguments)
-    options.handler(options)
+    try:
+        options.handler(options)
+    except NotYetSupportedError as error:
+        raise SystemExit(str(error)) from error
     return 0
 
 
@@ -63,7 +66,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument(
-        "--strict", action="store_true", help="SGLang's leak check after every step (slow)"
+        "--strict", action="store_true", help="check leaks and tokens at every step (slow)"
     )
 
 

@@ -32,6 +32,8 @@ def build_scheduler(spec: RunSpec) -> Any:
 def prepare_process() -> None:
     """Set what SGLang reads when it is imported, and keep its log to errors."""
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = MODEL_PACKAGE
+    # The replay computes nothing on a device: it runs on CPU tensors even where there is one.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("SGLANG_PLATFORM", "jenga_cpu")
     # SGLang's leak checks raise instead of warning.
     os.environ["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE"] = "1"

@@ -15,6 +15,7 @@ from benchmarks.replay.forward import (
 )
 from benchmarks.replay.held import PoolBytes
 from benchmarks.replay.manager_time import ManagerClock
+from benchmarks.replay.oracle import TokenOracle
 from benchmarks.replay.recorder import Recorder, Step, read_step
 from benchmarks.replay.trace import Request, TokenBook
 
@@ -50,7 +51,11 @@ class ReplayLoop:
         self._forward = TraceForward()
         self._pool_bytes = pool_bytes
         self._manager = manager
-        self._strict = strict
+        self._oracle = (
+            TokenOracle(recorder.geometry, scheduler.req_to_token_pool.req_to_token)
+            if strict
+            else None
+        )
         self._idle_passes = 0
         self._hook()
 
@@ -102,7 +107,7 @@ class ReplayLoop:
         else:
             self._idle()
         scheduler.last_batch = batch
-        if self._strict:
+        if self._oracle is not None:
             with self._untimed():
                 scheduler.invariant_checker.self_check_during_busy()
 
@@ -117,6 +122,8 @@ class ReplayLoop:
             with self._untimed():
                 pool = self._pool_bytes(self.scheduler)
             self.recorder.sample_bytes(pool, step, seconds, waiting)
+        if self._oracle is not None:
+            self._oracle.check(batch, step)
         result = self.scheduler.run_batch(batch)
         self.scheduler.process_batch_result(batch, result)
         self.now += seconds
@@ -188,9 +195,9 @@ def _input(request: Request, book: TokenBook) -> Any:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.sampling.sampling_params import SamplingParams
 
-    sampling = SamplingParams(
-        max_new_tokens=request.output_tokens, temperature=0.0, ignore_eos=True
-    )
+    # Not `ignore_eos`: with it SGLang reserves every running request's whole remaining output,
+    # and no request of a server is known to use all it may. The dummy model has no end token.
+    sampling = SamplingParams(max_new_tokens=request.output_tokens, temperature=0.0)
     sampling.normalize(None)
     return TokenizedGenerateReqInput(
         rid=request.id,

@@ -27,7 +27,8 @@ def summarise(
     return {
         **describe(spec),
         "out_tok_s": recorder.output_tokens / seconds,
-        "mid_out_tok_s": mid_output_rate(recorder),
+        "mid_out_tok_s": mid_output_rate(logs),
+        "mid_emitted_tok_s": mid_emission_rate(recorder),
         "total_tok_s": (prompt_tokens + recorder.output_tokens) / seconds,
         "hit_rate": sum(log.hit_tokens or 0 for log in logs) / prompt_tokens,
         "hit_bound": hit_bound,
@@ -69,18 +70,33 @@ def describe(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def mid_output_rate(recorder: Recorder) -> float:
-    """Return output tokens per second between 20 % and 80 % of the completions."""
-    finishes = sorted(recorder.finish_times)
+def mid_window(logs: list[RequestLog]) -> tuple[float, float]:
+    """Return when 20 % and when 80 % of the requests had finished, in simulated seconds."""
+    finishes = sorted(log.finish_time for log in logs if log.finish_time is not None)
     begin, end = (finishes[int(share * (len(finishes) - 1))] for share in MID_SHARES)
-    if end <= begin:
-        return 0.0
+    return begin, end
+
+
+def mid_output_rate(logs: list[RequestLog]) -> float:
+    """Return output tokens per second of the requests that finished in the middle window."""
+    begin, end = mid_window(logs)
+    tokens = sum(
+        log.output_tokens
+        for log in logs
+        if log.finish_time is not None and begin < log.finish_time <= end
+    )
+    return tokens / (end - begin) if end > begin else 0.0
+
+
+def mid_emission_rate(recorder: Recorder) -> float:
+    """Return output tokens per second that were emitted in the middle window, by any request."""
+    begin, end = mid_window(list(recorder.logs.values()))
     tokens = sum(
         after - before
         for (_, before), (time, after) in pairwise([(0.0, 0), *recorder.output_curve])
         if begin < time <= end
     )
-    return tokens / (end - begin)
+    return tokens / (end - begin) if end > begin else 0.0
 
 
 def time_to_first_token(logs: list[RequestLog]) -> dict[str, float]:

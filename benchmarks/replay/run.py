@@ -31,5 +31,3 @@ def replay(spec: RunSpec) -> dict[str, Any]:
     with manager.paused():
         check_end_state(scheduler, pool_bytes(scheduler))
     return summarise(spec, recorder, hit_bound(requests), manager.manager_us, wall_seconds)
-
-

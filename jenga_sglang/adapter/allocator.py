@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.report import digest
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
 
+logger = logging.getLogger(__name__)
 
-class JengaAllocator(BaseTokenToKVPoolAllocator):  # type: ignore[misc]
+# Debug: log a digest of the books at every idle check, to compare ranks by.
+DIGEST_VARIABLE = "JENGA_LOG_DIGEST"
+
+
+class JengaAllocator(BaseTokenToKVPoolAllocator):
     """Answers the scheduler's questions about room. Pages themselves are handed out per request,
     by `jenga_sglang.adapter.batch_alloc`, because placement depends on whose they are."""
 
@@ -40,6 +48,21 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):  # type: ignore[misc]
     ) -> JengaPrefillBudget:
         return JengaPrefillBudget(self.manager, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
+    def why_refused(self, input_tokens: int, chunk_size: int | None) -> str | None:
+        """Why no request with a prompt of this length can ever be served, or None."""
+        if input_tokens == 0:
+            return "The prompt is empty: send at least one token."
+        longest = self._longest(input_tokens, chunk_size)
+        if input_tokens < longest:
+            return None
+        return (
+            f"The prompt of {input_tokens} tokens does not fit into the KV pool: the longest "
+            f"request that does has {longest} tokens, prompt and output together."
+        )
+
+    def _longest(self, input_tokens: int, chunk_size: int | None) -> int:
+        return self.manager.longest_request(min(input_tokens, chunk_size or input_tokens))
+
     def max_new_tokens_for_memory(
         self,
         input_tokens: int,
@@ -50,7 +73,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):  # type: ignore[misc]
         chunk_size: int | None,
     ) -> int | None:
         """Clip generation to what an empty pool holds; None when the prompt alone cannot fit."""
-        longest = self.manager.longest_request(min(input_tokens, chunk_size or input_tokens))
+        longest = self._longest(input_tokens, chunk_size)
         if input_tokens >= longest:
             return None
         return max(0, min(max_new_tokens, longest - input_tokens))
@@ -76,7 +99,14 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):  # type: ignore[misc]
             self.manager.check_idle()
         except AssertionError as error:
             return [f"jenga: {error}"]
+        if os.environ.get(DIGEST_VARIABLE) == "1":
+            logger.info("jenga digest %s", digest(self.manager))
         return []
+
+    @property
+    def is_recounted(self) -> bool:
+        """Whether the idle check has seen the pool as it is now."""
+        return self._checked_at == self.manager.changes
 
     def clear(self) -> None:
         """The prefix cache's `reset` starts the books anew, for both."""

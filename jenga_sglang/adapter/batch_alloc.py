@@ -34,7 +34,9 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
     for pin, prefix, holds_kv in zip(pins, batch.prefix_lens, continuing, strict=True):
         if holds_kv:
             cache.manager.slide(pin, prefix)
-    _reserve(cache, [(p, cache.manager.new_pages(p, n)) for p, n in zip(pins, lengths, strict=True)])
+    _reserve(
+        cache, [(p, cache.manager.new_pages(p, n)) for p, n in zip(pins, lengths, strict=True)]
+    )
 
     new_ids = []
     for req, pin, row, start, length, holds_kv in zip(

@@ -17,10 +17,12 @@ from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.report import log_start
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.policy import CachePolicy
 
 logger = logging.getLogger(__name__)
 
 POISON_VARIABLE = "JENGA_POISON_FREED"
+POLICY_VARIABLE = "JENGA_POLICIES"
 
 
 def build_pools(configurator: Any, sizes: Any) -> Any:
@@ -46,6 +48,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         max_requests=sizes.max_running_requests,
         max_length=max_length,
         prefix_cache=not get_memory().disable_radix_cache,
+        policy=CachePolicy.parse(os.environ.get(POLICY_VARIABLE, "")),
     )
     pool = JengaKVPool(
         manager,

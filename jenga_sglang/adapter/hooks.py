@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -58,11 +57,23 @@ def runtime_hooks() -> list[Hook]:
             _forget_hybrid_swa,
             HookType.AFTER,
         ),
+        Hook(
+            "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
+            ("self", "req"),
+            _init_req_max_new_tokens,
+            HookType.AROUND,
+        ),
         Hook(f"{batch}.alloc_for_extend", ("batch",), _alloc_for_extend, HookType.AROUND),
         Hook(
             f"{batch}.alloc_for_decode",
             ("batch", "token_per_req"),
             _alloc_for_decode,
+            HookType.AROUND,
+        ),
+        Hook(
+            "sglang.srt.models.utils.enable_fused_set_kv_buffer",
+            ("forward_batch",),
+            _enable_fused_set_kv_buffer,
             HookType.AROUND,
         ),
         Hook(
@@ -147,6 +158,18 @@ def _forget_hybrid_swa(result: None, runner: Any, *args: Any, **kwargs: Any) -> 
         runner.is_hybrid_swa = False
 
 
+def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:
+    """Refuse, with a reason, a prompt that the pool can never serve."""
+    from jenga_sglang.adapter.allocator import JengaAllocator
+
+    allocator = scheduler.token_to_kv_pool_allocator
+    if isinstance(allocator, JengaAllocator):
+        why = allocator.why_refused(len(req.origin_input_ids), scheduler.chunked_prefill_size)
+        if why:
+            req.set_finish_with_abort(why)
+    original(scheduler, req)
+
+
 def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
     from jenga_sglang.adapter import batch_alloc
     from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
@@ -165,6 +188,11 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
     return original(batch, token_per_req)
 
 
+def _enable_fused_set_kv_buffer(original: Callable[..., bool], forward_batch: Any) -> bool:
+    """Kernels that rotate and store in one go would take virtual token ids for places."""
+    return not is_jenga() and original(forward_batch)
+
+
 def _token_info(stats: Any, observer: Any) -> Any:
     """Token usage is the share of the pool's bytes in use: with a pool that groups share, no
     count of tokens is full when memory is."""
@@ -180,11 +208,7 @@ def _add_memory_usage(result: None, controller: Any, state: dict[str, Any]) -> N
     from jenga_sglang.adapter.kv_pool import JengaKVPool
     from jenga_sglang.adapter.report import describe
 
-    pool = controller.scheduler.token_to_kv_pool_allocator.get_kvcache()
+    allocator = controller.scheduler.token_to_kv_pool_allocator
+    pool = allocator.get_kvcache()
     if isinstance(pool, JengaKVPool):
-        state["jenga"] = describe(pool)
-
-
-def debug(name: str) -> bool:
-    """Whether the debugging aid ``JENGA_<name>=1`` is on."""
-    return os.environ.get(f"JENGA_{name}") == "1"
+        state["jenga"] = describe(pool) | {"recounted": allocator.is_recounted}

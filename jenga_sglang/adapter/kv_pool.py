@@ -31,7 +31,7 @@ class LayerPlace:
     layer: int
 
 
-class JengaKVPool(KVCache):  # type: ignore[misc]
+class JengaKVPool(KVCache):
     """All layer groups in one buffer on ``device``; page tables stay with the `Manager`.
 
     ``k_pages[layer_id]`` and ``v_pages[layer_id]`` have shape (small pages, page_size, kv heads,
@@ -93,9 +93,7 @@ class JengaKVPool(KVCache):  # type: ignore[misc]
         for index, layer_id in enumerate(self.groups[group].spec.layers):
             stripe, layer = divmod(index, layout.num_layers)
             self.place[layer_id] = LayerPlace(group, stripe, layer)
-            self.k_pages[layer_id], self.v_pages[layer_id] = page_views(
-                self.buffer, layout, layer
-            )
+            self.k_pages[layer_id], self.v_pages[layer_id] = page_views(self.buffer, layout, layer)
 
     def small_pages(self, group: int, stripe: int, virtual: Ids) -> Ids:
         """The small pages of one stripe that hold these virtual pages; 0 where there is none."""
@@ -119,7 +117,9 @@ class JengaKVPool(KVCache):  # type: ignore[misc]
         for group, small in self.manager.memory.take_freed():
             layout = self.layouts[group]
             pages = torch.from_numpy(small.astype(np.int64)).to(self.device)
-            flat = self.buffer[: len(self.buffer) // layout.small_page_bytes * layout.small_page_bytes]
+            flat = self.buffer[
+                : len(self.buffer) // layout.small_page_bytes * layout.small_page_bytes
+            ]
             flat.view(-1, layout.small_page_bytes)[pages] = 0xFF  # NaN in every float format
 
     # -- SGLang's interface -------------------------------------------------------------------

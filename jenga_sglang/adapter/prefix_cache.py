@@ -41,7 +41,7 @@ class _Forest:
     children: dict[int, Node] = field(default_factory=dict)
 
 
-class JengaPrefixCache(BasePrefixCache):  # type: ignore[misc]
+class JengaPrefixCache(BasePrefixCache):
     """Node handles are the core's `Hit`s; a lock's receipt is the core's `Pin`.
 
     ``disable`` stays False even under ``--disable-radix-cache``: it switches SGLang to an
@@ -82,6 +82,9 @@ class JengaPrefixCache(BasePrefixCache):  # type: ignore[misc]
             full_kv_hit_length=hit.matched_pages * self.page_size,
         )
 
+    def touch_prefix(self, key: RadixKey) -> None:
+        self.manager.touch_prefix(_namespace(key), _tokens(key))
+
     def root_node_handle(self, extra_key: str | None = None) -> Hit:
         return self.manager.miss((extra_key, None))
 
@@ -108,9 +111,7 @@ class JengaPrefixCache(BasePrefixCache):  # type: ignore[misc]
     def inc_lock_ref(self, node: Any) -> IncLockRefResult:
         raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
 
-    def dec_lock_ref(
-        self, node: Any, params: DecLockRefParams | None = None
-    ) -> DecLockRefResult:
+    def dec_lock_ref(self, node: Any, params: DecLockRefParams | None = None) -> DecLockRefResult:
         raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
 
     def bind_row(self, req: Req) -> Pin:
@@ -137,9 +138,18 @@ class JengaPrefixCache(BasePrefixCache):  # type: ignore[misc]
         first = pin.tree_pages
         before = pin.row[first:].copy()
         tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
-        self.manager.checkpoint(pin, _namespace(req), tokens)
+        self.manager.checkpoint(pin, _namespace(req), tokens, self._lengths_to_keep(req, up_to))
         self._rewrite_row(req, pin, first, before)
         req.kv.cache_protected_len = pin.tree_pages * self.page_size
+
+    def _lengths_to_keep(self, req: Req, up_to: int) -> list[int]:
+        """Where the next request may go on from: the end of the prompt or a little before it, and
+        the end of the answer. Nobody stops where a chunk happened to end."""
+        prompt = len(req.origin_input_ids)
+        if req.finished() or up_to > prompt:
+            return [up_to]
+        slack = self.manager.policy.prompt_slack_tokens
+        return [max(0, prompt - slack), prompt] if up_to == prompt else []
 
     def _rewrite_row(self, req: Req, pin: Pin, first: int, before: Ids) -> None:
         now = pin.row[first:]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from sglang.srt.runtime_context import get_schedule
 
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.manager import Manager
@@ -51,16 +53,32 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
         "free_large_pages": books.num_free,
         "max_length": manager.max_length,
         "full_length_requests": full_length_requests(manager),
-        "longest_request_tokens": manager.longest_request(manager.max_length),
+        "longest_request_tokens": manager.longest_request(_step_tokens(manager)),
         "refused_reservations": manager.counters.refused_reservations,
         "groups": groups,
     }
+
+
+def digest(manager: Manager) -> str:
+    """A hash of every page table, pin and owner: equal on ranks that decided alike."""
+    memory = manager.memory
+    books = [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.large.owner]
+    digest = hashlib.sha256(str(manager.changes).encode())
+    for book in books:
+        digest.update(book.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def full_length_requests(manager: Manager) -> float:
     """Requests of the model's full length that fit at once while they decode, one decimal."""
     pages = manager.request_pages(manager.max_length, 1, 0)
     return _tenths(manager.geometry, pages)
+
+
+def _step_tokens(manager: Manager) -> int:
+    """The most tokens of one prompt that are computed in one step."""
+    chunk: int | None = get_schedule().chunked_prefill_size
+    return chunk if chunk and chunk > 0 else manager.max_length
 
 
 def _tenths(geometry: Geometry, pages: list[int]) -> float:
@@ -127,11 +145,6 @@ def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> 
 
 def size(num_bytes: int) -> str:
     """Bytes for a reader: 32.5 MiB."""
-    value = float(num_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            break
-        value /= 1024
-    else:
-        unit = "GiB"
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
+    power = min(3, max(0, num_bytes.bit_length() - 1) // 10)
+    number = f"{num_bytes / 1024**power:.1f}".removesuffix(".0")
+    return f"{number} {('B', 'KiB', 'MiB', 'GiB')[power]}"

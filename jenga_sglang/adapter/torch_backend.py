@@ -82,7 +82,7 @@ class BatchPlan:
     buckets: dict[tuple[int, int], list[DecodeBucket]] = field(default_factory=dict)
 
 
-class JengaTorchBackend(AttentionBackend):  # type: ignore[misc]
+class JengaTorchBackend(AttentionBackend):
     """`--attention-backend jenga_torch`."""
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -122,9 +122,7 @@ class JengaTorchBackend(AttentionBackend):  # type: ignore[misc]
             for index, start, stop in zip(indices, starts, stops, strict=True)
         ]
         positions = [np.arange(r.start, r.stop) for r in rows]
-        virtual = [
-            r.virtual[p // self.page_size] for r, p in zip(rows, positions, strict=True)
-        ]
+        virtual = [r.virtual[p // self.page_size] for r, p in zip(rows, positions, strict=True)]
         slots = np.concatenate(positions) % self.page_size
         self._plan = BatchPlan(rows, decode, np.concatenate(virtual), self._to_device(slots))
 

@@ -7,7 +7,9 @@ Its *ideal bytes* are those of the tokens and states that it needs, with nothing
 
 from __future__ import annotations
 
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from collections.abc import Sequence
+
+from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 
 
 def ideal_bytes(spec: LayerGroupSpec, length: int) -> int:
@@ -21,14 +23,9 @@ def small_pages(group: GroupGeometry, length: int) -> int:
     return group.stripes * group.spec.dependency.peak_pages(length, group.page_size)
 
 
-def large_pages(geometry: Geometry, length: int) -> int:
+def large_pages(groups: Sequence[GroupGeometry], large_page_bytes: int, length: int) -> int:
     """Large pages that one request takes when it shares none with another."""
     return sum(
-        -(-small_pages(group, length) // geometry.small_per_large(g))
-        for g, group in enumerate(geometry.groups)
+        -(-small_pages(group, length) // (large_page_bytes // group.small_page_bytes))
+        for group in groups
     )
-
-
-def concurrent_requests(geometry: Geometry, length: int) -> int:
-    """Running requests of ``length`` tokens that fit into the pool at once."""
-    return geometry.num_large_pages // max(1, large_pages(geometry, length))

@@ -272,3 +272,20 @@ def subtract(ranges: Iterable[Range], kept: Iterable[Range]) -> list[Range]:
         if start < stop:
             rest.append(Range(start, stop))
     return rest
+
+
+def intersect(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
+    """The parts of ``ranges`` inside ``others``; both ascending and disjoint."""
+    ranges = list(ranges)
+    return subtract(ranges, subtract(ranges, others))
+
+
+def union(ranges: Iterable[Range]) -> list[Range]:
+    """``ranges`` in any order as ascending disjoint ranges, merged where they meet."""
+    merged: list[Range] = []
+    for r in sorted(r for r in ranges if r.size):
+        if merged and r.start <= merged[-1].stop:
+            merged[-1] = Range(merged[-1].start, max(merged[-1].stop, r.stop))
+        else:
+            merged.append(r)
+    return merged

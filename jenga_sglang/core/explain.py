@@ -23,13 +23,15 @@ def explain_plan(plan: Plan, rejected: int) -> list[str]:
     if plan.bound_bytes > plan.wanted_bound_bytes:
         lines.append(
             f"no cut keeps large pages within {human_bytes(plan.wanted_bound_bytes)}; "
-            f"{human_bytes(plan.bound_bytes)} is the smallest possible"
+            f"the bound is raised to {human_bytes(plan.bound_bytes)}"
         )
     lines.append(f"chosen:   {candidate_line(chosen)}")
     others = [c for c in plan.candidates if c is not chosen][:rejected]
     if not chosen.is_exact_lcm and plan.exact_lcm not in others:
         others.append(plan.exact_lcm)
-    return lines + [f"rejected: {candidate_line(c)}{_why(plan, c)}" for c in others]
+    reasons = [plan.why_not(c) or "dearer" for c in others]
+    pairs = zip(others, reasons, strict=True)
+    return lines + [f"rejected: {candidate_line(c)}; {reason}" for c, reason in pairs]
 
 
 def candidate_line(candidate: Candidate) -> str:
@@ -48,15 +50,14 @@ def candidate_line(candidate: Candidate) -> str:
 
 
 def human_bytes(num_bytes: float) -> str:
-    """Bytes in the largest binary unit that leaves at least 1, three digits at least."""
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:
-            break
+    """Bytes in the largest binary unit that leaves at least 1."""
+    units = ("B", "KiB", "MiB", "GiB")
+    power = 0
+    while num_bytes >= 1024 and power < len(units) - 1:
         num_bytes /= 1024
-    else:
-        unit = "GiB"
+        power += 1
     digits = 0 if num_bytes == int(num_bytes) else 2 if num_bytes < 100 else 1
-    return f"{num_bytes:,.{digits}f} {unit}"
+    return f"{num_bytes:,.{digits}f} {units[power]}"
 
 
 def _group_line(group: GroupGeometry, per_large: int) -> str:
@@ -67,9 +68,3 @@ def _group_line(group: GroupGeometry, per_large: int) -> str:
         f"  {spec.name}: {len(spec.layers)} layers{stripes}, {spec.dependency}, small page "
         f"{human_bytes(group.small_page_bytes)}{padding}, {per_large} in a large page"
     )
-
-
-def _why(plan: Plan, candidate: Candidate) -> str:
-    if candidate.large_page_bytes > plan.bound_bytes:
-        return f"; its large page exceeds {human_bytes(plan.bound_bytes)}"
-    return ""

@@ -24,11 +24,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jenga_sglang.core.dependency import Range, page_ranges, subtract
+from jenga_sglang.core.dependency import Range, intersect, page_ranges, subtract, union
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.hit import longest_hit
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.memory import Memory, default_virtual_pages
+from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.tree import Path, PrefixTree, Tokens
 
 
@@ -53,6 +54,12 @@ class Pin:
     held: list[list[Range]]
     hit: Hit
     touched: bool = False
+    # Pinned as well, but given up before a reservation fails: what other requests may ask for.
+    held_for_others: list[list[Range]] = field(default_factory=list)
+    # Lengths at which this request used a hit or wants one kept: refreshed together, to its end.
+    kept: list[int] = field(default_factory=list)
+    # The known history goes on beyond the hit, and the request has not got there yet.
+    branch_ahead: bool = False
 
     @property
     def row(self) -> Ids:
@@ -94,12 +101,14 @@ class Manager:
         max_requests: int,
         max_length: int,
         prefix_cache: bool = True,
+        policy: CachePolicy | None = None,
     ) -> None:
         self.geometry = geometry
         self.page_size = geometry.page_size
         self.max_length = max_length
         self.max_requests = max_requests
         self.prefix_cache = prefix_cache
+        self.policy = policy or CachePolicy()
         self.dependencies = [g.spec.dependency.effective(max_length) for g in geometry.groups]
         # Pages that every longer history needs: losing one puts all that follows out of reach.
         self._permanent = [self._page_ranges(g, max_length) for g in range(len(geometry.groups))]
@@ -144,6 +153,8 @@ class Manager:
         held = [list(self._page_ranges(g, len(pages) * self.page_size)) for g in self._groups]
         self._next_pin += 1
         pin = Pin(self._next_pin, pages, len(pages), len(pages), held, hit)
+        pin.held_for_others = [[] for _ in self._groups]
+        pin.branch_ahead = hit.matched_pages > hit.path.num_pages
         for g, ranges in enumerate(held):
             for r in ranges:
                 self.memory.pin(g, pages[r.start : r.stop])
@@ -155,6 +166,7 @@ class Manager:
     def release(self, pin: Pin) -> None:
         """Drop every pin: private pages are freed, tree pages become cached."""
         del self.pins[pin.number]
+        self._let_go_for_others(pin)
         for g, ranges in enumerate(pin.held):
             for r in ranges:
                 self.memory.unpin(g, pin.pages[r.start : r.stop])
@@ -180,11 +192,13 @@ class Manager:
 
         ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
         it. A step holds what the history before it needs and everything it computes; two pages
-        more for the boundaries that fall inside pages.
+        more for the boundaries that fall inside pages, and one for every gap between sinks and
+        window.
         """
         pages = []
         for g, dependency in enumerate(self.dependencies):
-            held = -(-(dependency.peak_tokens(length) + fresh) // self.page_size) + 2
+            ranges = max(1, len(dependency.needed(length)))
+            held = -(-(dependency.peak_tokens(length) + fresh) // self.page_size) + 1 + ranges
             pinned = sum(r.size for r in self._page_ranges(g, prefix))
             pages.append(max(0, min(-(-length // self.page_size), held) - pinned))
         return pages
@@ -230,8 +244,8 @@ class Manager:
         return usable // sum(page_bytes) * self.page_size
 
     def can_serve_pages(self, pages: int) -> bool:
-        """Whether ``pages`` new pages fit in every group at once."""
-        return self.can_serve([pages] * len(self.dependencies))
+        """Whether ``pages`` new pages fit in every group at once, as `reserve` would see it."""
+        return self._can_serve_at_last(self.memory.small_demand(pages))
 
     def reserve(self, demands: Sequence[tuple[Pin, int]]) -> bool:
         """Make room for every (pin, pages) demand, or change nothing but the cache.
@@ -241,7 +255,7 @@ class Manager:
         """
         total = sum(pages for _, pages in demands)
         demand = self.memory.small_demand(total)
-        if not self.memory.large.can_serve(demand):
+        if not self._can_serve_at_last(demand):
             self.counters.refused_reservations += 1
             return False
         # Whole large pages for every request keep tenants apart. Where there are too few, holes
@@ -250,6 +264,14 @@ class Manager:
         if self._scarce:
             self._make_any_room(demand)
         return True
+
+    def _can_serve_at_last(self, demand: Sequence[int]) -> bool:
+        """Whether ``demand`` fits; running requests give up what they hold for others first."""
+        for pin in self.pins.values():
+            if self.memory.large.can_serve(demand):
+                return True
+            self._let_go_for_others(pin)
+        return self.memory.large.can_serve(demand)
 
     def _make_preferred_room(self, demands: Sequence[tuple[Pin, int]]) -> bool:
         large = self.memory.large
@@ -296,7 +318,9 @@ class Manager:
 
     def _count_hit(self, pin: Pin) -> None:
         pin.touched = True
-        self._touch(pin, self.memory.tick())
+        self.memory.tick()
+        pin.kept.append(pin.num_pages * self.page_size)
+        self._touch(pin.row, pin.kept)
         if pin.hit.cut_by is not None:
             lost = pin.hit.matched_pages - pin.hit.path.num_pages
             self.counters.lost_hit_tokens[pin.hit.cut_by] += lost * self.page_size
@@ -308,21 +332,44 @@ class Manager:
         """
         whole = length // self.page_size
         for g in self._groups:
-            kept = list(self._page_ranges(g, whole * self.page_size))
-            kept = _join(kept, Range(whole, pin.num_pages))
-            gone = subtract(pin.held[g], kept)
-            if gone:
-                for r in gone:
-                    self.memory.unpin(g, pin.pages[r.start : r.stop])
-                pin.held[g] = subtract(pin.held[g], gone)
+            needed = self._page_ranges(g, whole * self.page_size)
+            needed = union([*needed, Range(whole, pin.num_pages)])
+            gone = subtract(pin.held[g], needed)
+            if not gone:
+                continue
+            kept = intersect(gone, self._kept_ranges(g, pin)) if self.policy.hold_hits else []
+            for r in subtract(gone, kept):
+                self.memory.unpin(g, pin.pages[r.start : r.stop])
+            pin.held[g] = subtract(pin.held[g], gone)
+            pin.held_for_others[g] = union([*pin.held_for_others[g], *kept])
+
+    def _kept_ranges(self, group: int, pin: Pin) -> list[Range]:
+        """Tree pages of ``group`` that hits of the kept lengths need."""
+        size = self.page_size
+        ranges = [r for n in pin.kept for r in self._page_ranges(group, n // size * size)]
+        return intersect(union(ranges), [Range(0, pin.tree_pages)])
+
+    def _let_go_for_others(self, pin: Pin) -> None:
+        for g, ranges in enumerate(pin.held_for_others):
+            for r in ranges:
+                self.memory.unpin(g, pin.pages[r.start : r.stop])
+            ranges.clear()
 
     # -- the tree -----------------------------------------------------------------------------
 
-    def checkpoint(self, pin: Pin, namespace: Hashable, tokens: Tokens) -> None:
+    def checkpoint(
+        self,
+        pin: Pin,
+        namespace: Hashable,
+        tokens: Tokens,
+        keep: Sequence[int] | None = None,
+    ) -> None:
         """Put the whole pages of ``tokens``, computed by the request, into the tree.
 
         Pages that the tree knows already are merged: the request goes on with the tree's page
-        and its own copy is freed, or fills what the tree's page lacks. Then slides.
+        and its own copy is freed, or fills what the tree's page lacks. Then slides. ``keep`` are
+        the lengths at which a later hit is worth keeping, in tokens; their end by default. What
+        only hits in between would need is the first to go.
         """
         if not self.prefix_cache:
             return
@@ -337,8 +384,21 @@ class Manager:
             self.tree.extend(path, tokens, own)
             self._move_to_tree(own, known)
         pin.tree_pages = max(pin.tree_pages, num_pages)
+        pin.kept += [len(tokens)] if keep is None else keep
+        branch = pin.hit.matched_pages
+        if self.policy.keep_branches and pin.branch_ahead and branch <= num_pages:
+            pin.kept.append(branch * self.page_size)
+            pin.branch_ahead = False
         self.slide(pin, len(tokens))
-        self._touch(pin, self.memory.tick())
+        self.memory.tick()
+        self._touch(pin.row[: pin.tree_pages], pin.kept)
+
+    def touch_prefix(self, namespace: Hashable, tokens: Tokens) -> None:
+        """Refresh what a hit of ``tokens`` would need: a waiting request is going to ask."""
+        if self.prefix_cache and self.policy.waiting_prefixes:
+            hit = self.match(namespace, tokens)
+            self.memory.tick()
+            self._touch(self.tree.pages(hit.path), [hit.path.num_pages * self.page_size])
 
     def _merge(self, pin: Pin, path: Path) -> None:
         """Repoint the private pages of ``pin`` that ``path`` covers onto the tree's."""
@@ -360,11 +420,19 @@ class Manager:
         held = np.flatnonzero(pages).astype(np.int32)
         self.memory.move_to_tree(pages[held], held + depth)
 
-    def _touch(self, pin: Pin, now: int) -> None:
-        """One logical time for all that the request's tree prefix needs, in every group."""
+    def _touch(self, pages: Ids, lengths: Sequence[int]) -> None:
+        """One logical time, in every group, for all that hits of these lengths need of a history,
+        and for what every longer history needs of it."""
         for g in self._groups:
-            for r in self._page_ranges(g, pin.tree_pages * self.page_size):
-                self.memory.touch(g, pin.pages[r.start : r.stop])
+            ranges = [
+                r
+                for n in lengths
+                for r in self._page_ranges(g, n // self.page_size * self.page_size)
+            ]
+            ranges += [Range(r.start, min(r.stop, len(pages))) for r in self._permanent[g]]
+            for r in ranges:
+                if r.size:
+                    self.memory.touch(g, pages[r.start : r.stop])
 
     # -- eviction -----------------------------------------------------------------------------
 
@@ -457,7 +525,9 @@ class Manager:
         """Share of the pool's bytes that running requests pin, 0 to 1: what is neither free nor
         could be evicted."""
         books, geometry = self.memory.large, self.geometry
-        used = sum(n * cut.small_page_bytes for n, cut in zip(books.num_used, geometry.groups, strict=True))
+        used = sum(
+            n * cut.small_page_bytes for n, cut in zip(books.num_used, geometry.groups, strict=True)
+        )
         return used / (books.num_large * geometry.large_page_bytes)
 
     def describe_room(self) -> str:
@@ -486,10 +556,3 @@ class Manager:
 
 def _shift(index: int | None, by: int) -> int | None:
     return None if index is None else index + by
-
-
-def _join(ranges: list[Range], last: Range) -> list[Range]:
-    """``ranges`` with ``last`` appended, merged where they meet."""
-    if last.size and ranges and ranges[-1].stop >= last.start:
-        return [*ranges[:-1], Range(ranges[-1].start, last.stop)]
-    return [*ranges, last] if last.size else ranges

@@ -25,6 +25,8 @@ from jenga_sglang.core.search import Candidate, Limits, Search
 DEFAULT_LENGTHS = (4096, 32768, 131072)  # tokens
 # Below 16 tokens the host handles an entry per token; above 64 the last page wastes per cents.
 DEFAULT_PAGE_SIZES = (16, 32, 64)  # tokens
+# Costs this close are equal: the model of costs cannot tell them apart.
+EQUAL_SHARE = 2e-4
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Plan:
         """The best of the paper's layouts among the page sizes, allowed or not."""
         return next(c for c in self.candidates if c.is_exact_lcm)
 
+    def why_not(self, candidate: Candidate) -> str:
+        """Why a candidate may not be chosen; empty where only its cost speaks against it."""
+        if candidate.large_page_bytes > self.bound_bytes:
+            return "its large page exceeds the bound"
+        return "" if candidate.is_aligned else "its pages are not aligned"
+
     def explain(self, rejected: int = 3) -> list[str]:
         """Lines of text: the chosen cut, its cost, and the best of the others."""
         return explain_plan(self, rejected)
@@ -66,9 +74,9 @@ def plan_geometry(
 
     ``max_length`` is the model's, in tokens: dependencies are simplified to it and longer
     ``lengths`` count as it. One ``page_size`` (tokens) is a given; of several the best is taken.
-    Where no large page keeps to the bound of ``limits``, the smallest possible one is taken and
-    `Plan.bound_bytes` says how far the bound had to go. Raises ``ValueError`` when the pool does
-    not hold two large pages.
+    Where no large page can keep to the bound of ``limits``, the bound is raised to a little
+    above the smallest possible one; `Plan.bound_bytes` says how far. Raises ``ValueError`` when
+    the pool does not hold two large pages.
     """
     if not specs or not lengths or min(lengths) < 1 or max_length < 1:
         raise ValueError("expected groups, and lengths of at least one token")
@@ -79,8 +87,11 @@ def plan_geometry(
     search = Search(Load(simple, load_lengths, pool_bytes), limits, page_sizes)
     wanted = limits.bound_bytes(pool_bytes)
     allowed, bound = search.within(wanted)
-    chosen = min(allowed, key=Candidate.order)
-    rejected = [c for c in search.references() if c.large_page_bytes > bound]
+    least = min(c.cost.total for c in allowed)
+    equal = [c for c in allowed if c.cost.total <= least + EQUAL_SHARE]
+    chosen = min(equal, key=Candidate.simplicity)
+    known = {c.groups for c in allowed}
+    rejected = [c for c in search.references() if c.groups not in known]
     return Plan(
         Geometry(chosen.groups, chosen.page_size, pool_bytes),
         chosen,

@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import product
 
 from jenga_sglang.core.cost import Cost, Load
 from jenga_sglang.core.geometry import ALIGN_BYTES, GroupGeometry, LayerGroupSpec
 
 GOOD_ALIGN_BYTES = 128  # a cache line; wins ties
-COST_DIGITS = 6  # costs closer than 1e-6 are equal
+COST_DIGITS = 6
 MAX_SIZES = 512  # bounds the search on groups that share no factor
+SLACK = 1.25  # a bound that cannot be kept is raised to this times what is possible
 MAX_TRIES = 64  # bounds the search for a padding that divides
 
 Origin = tuple[int, int | None]  # index of a given spec; part of its state where split
@@ -75,17 +75,24 @@ class Candidate:
             for g, (_, part) in zip(self.groups, self.origins, strict=True)
         )
 
-    def order(self) -> tuple[float, ...]:
-        """Sorting key, best first."""
+    @property
+    def is_aligned(self) -> bool:
+        return all(g.small_page_bytes % ALIGN_BYTES == 0 for g in self.groups)
+
+    def simplicity(self) -> tuple[float, ...]:
+        """Sorting key among candidates of equal cost, simplest first."""
         odd = sum(g.small_page_bytes % GOOD_ALIGN_BYTES != 0 for g in self.groups)
         padding = sum(g.padding_bytes for g in self.groups)
-        total = round(self.cost.total, COST_DIGITS)
-        return (total, self.num_tables, odd, padding, self.large_page_bytes, self.page_size)
+        return (self.num_tables, odd, padding, self.large_page_bytes, self.page_size)
+
+    def order(self) -> tuple[float, ...]:
+        """Sorting key, cheapest first."""
+        return (round(self.cost.total, COST_DIGITS), *self.simplicity())
 
 
 @dataclass(frozen=True)
 class Search:
-    """All cuts for one load. Pure; what is asked twice is computed once."""
+    """All cuts for one load."""
 
     load: Load
     limits: Limits
@@ -94,15 +101,15 @@ class Search:
     def within(self, bound_bytes: int) -> tuple[list[Candidate], int]:
         """Candidates whose large page keeps to ``bound_bytes``, and the bound itself.
 
-        Where there is none: those with the smallest possible large page, and its size.
+        Where there is none, the bound is raised to `SLACK` times the smallest possible one.
         """
         if found := self._candidates(bound_bytes):
             return found, bound_bytes
         while not found:
             bound_bytes = max(ALIGN_BYTES, 2 * bound_bytes)
             found = self._candidates(bound_bytes)
-        smallest = min(c.large_page_bytes for c in found)
-        return [c for c in found if c.large_page_bytes == smallest], smallest
+        raised = int(SLACK * min(c.large_page_bytes for c in found))
+        return self._candidates(raised), raised
 
     def references(self) -> Iterator[Candidate]:
         """The paper's layouts, one per page size, whatever their large page."""
@@ -115,9 +122,9 @@ class Search:
     def _candidates(self, bound_bytes: int) -> list[Candidate]:
         found: dict[tuple[GroupGeometry, ...], Candidate] = {}
         for page_size, variant in product(self.page_sizes, self._variants()):
-            payloads = [_payloads(spec, page_size) for spec, _ in variant]
-            for size in sorted(self._large_sizes(payloads, bound_bytes)):
-                cut = self._cut(variant, page_size, size)
+            options = [_options(self.limits, spec, page_size) for spec, _ in variant]
+            for size in sorted(self._large_sizes(options, bound_bytes)):
+                cut = self._cut(variant, options, size)
                 if cut is not None:
                     found.setdefault(cut.groups, cut)
         return list(found.values())
@@ -135,8 +142,9 @@ class Search:
         for choice in product(*choices):
             yield tuple(pair for pairs in choice for pair in pairs)
 
-    def _large_sizes(self, payloads: list[list[int]], bound_bytes: int) -> set[int]:
+    def _large_sizes(self, options: list[list[_Option]], bound_bytes: int) -> set[int]:
         """Large pages to look at, in bytes, none above ``bound_bytes``."""
+        payloads = [{option.least_bytes for option in of_group} for of_group in options]
         bases = {ALIGN_BYTES}
         for of_group in payloads:
             joined = {math.lcm(base, p) for base in bases for p in of_group}
@@ -146,20 +154,28 @@ class Search:
         padded = {
             size
             for base in bases
-            for p in {p for of_group in payloads for p in of_group}
-            if (size := -(-p // base) * base) <= min(bound_bytes, p * (1 + padding))
+            for p in set().union(*payloads)
+            if (size := _round_up(p, base)) <= min(bound_bytes, p * (1 + padding))
         }
         return bases | padded
 
-    def _cut(self, variant: Variant, page_size: int, size: int) -> Candidate | None:
+    def _cut(self, variant: Variant, options: list[list[_Option]], size: int) -> Candidate | None:
         """The cheapest cut of large pages of ``size`` bytes; None when some group has none."""
-        groups: list[GroupGeometry] = []
-        for spec, _ in variant:
-            group = _cheapest(self.load, self.limits, spec, page_size, size)
-            if group is None:
+        choices: list[list[GroupGeometry]] = []
+        for of_group in options:
+            cuts = [cut for option in of_group if (cut := option.cut(size)) is not None]
+            if not cuts:
                 return None
-            groups.append(group)
+            choices.append(cuts)
+        groups = [self._cheapest(cuts, size) for cuts in choices]
         return self._candidate(variant, groups, math.lcm(*(g.small_page_bytes for g in groups)))
+
+    def _cheapest(self, cuts: list[GroupGeometry], size: int) -> GroupGeometry:
+        def order(group: GroupGeometry) -> tuple[float, ...]:
+            cost = self.load.group_cost(group, size // group.small_page_bytes)
+            return (round(cost.total, COST_DIGITS), group.stripes, group.padding_bytes)
+
+        return min(cuts, key=order)
 
     def _candidate(self, variant: Variant, groups: list[GroupGeometry], size: int) -> Candidate:
         cost = self.load.pool_cost(size)
@@ -168,47 +184,49 @@ class Search:
         return Candidate(tuple(groups), tuple(origin for _, origin in variant), cost)
 
 
-def _payloads(spec: LayerGroupSpec, page_size: int) -> list[int]:
-    """Small pages that the group can be cut into without padding, in bytes."""
-    return [n * spec.layer_page_bytes(page_size) for n in _divisors(len(spec.layers))]
+@dataclass(frozen=True)
+class _Option:
+    """One number of stripes of a group. ``unit_bytes`` is what a small page must be a multiple
+    of, ``least_bytes`` and ``most_bytes`` how large it may be."""
+
+    group: GroupGeometry
+    payload_bytes: int
+    unit_bytes: int
+    least_bytes: int
+    most_bytes: int
+
+    def cut(self, size: int) -> GroupGeometry | None:
+        """The stripes with the least padding that divides ``size``; None when it is too much."""
+        densest = size // self.least_bytes
+        for count in range(densest, max(0, densest - MAX_TRIES), -1):
+            small = size // count
+            if small > self.most_bytes:
+                return None
+            if size % count == 0 and small % self.unit_bytes == 0:
+                return replace(self.group, padding_bytes=small - self.payload_bytes)
+        return None
 
 
-@cache
-def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(n for n in range(1, number + 1) if number % n == 0)
+def _options(limits: Limits, spec: LayerGroupSpec, page_size: int) -> list[_Option]:
+    unit = _unit_bytes(limits, spec)
+    options: list[_Option] = []
+    num_layers = len(spec.layers)
+    for stripes in (n for n in range(1, num_layers + 1) if num_layers % n == 0):
+        group = GroupGeometry(spec, page_size, stripes)
+        payload = group.payload_bytes
+        least = _round_up(payload, unit)
+        most = max(least, int(payload * (1 + limits.max_padding)))
+        options.append(_Option(group, payload, unit, least, most))
+    return options
 
 
-def _cheapest(
-    load: Load, limits: Limits, spec: LayerGroupSpec, page_size: int, size: int
-) -> GroupGeometry | None:
-    """The group's cheapest cut of large pages of ``size`` bytes."""
-    cuts = []
-    for stripes in _divisors(len(spec.layers)):
-        padding = _least_padding(limits, GroupGeometry(spec, page_size, stripes), size)
-        if padding is not None:
-            group = GroupGeometry(spec, page_size, stripes, padding)
-            cost = load.group_cost(group, size // group.small_page_bytes)
-            cuts.append((round(cost.total, COST_DIGITS), stripes, padding, group))
-    return min(cuts, key=lambda cut: cut[:3])[3] if cuts else None
+def _unit_bytes(limits: Limits, spec: LayerGroupSpec) -> int:
+    """What a small page must be a multiple of: the alignment, and K rows on one grid with V."""
+    has_grid = not spec.is_state and spec.v_bytes in (0, spec.k_bytes)
+    if limits.keep_row_grid and has_grid:
+        return math.lcm(ALIGN_BYTES, spec.k_bytes)
+    return ALIGN_BYTES
 
 
-def _least_padding(limits: Limits, group: GroupGeometry, size: int) -> int | None:
-    """Bytes of padding with which the small page divides ``size``; None when that is too many."""
-    payload = group.payload_bytes
-    aligned = -(-payload // ALIGN_BYTES) * ALIGN_BYTES
-    most = max(aligned, int(payload * (1 + limits.max_padding)))
-    densest = size // payload
-    for count in range(densest, max(0, densest - MAX_TRIES), -1):
-        small = size // count
-        if small > most:
-            return None
-        if size % count == 0 and small % ALIGN_BYTES == 0 and _keeps_grid(limits, group, small):
-            return small - payload
-    return None
-
-
-def _keeps_grid(limits: Limits, group: GroupGeometry, small: int) -> bool:
-    """Whether the rows of small pages of ``small`` bytes still lie on one grid, if they did."""
-    k_bytes, v_bytes = group.spec.k_bytes, group.spec.v_bytes
-    has_grid = not group.spec.is_state and v_bytes in (0, k_bytes)
-    return not (limits.keep_row_grid and has_grid) or small % k_bytes == 0
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

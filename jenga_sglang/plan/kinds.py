@@ -40,11 +40,23 @@ _LAYER_TYPES = {
     "mlp": Kind.NONE,
     "moe": Kind.NONE,
 }
+# Fields of models that keep more than rows and states, or rows of another shape per layer.
+_NOT_READ = {
+    "block_configs": "heads that differ from layer to layer in blocks",
+    "compress_ratios": "compressed tokens beside the window",
+    "encoder_layers": "an encoder and a decoder",
+    "index_topk": "an index of keys beside the rows",
+    "local_layer_ids": "a convolution state beside every layer's rows",
+    "sparse_attention_config": "an index of keys beside the rows",
+}
 _PATTERN_LETTERS = {"M": Kind.STATE, "*": Kind.FULL, "-": Kind.NONE, "E": Kind.NONE}
 
 
 def read_kinds(config: Fields) -> list[Kind]:
     """The kind of every layer, first layer first. Raises `ConfigError` on what it cannot read."""
+    for name, what in _NOT_READ.items():
+        if config.has(name):
+            raise ConfigError(f"field '{config.path}{name}': {what}, which this cannot plan")
     read = next(read for names, read in _READERS if all(config.has(name) for name in names))
     return read(config)
 
@@ -159,16 +171,8 @@ def _window_or_full(is_window: bool) -> Kind:
     return Kind.WINDOW if is_window else Kind.FULL
 
 
-def _unsupported(config: Fields) -> list[Kind]:
-    raise ConfigError(
-        f"field '{config.path}block_configs': heads that differ from layer to layer in blocks "
-        "are not supported by SGLang 0.5.23, nor here"
-    )
-
-
 # The first reader whose fields are all there decides; more telling fields come first.
 _READERS: tuple[tuple[tuple[str, ...], Callable[[Fields], list[Kind]]], ...] = (
-    (("block_configs",), _unsupported),
     (("layer_types",), _from_layer_types),
     (("layers_block_type",), _from_layers_block_type),
     (("hybrid_override_pattern",), _from_override_pattern),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,10 @@ class Model:
     layers: tuple[Layer, ...]
     max_length: int
     kv_dtype: str
+    tp: int
     stock: Stock
     image_tokens: int = 0
-    ignored_window: int | None = None
+    ignored_window: object = None
 
     @property
     def specs(self) -> tuple[LayerGroupSpec, ...]:
@@ -79,9 +80,8 @@ class Model:
         groups: dict[Layer, list[int]] = {}
         for layer in self.layers:
             if not layer.shares:
-                key = Layer(
-                    0, layer.dependency, layer.k_bytes, layer.v_bytes, layer.state_bytes, False
-                )
+                dependency = layer.dependency.effective(self.max_length)
+                key = replace(layer, index=0, dependency=dependency)
                 groups.setdefault(key, []).append(layer.index)
         names = _group_names(list(groups))
         return tuple(
@@ -110,9 +110,7 @@ def read_model(path: Path, options: ReadOptions | None = None) -> Model:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def model_from_config(
-    raw: dict[str, Any], name: str, options: ReadOptions | None = None
-) -> Model:
+def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | None = None) -> Model:
     """What the model of a parsed ``config.json`` keeps. Raises `ConfigError`."""
     options = options or ReadOptions()
     config = _text_fields(raw)
@@ -122,14 +120,14 @@ def model_from_config(
     ignored = None
     if stock.ignores_window and options.window == "class" and Kind.WINDOW in kinds:
         kinds = [Kind.FULL if kind is Kind.WINDOW else kind for kind in kinds]
-        ignored = config.optional_integer("sliding_window")
+        ignored = config.get("sliding_window")
     kv_dtype = _kv_dtype(raw, config, options)
     images = _image_tokens(raw, options) if Kind.CROSS in kinds else 0
     layers = _Layers(config, options, DTYPE_BYTES[kv_dtype], images).read(kinds)
     max_length = options.max_length or config.integer(
         "max_position_embeddings", "max_seq_len", "max_sequence_length", "model_max_length"
     )
-    return Model(name, layers, max_length, kv_dtype, stock, images, ignored)
+    return Model(name, layers, max_length, kv_dtype, options.tp, stock, images, ignored)
 
 
 @dataclass(frozen=True)
@@ -213,8 +211,8 @@ def _image_tokens(raw: dict[str, Any], options: ReadOptions) -> int:
 
 def _group_names(keys: list[Layer]) -> list[str]:
     """A name for every group: its dependency, with the row where several groups share that."""
-    names = ["state" if key.state_bytes else str(key.dependency) for key in keys]
-    for index, key in enumerate(keys):
-        if names.count(str(key.dependency)) > 1 and not key.state_bytes:
-            names[index] = f"{key.dependency}, {key.k_bytes + key.v_bytes} B"
-    return names
+    plain = ["state" if key.state_bytes else str(key.dependency) for key in keys]
+    return [
+        f"{name}, {key.k_bytes + key.v_bytes} B" if plain.count(name) > 1 else name
+        for name, key in zip(plain, keys, strict=True)
+    ]

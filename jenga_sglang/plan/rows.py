@@ -30,12 +30,9 @@ def _kv_heads(config: Fields, kind: Kind) -> tuple[str, int]:
     other = config.section("attention_other_setting")
     if kind is Kind.WINDOW and other.has("num_attention_groups"):
         return "attention_other_setting", other.integer("num_attention_groups")
-    if kind is Kind.WINDOW:
-        names = ("swa_num_key_value_heads", *_KV_HEADS)
-    else:
-        names = ("num_global_key_value_heads", *_KV_HEADS)
-    name = next((name for name in names if config.has(name)), "num_key_value_heads")
-    return name, config.integer(*names)
+    own = "swa_num_key_value_heads" if kind is Kind.WINDOW else "num_global_key_value_heads"
+    name = next((name for name in (own, *_KV_HEADS) if config.has(name)), _KV_HEADS[0])
+    return name, config.integer(name)
 
 
 _KV_HEADS = ("num_key_value_heads", "num_attention_groups", "num_attention_heads")
@@ -50,7 +47,9 @@ def _head_dims(config: Fields, kind: Kind) -> tuple[int, int]:
     if k_dim is None:
         hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
         if hidden % heads:
-            raise config.error("head_dim", f"a value, as {heads} heads do not divide {hidden}", None)
+            raise config.error(
+                "head_dim", f"a value, as {heads} heads do not divide {hidden}", None
+            )
         k_dim = hidden // heads
     return k_dim, config.optional_integer(f"{prefix}v_head_dim") or k_dim
 

@@ -63,12 +63,11 @@ def _kimi_delta(config: Fields, tp: int) -> tuple[int, int]:
 
 
 def _mamba2_nemotron(config: Fields, tp: int) -> tuple[int, int]:
-    head_dim = config.integer("mamba_head_dim")
     return _mamba2(
         config,
         tp,
-        num_heads=config.integer("mamba_num_heads"),
-        head_dim=head_dim,
+        "mamba_num_heads",
+        head_dim=config.integer("mamba_head_dim"),
         groups=config.integer("n_groups", "mamba_n_groups"),
         state=config.integer("ssm_state_size"),
         kernel=config.integer("conv_kernel", "mamba_d_conv"),
@@ -85,7 +84,7 @@ def _mamba2_falcon(config: Fields, tp: int) -> tuple[int, int]:
     return _mamba2(
         config,
         tp,
-        num_heads=num_heads,
+        "mamba_n_heads",
         head_dim=inner // num_heads,
         groups=config.integer("mamba_n_groups"),
         state=config.integer("mamba_d_state"),
@@ -94,10 +93,18 @@ def _mamba2_falcon(config: Fields, tp: int) -> tuple[int, int]:
 
 
 def _mamba2(
-    config: Fields, tp: int, *, num_heads: int, head_dim: int, groups: int, state: int, kernel: int
+    config: Fields,
+    tp: int,
+    heads_field: str,
+    *,
+    head_dim: int,
+    groups: int,
+    state: int,
+    kernel: int,
 ) -> tuple[int, int]:
+    num_heads = config.integer(heads_field)
     channels = num_heads * head_dim + 2 * _groups(groups, tp) * state
-    heads = _split(config, "mamba_num_heads", num_heads, tp)
+    heads = _split(config, heads_field, num_heads, tp)
     return channels // tp * (kernel - 1), heads * head_dim * state
 
 

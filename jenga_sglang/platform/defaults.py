@@ -1,4 +1,4 @@
-"""Server arguments on a CPU. SGLang records what these functions assign as the platform's choice."""
+"""What server arguments become on a CPU; SGLang records each assignment as the platform's."""
 
 import logging
 from typing import Any

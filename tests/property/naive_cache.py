@@ -6,8 +6,9 @@ computed them. Which cached pages an eviction takes is for the manager to choose
 told, and says whether that was allowed.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from core_inspector import Histories
@@ -15,6 +16,7 @@ from core_inspector import Histories
 from jenga_sglang.core.dependency import Dependency
 
 Page = int  # a history, by number
+Times = dict[tuple[int, Page], int]  # of pages in groups
 
 
 @dataclass(eq=False)
@@ -30,20 +32,25 @@ class Request:
     held: list[set[int]]  # places in the row that each group must keep
     names: set[Page]  # tree pages that it keeps known, held or not
     slid: int
-    touched: bool = False
+
+
+@cache
+def pages_needed(dependency: Dependency, length: int, page_size: int) -> Set[int]:
+    ranges = dependency.needed(length)
+    return frozenset(t // page_size for r in ranges for t in range(r.start, r.stop))
 
 
 @dataclass(eq=False)
 class NaiveCache:
     dependencies: Sequence[Dependency]
     histories: Histories
+    max_length: int
     requests: list[Request] = field(default_factory=list)
     cached: list[set[Page]] = field(default_factory=list)  # in the tree, of each group
-    time: dict[tuple[int, Page], int] = field(default_factory=dict)
-    now: int = 0
 
     def __post_init__(self) -> None:
         self.cached = [set() for _ in self.dependencies]
+        self._permanent = [self._needed_for_ever(g) for g in self.groups]
 
     @property
     def page_size(self) -> int:
@@ -53,10 +60,17 @@ class NaiveCache:
     def groups(self) -> range:
         return range(len(self.dependencies))
 
-    def needed(self, group: int, length: int) -> set[int]:
+    def needed(self, group: int, length: int) -> Set[int]:
         """Places of the pages that ``group`` needs of a history of ``length`` tokens."""
-        ranges = self.dependencies[group].needed(length)
-        return {t // self.page_size for r in ranges for t in range(r.start, r.stop)}
+        return pages_needed(self.dependencies[group], length, self.page_size)
+
+    def _needed_for_ever(self, group: int) -> set[int]:
+        """Places that every history needs that is long enough to have them."""
+        permanent = set(range(self.max_length // self.page_size))
+        for length in range(1, self.max_length + 1):
+            whole = range(length // self.page_size)
+            permanent -= set(whole) - self.needed(group, length)
+        return permanent
 
     # -- what must be true --------------------------------------------------------------------
 
@@ -64,11 +78,15 @@ class NaiveCache:
         """Pages of histories that something is left of: any cached or named page and its
         prefix."""
         known: set[Page] = set()
-        for page in set().union(*self.cached, *(r.names for r in self.requests)):
+        for page in self.present():
             while page and page not in known:
                 known.add(page)
                 page = self.histories.parent[page]
         return known
+
+    def present(self) -> set[Page]:
+        """Pages that something is left of themselves."""
+        return set().union(*self.cached, *(r.names for r in self.requests))
 
     def hit(self, pages: Sequence[Page], known: set[Page]) -> tuple[int, int]:
         """Pages of the longest hit, tried from the longest down, and pages known at all."""
@@ -106,19 +124,22 @@ class NaiveCache:
     def lock(self, namespace: Hashable, tokens: np.ndarray, num_pages: int) -> Request:
         pages = self.histories.pages(namespace, tokens)
         length = num_pages * self.page_size
-        held = [self.needed(g, length) for g in self.groups]
-        present = set().union(*self.cached, *(r.names for r in self.requests))
-        names = set(pages[:num_pages]) & present
+        held = [set(self.needed(g, length)) for g in self.groups]
         request = Request(
-            namespace, tokens, pages, length, num_pages, num_pages, held, names, length
+            namespace=namespace,
+            tokens=tokens,
+            pages=pages,
+            length=length,
+            num_pages=num_pages,
+            tree_pages=num_pages,
+            held=held,
+            names=set(pages[:num_pages]) & self.present(),
+            slid=length,
         )
         self.requests.append(request)
         return request
 
     def extend(self, request: Request, length: int) -> None:
-        if not request.touched:
-            request.touched = True
-            self._touch(request)
         num_pages = max(request.num_pages, -(-length // self.page_size))
         for held in request.held:
             held.update(range(request.num_pages, num_pages))
@@ -139,7 +160,6 @@ class NaiveCache:
                     self.cached[group].add(request.pages[place])
         request.tree_pages = max(request.tree_pages, whole)
         self.slide(request, length)
-        self._touch(request)
 
     def slide(self, request: Request, length: int) -> None:
         whole = length // self.page_size
@@ -153,23 +173,15 @@ class NaiveCache:
 
     def flush(self) -> None:
         assert not self.requests
-        self.__post_init__()
-        self.time.clear()
-        self.now = 0
-
-    def _touch(self, request: Request) -> None:
-        self.now += 1
-        for group in self.groups:
-            for place in self.needed(group, request.tree_pages * self.page_size):
-                self.time[group, request.pages[place]] = self.now
+        self.cached = [set() for _ in self.dependencies]
 
     # -- eviction -----------------------------------------------------------------------------
 
-    def evict(self, left: Sequence[set[Page]], *, exact_order: bool) -> None:
+    def evict(self, left: Sequence[set[Page]], times: Times | None) -> None:
         """Take over what the manager has left; complain if it had no right to take the rest.
 
-        ``exact_order`` says that every page could go alone, so no page may go while one that is
-        older, or as old and further from the start of its history, stays.
+        ``times`` are those of the last use of every page, if every page could go alone: then none
+        goes while one stays that is older, or as old and further from the start of its history.
         """
         gone = [(g, p) for g in self.groups for p in self.cached[g] - left[g]]
         for group in self.groups:
@@ -178,16 +190,14 @@ class NaiveCache:
             assert not taken & set(self.pins(group)), f"group {group}: a used page was evicted"
         self.cached = [set(pages) for pages in left]
         stay = [(g, p) for g in self.groups for p in self.idle(g)]
-        if exact_order and gone and stay:
-            youngest_gone, oldest_stay = max(map(self._age, gone)), min(map(self._age, stay))
-            assert youngest_gone <= oldest_stay, "an older page stays, or a longer prefix"
-        for group, page in gone:
-            self.time.pop((group, page), None)
-        self.assert_reachable()
+        if times and gone and stay:
 
-    def _age(self, entry: tuple[int, Page]) -> tuple[int, int]:
-        """Sorts what must go first to the front."""
-        return self.time.get(entry, 0), -self.histories.depth[entry[1]]
+            def age(entry: tuple[int, Page]) -> tuple[int, int]:
+                return times[entry], -self.histories.depth[entry[1]]
+
+            youngest_gone, oldest_stay = max(map(age, gone)), min(map(age, stay))
+            assert youngest_gone <= oldest_stay, "an older page stays, or a longer prefix"
+        self.assert_reachable()
 
     def assert_reachable(self) -> None:
         """No page is kept that no hit can ever need again.
@@ -196,20 +206,10 @@ class NaiveCache:
         """
         lost: dict[Page, bool] = {0: False}
         for page in sorted(self.known()):
-            needed_for_ever = [g for g in self.groups if self._is_permanent(g, page)]
-            missing = any(page not in self.cached[g] for g in needed_for_ever)
+            place = self.histories.depth[page]
+            missing = any(
+                place in self._permanent[g] and page not in self.cached[g] for g in self.groups
+            )
             lost[page] = missing or lost[self.histories.parent[page]]
         kept = [(g, p) for g in self.groups for p in self.cached[g] if lost[p]]
         assert not kept, f"out of reach but kept: {kept}"
-
-    def _is_permanent(self, group: int, page: Page) -> bool:
-        return self.histories.depth[page] in self.permanent[group]
-
-    @property
-    def permanent(self) -> list[set[int]]:
-        return [self.needed(g, self.max_length) for g in self.groups]
-
-    max_length: int = 0
-
-
-Pick = Callable[[int, int], int]

@@ -39,7 +39,7 @@ LEGAL = [
 
 
 def needed(dependency: Dependency, length: int) -> list[tuple[int, int]]:
-    return [tuple(r) for r in dependency.needed(length)]
+    return [(r.start, r.stop) for r in dependency.needed(length)]
 
 
 def test_full_attention_needs_every_earlier_token() -> None:

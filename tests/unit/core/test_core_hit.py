@@ -56,7 +56,7 @@ def find(
     return longest_hit(NUM_PAGES, page_size, groups, first_missing)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(caches())
 def test_the_hit_is_the_longest_that_every_group_accepts(
     cache: tuple[int, list[Dependency], list[set[int]]],

@@ -205,9 +205,9 @@ def test_a_window_lets_go_of_what_is_behind_it() -> None:
 
 
 def test_sliding_keeps_the_last_page_boundary_hittable() -> None:
-    """Window 5, four tokens a page. After 11 tokens the next one reads 7 to 10, but a hit at
-    8 needs 4 to 7, so page 1 stays."""
-    manager = make_manager(Full(), SlidingWindow(5), num_large=40, page_size=4)
+    """Window 4, four tokens a page. After 11 tokens the next one reads 8 to 10, but a hit at
+    8 needs 5 to 7, so page 1 stays."""
+    manager = make_manager(Full(), SlidingWindow(4), num_large=40, page_size=4)
     pin = begin(manager, A)
     manager.slide(pin, 11)
     assert row_holds(manager, pin, 1) == {1, 2}
@@ -386,9 +386,7 @@ def test_the_same_calls_make_the_same_decisions() -> None:
     """Every rank decides alone and all must decide alike."""
 
     def run() -> list[object]:
-        manager = make_manager(
-            Full(), SlidingWindow(6), num_large=20, page_size=2, layers=[2, 3]
-        )
+        manager = make_manager(Full(), SlidingWindow(6), num_large=20, page_size=2, layers=[2, 3])
         random = np.random.default_rng(5)
         for _ in range(60):
             serve(manager, random.integers(0, 2, random.integers(1, 20)))

@@ -1,0 +1,1 @@
+"""Times of the kernels on a GPU; see README.md."""

@@ -1,0 +1,92 @@
+"""Lists of FlashInfer modules: this package's variants, and FlashInfer's own that plans ask for.
+
+Listing needs neither flashinfer nor a compiler; `Module.spec()` writes the sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .variants import Variant
+
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module to compile; `spec` returns FlashInfer's JitSpec."""
+
+    name: str
+    spec: Callable[[], Any]
+
+
+def variant_modules() -> list[Module]:
+    """Sinks as gpt-oss has them (head_dim 64), bf16 and fp8 KV; page masks for common head dims."""
+    windows = (True, False)
+    variants = [Variant("sink", BF16, kv, 64, 64, w) for kv in (BF16, FP8) for w in windows]
+    variants += [Variant("sink", BF16, BF16, 64, 64, w, "fa3") for w in windows]
+    variants += [Variant("page_mask", BF16, BF16, d, d, w) for d in (128, 256) for w in windows]
+    return [of_variant(variant) for variant in variants]
+
+
+def stock_modules() -> list[Module]:
+    """What plain, windowed groups of head_dim 128 and 256 in bf16 need on Hopper."""
+    kinds = ("decode", "fa2", "fa3")
+    return [stock(kind, dim, w) for dim in (128, 256) for w in (True, False) for kind in kinds]
+
+
+def gpu_test_modules() -> list[Module]:
+    """What `tests/gpu` and `benchmarks/kernels` load."""
+    windows = (True, False)
+    modules = [stock(kind, 128, w) for kind in ("decode", "fa2", "fa3") for w in windows]
+    modules += [stock("decode", 128, False, soft_cap=True), stock("fa2", 128, False, kv_dtype=FP8)]
+    modules += [xqa(128, 4, w) for w in windows]
+    modules.append(of_variant(Variant("sink", BF16, BF16, 64, 64, window=True)))
+    modules.append(of_variant(Variant("page_mask", BF16, BF16, 128, 128, window=False)))
+    return modules
+
+
+SETS = {"variants": variant_modules, "stock": stock_modules, "gpu": gpu_test_modules}
+
+
+def of_variant(variant: Variant) -> Module:
+    return Module(variant.uri, variant.spec)
+
+
+def stock(
+    kind: str,
+    head_dim: int,
+    window: bool,
+    soft_cap: bool = False,
+    kv_dtype: torch.dtype = BF16,
+) -> Module:
+    """FlashInfer's own module: kind "decode" (CUDA cores), "fa2" or "fa3" (prefill)."""
+    tail = (BF16, kv_dtype, BF16, torch.int32, head_dim, head_dim, 0, window, soft_cap)
+
+    def spec() -> Any:
+        from flashinfer.jit.attention import modules
+
+        if kind == "decode":
+            return modules.gen_batch_decode_module(*tail)
+        if kind == "fa2":
+            return modules._gen_batch_prefill_primary_module(kind, *tail, False)
+        return modules.gen_batch_prefill_module(kind, *tail, False)
+
+    dtype = "e4m3" if kv_dtype == FP8 else "bf16"
+    flags = f"swa_{int(window)}_cap_{int(soft_cap)}"
+    return Module(f"stock_{kind}_kv_{dtype}_d_{head_dim}_{flags}", spec)
+
+
+def xqa(head_dim: int, group_size: int, window: bool, page_size: int = 16) -> Module:
+    """FlashInfer's XQA decode in bf16."""
+
+    def spec() -> Any:
+        from flashinfer.jit.xqa import gen_xqa_module
+
+        return gen_xqa_module(BF16, BF16, page_size, head_dim, group_size, window, BF16)
+
+    return Module(f"stock_xqa_page_{page_size}_d_{head_dim}_g_{group_size}_swa_{int(window)}", spec)

@@ -1,0 +1,42 @@
+"""What the prefix cache keeps: every choice that a benchmark can switch off, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """``prompt_slack_tokens``: how far before the end of a prompt a hit stays possible in groups
+    that forget, because the next prompt on the same document differs near its end (0 = off).
+
+    ``keep_branches``: keep what a hit needs at the point where a prompt was seen to leave a known
+    history, from the first time on.
+
+    ``hold_hits``: a running request goes on holding, for the next one, what the hit that it used
+    and the hits that it leaves behind need, until it ends or a reservation would fail.
+
+    ``waiting_prefixes``: refresh what requests in the waiting queue will hit.
+    """
+
+    prompt_slack_tokens: int = 256
+    keep_branches: bool = True
+    hold_hits: bool = True
+    waiting_prefixes: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> CachePolicy:
+        """From ``name=value,name=value``; ``off`` and ``on`` stand for 0 and the default.
+
+        Raises ``ValueError`` for a name that is not a policy or a value that does not fit.
+        """
+        policy = cls()
+        known = {f.name: f for f in fields(cls)}
+        for item in filter(None, text.split(",")):
+            name, _, value = item.partition("=")
+            if name not in known:
+                raise ValueError(f"unknown policy {name!r}; known: {', '.join(known)}")
+            default = getattr(policy, name)
+            parsed = default if value == "on" else 0 if value == "off" else int(value)
+            policy = replace(policy, **{name: type(default)(parsed)})
+        return policy

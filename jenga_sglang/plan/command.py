@@ -1,0 +1,131 @@
+"""The subcommand ``jenga plan``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from jenga_sglang.core.planner import DEFAULT_LENGTHS, DEFAULT_PAGE_SIZES
+from jenga_sglang.plan.model import ReadOptions, read_model
+from jenga_sglang.plan.render import render
+from jenga_sglang.plan.report import Report, make_report, to_json
+from jenga_sglang.plan.states import DTYPE_BYTES
+from jenga_sglang.plan.units import human_tokens, parse_bytes, parse_tokens
+
+PIPED_COLUMNS = 100
+
+_T = TypeVar("_T")
+
+_DESCRIPTION = """\
+Show how Jenga would cut a model's KV cache and how many requests fit, next to other layouts.
+Reads the model's config.json only: no weights, no GPU, no server."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``plan`` to ``commands``."""
+    parser = commands.add_parser("plan", help="plan a model's memory", description=_DESCRIPTION)
+    parser.set_defaults(run=run)
+    parser.add_argument("model", type=Path, help="a folder with a config.json, or such a file")
+    parser.add_argument(
+        "--kv-bytes",
+        type=_argument(parse_bytes),
+        required=True,
+        metavar="SIZE",
+        help="memory for the KV cache of one GPU, such as 40GiB",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=_argument(_list_of(parse_tokens)),
+        default=DEFAULT_LENGTHS,
+        metavar="N,N,…",
+        help=f"request lengths in tokens ({','.join(map(human_tokens, DEFAULT_LENGTHS))})",
+    )
+    parser.add_argument("--tp", type=_argument(parse_tokens), default=1, help="ranks (1)")
+    parser.add_argument(
+        "--page-size",
+        type=_argument(_list_of(parse_tokens)),
+        default=DEFAULT_PAGE_SIZES,
+        metavar="N[,N…]",
+        help=f"tokens a page; of several the best is taken ({_joined(DEFAULT_PAGE_SIZES)})",
+    )
+    parser.add_argument("--kv-dtype", choices=DTYPE_BYTES, help="dtype of K and V (the model's)")
+    parser.add_argument(
+        "--state-dtype", choices=DTYPE_BYTES, help="dtype of temporal states (the model's)"
+    )
+    parser.add_argument(
+        "--jenga-window",
+        choices=("class", "config"),
+        default="class",
+        help="windows as SGLang's model class applies them (class) or as the config says",
+    )
+    parser.add_argument("--max-length", type=_argument(parse_tokens), metavar="N", help="tokens")
+    parser.add_argument(
+        "--image-tokens",
+        type=_argument(parse_tokens),
+        metavar="N",
+        help="image tokens of a request to a model with cross-attention (one image)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a figure (PNG, SVG)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan and print. Raises ``ValueError`` with a message for the user."""
+    options = ReadOptions(
+        tp=arguments.tp,
+        kv_dtype=arguments.kv_dtype,
+        state_dtype=arguments.state_dtype,
+        window=arguments.jenga_window,
+        max_length=arguments.max_length,
+        image_tokens=arguments.image_tokens,
+    )
+    model = read_model(arguments.model, options)
+    report = make_report(model, arguments.kv_bytes, arguments.lengths, arguments.page_size)
+    if arguments.json:
+        print(json.dumps(to_json(report), indent=2))
+    else:
+        render(report, Console(width=_width()))
+    if arguments.plot:
+        _plot(report, arguments.plot)
+    return 0
+
+
+def _plot(report: Report, path: Path) -> None:
+    try:
+        from jenga_sglang.plan.plot import plot
+    except ImportError as error:
+        raise ValueError("--plot needs matplotlib: pip install 'jenga-sglang[plot]'") from error
+    plot(report, path)
+
+
+def _width() -> int | None:
+    """Columns to print: the terminal's, or `PIPED_COLUMNS` where there is none."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return None if known else PIPED_COLUMNS
+
+
+def _list_of(parse: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
+    return lambda text: tuple(parse(part) for part in text.split(","))
+
+
+def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """``parse`` for argparse, which shows the message of its own kind of error only."""
+
+    def convert(text: str) -> _T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _joined(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))

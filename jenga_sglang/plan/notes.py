@@ -1,0 +1,43 @@
+"""What a reader of a report must know besides its numbers."""
+
+from __future__ import annotations
+
+from jenga_sglang.plan.report import Report
+from jenga_sglang.plan.stock import STATES_PER_REQUEST
+from jenga_sglang.plan.units import human_tokens
+
+
+def notes(report: Report) -> list[str]:
+    """One sentence each; none where the numbers say it all."""
+    model, found = report.model, []
+    if model.ignored_window is not None:
+        found.append(
+            f"The config declares a window ({model.ignored_window}) that SGLang's "
+            f"{model.stock.architecture} does not apply, so all layers are full here; "
+            "--jenga-window config applies it."
+        )
+    if shared := [layer.index for layer in model.layers if layer.shares]:
+        found.append(
+            f"Layers {_ranges(shared)} share the KV of an earlier layer and get no page; SGLang "
+            "gives them rows."
+        )
+    if model.image_tokens:
+        found.append(f"Every request has {model.image_tokens:,} image tokens besides its text.")
+    if any(spec.is_state for spec in model.specs):
+        found.append(
+            f"States: SGLang sets {STATES_PER_REQUEST} aside per running request (some of them for "
+            "its prefix cache) and caps its batch by that; the other rows count the one in use."
+        )
+    if not model.stock.is_served:
+        found.append("SGLang 0.5.23 has no such model; its rows are what it would do.")
+    if report.skipped_lengths:
+        skipped = ", ".join(human_tokens(n) for n in report.skipped_lengths)
+        found.append(f"Left out, longer than the model's {model.max_length:,} tokens: {skipped}.")
+    return found
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``20-34`` or ``1, 3, 5``; ascending numbers."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ", ".join(map(str, numbers))

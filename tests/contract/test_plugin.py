@@ -1,0 +1,177 @@
+"""The plug-in fails closed: whatever does not fit ends the start with one line that says why."""
+
+import inspect
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import sglang.srt.plugins.hook_registry as registry
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from jenga_sglang import flags, plugin
+from jenga_sglang.plugin import Hook
+
+SELF = __name__
+
+
+def untouched(value: int) -> int:
+    return value
+
+
+def around(original: Callable[..., Any], *args: Any) -> Any:
+    return original(*args)
+
+
+def hook(name: str, *parameters: str) -> Hook:
+    return Hook(f"{SELF}.{name}", parameters, around, HookType.AROUND)
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The line with which ``call`` ends the process."""
+    with pytest.raises(SystemExit) as refused:
+        call()
+    line = str(refused.value)
+    assert line.startswith("jenga-sglang: ") and "\n" not in line
+    return line
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """This module as hook targets name it, and the registry as it was afterwards."""
+    import sys
+
+    monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
+    monkeypatch.setattr(HookRegistry, "_patched", set())
+    monkeypatch.setattr(plugin, "_installed", set())
+    monkeypatch.setattr(sys.modules[SELF], "untouched", untouched)
+    return sys.modules[SELF]
+
+
+class TestVersion:
+    def test_the_supported_one_passes(self) -> None:
+        plugin.check_version("0.5.23")
+
+    @pytest.mark.parametrize("other", ["0.5.22", "0.5.24", "0.5.24rc1", "1.0"])
+    def test_any_other_is_refused_by_name(self, other: str) -> None:
+        line = refusal(lambda: plugin.check_version(other))
+        assert f"SGLang {other}" in line and "==0.5.23" in line and "install" in line
+
+
+class TestInstall:
+    def test_a_fitting_hook_takes_hold_once(self, module: ModuleType) -> None:
+        original = module.untouched
+        plugin.install([hook("untouched", "value")])
+        hooked = module.untouched
+        assert hooked is not original and hooked(3) == 3
+        plugin.install([hook("untouched", "value")])
+        assert module.untouched is hooked
+
+    @pytest.mark.parametrize(
+        ("bad", "said"),
+        [
+            (hook("gone", "value"), "gone is missing"),
+            (Hook("no.such.module.f", (), around, HookType.AROUND), "no.such.module.f is missing"),
+            (hook("around", "value"), "around takes ('original', 'args'), expected ('value',)"),
+        ],
+        ids=["missing function", "missing module", "changed signature"],
+    )
+    def test_one_bad_hook_refuses_all(self, bad: Hook, said: str, module: ModuleType) -> None:
+        original = module.untouched
+        line = refusal(lambda: plugin.install([hook("untouched", "value"), bad]))
+        assert said in line and "Reinstall sglang==0.5.23" in line
+        assert module.untouched is original
+
+    def test_a_hook_that_sglang_did_not_apply_is_noticed(
+        self, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: Any) -> None:
+            raise RuntimeError("some other plug-in is in the way")
+
+        # SGLang logs this and goes on.
+        monkeypatch.setattr(registry, "_wrap_fn", fail)
+        line = refusal(lambda: plugin.install([hook("untouched", "value")]))
+        assert "untouched" in line and "did not take hold" in line
+
+
+class TestTargets:
+    def test_every_hooked_function_is_there_with_the_signature_on_record(self) -> None:
+        from jenga_sglang.adapter.hooks import runtime_hooks
+
+        hooks = plugin._command_line_hooks() + runtime_hooks()
+        assert len({h.target for h in hooks}) == len(hooks)
+        for h in hooks:
+            # The plug-in may have hooked this process when SGLang was imported.
+            found = inspect.signature(inspect.unwrap(h.resolve()))
+            assert tuple(p for p in found.parameters if p != "cls") == h.parameters, h.target
+
+    def test_every_refused_field_is_a_real_one_with_the_value_on_record(self) -> None:
+        from sglang.srt.server_args import ServerArgs
+
+        parser = ArgumentParser()
+        ServerArgs.add_cli_args(parser)
+        defaults = vars(parser.parse_args(["--model-path", "m"]))
+        options = {option for action in parser._actions for option in action.option_strings}
+        for field, (flag, off) in flags.REFUSED.items():
+            assert flag in options, flag
+            assert defaults[field] == off, field
+
+
+class TestFlag:
+    def test_the_parser_knows_it_and_its_values(self) -> None:
+        parser = ArgumentParser()
+        flags.add_flag(parser)
+        assert parser.parse_args([]).memory_backend == "default"
+        assert parser.parse_args(["--memory-backend", "jenga"]).memory_backend == "jenga"
+        assert "--memory-backend {default,jenga}" in parser.format_help()
+
+    @pytest.mark.parametrize("field", flags.REFUSED)
+    def test_a_combination_that_does_not_work_is_refused(self, field: str) -> None:
+        flag, off = flags.REFUSED[field]
+        value = {bool: True, int: 2}.get(type(off), "something")
+        values = {"memory_backend": "jenga", field: value}
+        line = refusal(lambda: flags.apply_flag(values))
+        assert flag in line and "does not work with --memory-backend jenga" in line
+        assert "leave one of the two out" in line
+
+    @pytest.mark.parametrize("page_size", [0, -1, 3, 48, 512])
+    def test_a_page_size_that_cannot_be_is_refused(self, page_size: int) -> None:
+        values = {"memory_backend": "jenga", "page_size": page_size}
+        line = refusal(lambda: flags.apply_flag(values))
+        assert f"--page-size {page_size}" in line and "16 is usual" in line
+
+    @pytest.mark.parametrize("backend", ["nope", "", "Jenga"])
+    def test_an_unknown_backend_is_refused(self, backend: str) -> None:
+        line = refusal(lambda: flags.apply_flag({"memory_backend": backend}))
+        assert f"--memory-backend {backend}" in line and "default, jenga" in line
+
+    @pytest.mark.parametrize(
+        "field", ["attention_backend", "prefill_attention_backend", "decode_attention_backend"]
+    )
+    def test_an_attention_backend_that_cannot_read_the_pages_is_refused(self, field: str) -> None:
+        values = {"memory_backend": "jenga", field: "triton"}
+        line = refusal(lambda: flags.apply_flag(values))
+        assert f"--{field.replace('_', '-')} triton" in line and flags.TORCH_BACKEND in line
+
+    def test_another_prefix_cache_is_refused(self) -> None:
+        values = {"memory_backend": "jenga", "radix_cache_backend": "unified"}
+        assert "--radix-cache-backend unified" in refusal(lambda: flags.apply_flag(values))
+        values = {"memory_backend": "default", "radix_cache_backend": "jenga"}
+        assert "--memory-backend jenga" in refusal(lambda: flags.apply_flag(values))
+
+    def test_a_refused_start_sets_nothing(self) -> None:
+        values = {"memory_backend": "jenga", "enable_hierarchical_cache": True}
+        refusal(lambda: flags.apply_flag(values))
+        assert values == {"enable_hierarchical_cache": True}
+
+    def test_default_sets_nothing(self) -> None:
+        values: dict[str, Any] = {"memory_backend": "default", "page_size": 3}
+        assert not flags.apply_flag(values)
+        assert values == {"page_size": 3}
+
+    def test_jenga_sets_what_sglang_knows(self) -> None:
+        values = vars(Namespace(memory_backend="jenga", page_size=None))
+        assert flags.apply_flag(values)
+        assert values["radix_cache_backend"] == "jenga" and values["page_size"] == 16
+        assert values["attention_backend"] in flags.ATTENTION_BACKENDS

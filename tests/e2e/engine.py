@@ -1,0 +1,259 @@
+"""Real SGLang schedulers, each in a forked process of its own, without HTTP or detokenizer.
+
+The fork server imports SGLang once. Everything from the tokenized request to the output token is
+what a server runs: its event loop with overlap, the model, the pools, the leak checks.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from e2e.answers import Answer
+from e2e.stream import Request
+
+PRELOADED = (
+    "transformers",
+    "sglang.srt.entrypoints.engine",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.models.registry",
+)
+STRICT_CHECKS = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stream for one scheduler. ``flags`` are fields of SGLang's `ServerArgs`; ``before`` runs
+    in the process once its pools exist."""
+
+    flags: dict[str, Any]
+    requests: Sequence[Request]
+    concurrency: int = 30
+    env: dict[str, str] = field(default_factory=dict)
+    before: Callable[[Any], None] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Answers in the order of the requests; ``state`` is what /server_info says of the
+    Jenga pool when all is done, and nothing for stock."""
+
+    answers: list[Answer]
+    state: dict[str, Any]
+
+    @property
+    def retractions(self) -> int:
+        return sum(answer.retractions for answer in self.answers)
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(answer.cached_tokens for answer in self.answers)
+
+
+class RunningJob:
+    """A job at work in a process of its own."""
+
+    def __init__(self, job: Job, log_path: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        self._log_path = log_path
+        self._results, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_child, args=(job, log_path, sender), daemon=True)
+        self._process.start()
+        sender.close()
+
+    def result(self) -> Report:
+        """Wait for the end; fail with what went wrong and the end of the log."""
+        try:
+            report = self._results.recv()
+        except EOFError:
+            report = "the process died"
+        self._process.join()
+        if isinstance(report, Report):
+            return report
+        raise AssertionError(f"{report}\n{self._log_path.read_text(errors='replace')[-4000:]}")
+
+
+def _child(job: Job, log_path: Path, sender: Connection) -> None:
+    """Run the job with its output in a file, and send a `Report` or a traceback."""
+    with log_path.open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        sender.send(run(job))
+    except BaseException:
+        sender.send(traceback.format_exc())
+    sender.close()
+    # Not through the interpreter's shutdown: SGLang's threads would be waited for.
+    os._exit(0)
+
+
+def run(job: Job) -> Report:
+    """Build the scheduler, feed it the stream and return when it is idle again."""
+    os.environ.update(STRICT_CHECKS | job.env)
+    import torch
+    from sglang.srt.plugins import load_plugins
+
+    torch.set_num_threads(1)
+    load_plugins()
+    scheduler, feed = _build(job)
+    if job.before is not None:
+        job.before(scheduler)
+    _stop_when_idle(scheduler, feed)
+    scheduler.run_event_loop()
+    return Report(feed.answers(), _jenga_state(scheduler))
+
+
+def _jenga_state(scheduler: Any) -> dict[str, Any]:
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+    from jenga_sglang.adapter.report import describe
+
+    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    return describe(pool) if isinstance(pool, JengaKVPool) else {}
+
+
+def _build(job: Job) -> tuple[Any, "Feed"]:
+    from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.managers import scheduler as module
+    from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
+    from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
+    from sglang.srt.server_args import PortArgs
+    from sglang.srt.utils import configure_logger
+
+    feed = Feed(job)
+
+    def channels(**kwargs: Any) -> SchedulerIpcChannels:
+        return SchedulerIpcChannels(
+            recv_from_tokenizer=feed,
+            recv_from_rpc=NothingToReceive(),
+            send_to_tokenizer=SenderWrapper(None),
+            send_to_detokenizer=SenderWrapper(feed),
+            send_metrics_from_scheduler=None,
+        )
+
+    # As `sgl.Engine` builds its arguments.
+    server_args = Engine.server_args_class(skip_tokenizer_init=True, log_level="info", **job.flags)
+    ports = PortArgs.init_new(server_args)
+    configure_logger(server_args)
+    ranks = module.SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0)
+    module.publish(server_args, role="scheduler", ranks=ranks)
+    SchedulerIpcChannels.create = channels
+    module.Scheduler.init_idle_sleeper = lambda self: setattr(self, "idle_sleeper", None)
+    return module.Scheduler(server_args, ports), feed
+
+
+def _stop_when_idle(scheduler: Any, feed: "Feed") -> None:
+    """End the event loop after the idle checks that follow the last answer."""
+    on_idle = scheduler.on_idle
+
+    def check_and_stop() -> None:
+        on_idle()
+        if feed.is_done() and scheduler.is_fully_idle():
+            scheduler.gracefully_exit = True
+
+    scheduler.on_idle = check_and_stop
+
+
+class NothingToReceive:
+    """A socket without messages."""
+
+    def recv_pyobj(self, flags: int = 0) -> Any:
+        import zmq
+
+        raise zmq.Again
+
+
+class Feed:
+    """Both ends of the scheduler's sockets: a fixed number of requests are always in flight."""
+
+    def __init__(self, job: Job) -> None:
+        self._waiting = deque(enumerate(job.requests))
+        self._room = job.concurrency
+        self._partial = [_Partial() for _ in job.requests]
+
+    def is_done(self) -> bool:
+        return all(partial.finish_reason for partial in self._partial)
+
+    def answers(self) -> list[Answer]:
+        return [partial.answer() for partial in self._partial]
+
+    def recv_pyobj(self, flags: int = 0) -> Any:
+        """The next tokenized request, as the tokenizer process would send it."""
+        import zmq
+
+        if not self._waiting or not self._room:
+            raise zmq.Again
+        self._room -= 1
+        number, request = self._waiting.popleft()
+        return tokenized(number, request)
+
+    def send_pyobj(self, output: Any, flags: int = 0, protocol: int = -1) -> None:
+        """Take what goes to the detokenizer."""
+        from sglang.srt.managers.io_struct import BatchTokenIDOutput
+
+        if isinstance(output, BatchTokenIDOutput):
+            for index, number in enumerate(map(int, output.rids)):
+                self._partial[number].add(output, index)
+                self._room += bool(self._partial[number].finish_reason)
+
+
+class _Partial:
+    """An answer as it arrives, in one message or several."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.likeliest: list[list[tuple[float, int]]] = []
+        self.finish_reason = ""
+        self.counts = (0, 0)
+
+    def add(self, output: Any, index: int) -> None:
+        self.tokens += output.output_ids[index]
+        self.logprobs += output.output_token_logprobs_val[index]
+        values, ids = output.output_top_logprobs_val[index], output.output_top_logprobs_idx[index]
+        self.likeliest += [list(zip(v, i, strict=True)) for v, i in zip(values, ids, strict=True)]
+        reason = output.finished_reasons[index]
+        if reason is not None:
+            self.finish_reason = reason["type"]
+            self.counts = (output.cached_tokens[index], output.retraction_counts[index])
+
+    def answer(self) -> Answer:
+        return Answer(
+            self.tokens, self.logprobs, self.likeliest, *self.counts, self.finish_reason
+        )
+
+
+def tokenized(number: int, request: Request) -> Any:
+    """The message that the tokenizer process sends for a greedy request with logprobs."""
+    from array import array
+
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    sampling = SamplingParams(
+        max_new_tokens=request.max_new_tokens, temperature=0.0, ignore_eos=request.ignore_eos
+    )
+    sampling.normalize(None)
+    return TokenizedGenerateReqInput(
+        rid=str(number),
+        input_text="",
+        input_ids=array("q", request.prompt),
+        input_embeds=None,
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=sampling,
+        return_logprob=True,
+        logprob_start_len=-1,
+        top_logprobs_num=2,
+        token_ids_logprob=None,
+        stream=False,
+        extra_key=request.namespace,
+    )

@@ -1,0 +1,215 @@
+"""An engine that computes nothing but knows what every byte must be.
+
+For every token it "computes", it writes a pattern into a `fake_buffer.Buffer`, in every layer of
+every group, at the address that `core.geometry` promises. Before every step it reads back all that
+each group still needs. What the manager frees is overwritten with poison at once, so a page that
+is freed too early, handed out twice or mixed up with another cannot go unnoticed.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+from fake_buffer import Buffer, Hashes, history_hashes
+from numpy.typing import NDArray
+
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.tree import Node
+
+Pick = Callable[[int, int], int]
+
+
+@dataclass(eq=False)
+class Job:
+    """A request: ``prompt`` first, then ``to_generate`` tokens one by one."""
+
+    namespace: Hashable
+    prompt: list[int]
+    to_generate: int
+    tokens: list[int] = field(default_factory=list)
+    hashes: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
+    computed: int = 0
+    pin: Pin | None = None
+
+    def __post_init__(self) -> None:
+        self.set_tokens(self.prompt)
+
+    def set_tokens(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self.hashes = history_hashes(self.namespace, tokens)
+
+    @property
+    def is_done(self) -> bool:
+        generated = len(self.tokens) - len(self.prompt)
+        return self.computed == len(self.tokens) and generated == self.to_generate
+
+
+class FakeEngine:
+    """Schedules jobs at random on one manager: chunked prefill, decode, retraction, abort."""
+
+    def __init__(self, manager: Manager, pick: Pick) -> None:
+        self.manager = manager
+        self.pick = pick
+        self.geometry = manager.geometry
+        self.page_size = manager.page_size
+        self.buffer = Buffer(manager.geometry)
+        self.waiting: deque[Job] = deque()
+        self.running: list[Job] = []
+        self.counts: Counter[str] = Counter()
+        self._held = self._held_pages()
+
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def step(self) -> None:
+        """One pass of the scheduler and one of the model."""
+        self._admit()
+        batch = self._reserve()
+        self.check_needed()
+        for job, length in batch:
+            self._compute(job, length)
+        for job in list(self.running):
+            self._after_step(job)
+        self.counts["steps"] += 1
+
+    # -- scheduling ---------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.manager.max_requests and self.pick(0, 3):
+            job = self.waiting.popleft()
+            tokens = np.array(job.tokens, np.int64)
+            hit = self.manager.match(job.namespace, tokens[:-1])
+            job.pin = self.manager.lock(hit)
+            job.computed = hit.path.num_pages * self.page_size
+            self.counts["hit tokens"] += job.computed
+            self.running.append(job)
+
+    def _reserve(self) -> list[tuple[Job, int]]:
+        """Choose how far each job goes in this step; retract the last ones until it fits."""
+        while self.running:
+            batch = [(job, self._next_length(job)) for job in self.running]
+            demands = [(pin_of(j), self.manager.new_pages(pin_of(j), n)) for j, n in batch]
+            fits = self.manager.reserve(demands)
+            self._poison_freed()
+            if fits:
+                return batch
+            alone = len(self.running) == 1
+            job = self.running[-1]
+            self._leave(job, keep=bool(self.pick(0, 1)))
+            self.counts["too large" if alone else "retracted"] += 1
+            if not alone:
+                self.waiting.append(job)
+        return []
+
+    def _next_length(self, job: Job) -> int:
+        """Chunked prefill: any part of what is left, often all of it."""
+        left = len(job.tokens) - job.computed
+        return job.computed + (left if self.pick(0, 1) else self.pick(0, left))
+
+    def _after_step(self, job: Job) -> None:
+        """What SGLang may do with a request after a step."""
+        if job.is_done:
+            self._leave(job, keep=True)
+            self.counts["done"] += 1
+        elif self.pick(0, 49) == 0:
+            self._leave(job, keep=False)
+            self.counts["aborted"] += 1
+        else:
+            if self.pick(0, 2) == 0:
+                self._checkpoint(job)
+            elif self.pick(0, 1):
+                self.manager.slide(pin_of(job), job.computed)
+                self._poison_freed()
+            if job.computed == len(job.tokens):
+                job.set_tokens([*job.tokens, self.pick(0, 1)])
+
+    def _checkpoint(self, job: Job) -> None:
+        tokens = np.array(job.tokens[: job.computed], np.int64)
+        self.manager.checkpoint(pin_of(job), job.namespace, tokens)
+        self._poison_freed()
+
+    def _leave(self, job: Job, *, keep: bool) -> None:
+        if keep:
+            self._checkpoint(job)
+        self.manager.release(pin_of(job))
+        self._poison_freed()
+        job.pin, job.computed = None, 0
+        self.running.remove(job)
+
+    # -- the model ----------------------------------------------------------------------------
+
+    def _compute(self, job: Job, length: int) -> None:
+        pin = pin_of(job)
+        self.manager.extend(pin, length)
+        self._held = self._held_pages()
+        places = np.arange(job.computed, length)
+        assert job.computed >= pin.tree_pages * self.page_size, "would write into a shared page"
+        for group, table in enumerate(self.manager.memory.table):
+            small = table[pin.row[places // self.page_size]]
+            assert small.all(), "no page to write to"
+            slots = (places % self.page_size).astype(np.int32)
+            self.buffer.write(group, small, slots, job.hashes[places])
+        job.computed = length
+        self.counts["computed tokens"] += len(places)
+
+    def check_needed(self) -> None:
+        """Read all that every running job still needs."""
+        for job in self.running:
+            for group, cut in enumerate(self.geometry.groups):
+                ranges = cut.spec.dependency.needed(job.computed)
+                places = [t for r in ranges for t in range(r.start, r.stop)]
+                row = pin_of(job).row
+                self._check_tokens(group, row, np.array(places, np.int64), job.hashes)
+        self.buffer.check_reserved()
+
+    def check_cached(self) -> None:
+        """Read every page of the tree, needed or not, in every group that holds it."""
+        for namespace, root in self.manager.tree._roots.items():
+            stack: list[tuple[Node, list[int]]] = [(root, [])]
+            while stack:
+                node, before = stack.pop()
+                tokens = before + node.tokens.tolist()
+                hashes = history_hashes(namespace, tokens)[len(before) :]
+                for group, table in enumerate(self.manager.memory.table):
+                    held = np.flatnonzero(table[node.pages, 0])
+                    places = held[:, None] * self.page_size + np.arange(self.page_size)
+                    self._check_tokens(group, node.pages, places.ravel(), hashes)
+                stack += [(child, tokens) for child in node.children.values()]
+
+    def _check_tokens(
+        self, group: int, row: Ids, places: NDArray[np.int64], hashes: Hashes
+    ) -> None:
+        if not len(places):
+            return
+        small = self.manager.memory.table[group][row[places // self.page_size]]
+        slots = (places % self.page_size).astype(np.int32)
+        self.buffer.check(group, small, slots, hashes[places], f"tokens {places[0]} and on")
+        self.counts["checked tokens"] += len(places)
+
+    # -- poison -------------------------------------------------------------------------------
+
+    def _held_pages(self) -> list[NDArray[np.bool_]]:
+        """For each group, which small pages its page table names."""
+        held = []
+        for group, table in enumerate(self.manager.memory.table):
+            per_large = self.geometry.small_per_large(group)
+            named = np.zeros((self.geometry.num_large_pages + 1) * per_large, np.bool_)
+            named[table.ravel()] = True
+            named[0] = False
+            held.append(named)
+        return held
+
+    def _poison_freed(self) -> None:
+        """Overwrite what the last operation freed. No operation both frees and hands out."""
+        before, self._held = self._held, self._held_pages()
+        for group, (was, now) in enumerate(zip(before, self._held, strict=True)):
+            freed = np.flatnonzero(was & ~now).astype(np.int32)
+            self.buffer.poison(group, freed)
+            self.counts["freed pages"] += len(freed)
+
+
+def pin_of(job: Job) -> Pin:
+    assert job.pin is not None
+    return job.pin

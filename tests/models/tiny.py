@@ -1,0 +1,120 @@
+"""Tiny models of six architectures with random weights, made on the spot; they speak bytes.
+
+Weights are drawn wide enough that greedy output wanders instead of repeating one token, and that
+tokens far back change what follows.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import GenerationConfig, PreTrainedConfig
+
+from jenga_sglang.demo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
+
+WINDOW = 48
+MAX_LENGTH = 2048
+HEAD_DIM = 16
+LAYER_TYPES = {"w": "sliding_attention", "f": "full_attention"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Hugging Face's class names without their endings, and the layers: w for window, f for full.
+
+    Where ``layers`` says full for a model whose config has a window, SGLang's class ignores it.
+    """
+
+    config: str
+    model: str
+    layers: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    weight_scale: float = 0.2
+    # Constants for the norms whose names end so.
+    norms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_groups(self) -> int:
+        """Layer groups that a server should find."""
+        return len(set(self.layers))
+
+    def make_config(self) -> PreTrainedConfig:
+        fields: dict[str, Any] = {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 4 * HEAD_DIM,
+            "intermediate_size": 128,
+            "num_hidden_layers": len(self.layers),
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": HEAD_DIM,
+            "max_position_embeddings": MAX_LENGTH,
+            "initializer_range": self.weight_scale,
+            "bos_token_id": BOS_ID,
+            "eos_token_id": EOS_ID,
+            "pad_token_id": PAD_ID,
+        }
+        if "w" in self.layers:
+            fields["layer_types"] = [LAYER_TYPES[letter] for letter in self.layers]
+            fields["sliding_window"] = WINDOW
+        config_class = getattr(transformers, f"{self.config}Config")
+        return config_class(**fields | self.fields)
+
+
+# What Ministral-3 does to positions, with 2,048 of them.
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": MAX_LENGTH // 4,
+    "max_position_embeddings": MAX_LENGTH,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+ARCHITECTURES = {
+    "llama": Architecture("Llama", "Llama", "ffff"),
+    "mistral": Architecture("Mistral", "Mistral", "ffff", {"sliding_window": WINDOW}),
+    "ministral": Architecture(
+        "Ministral3", "Ministral3", "ffff", {"sliding_window": WINDOW, "rope_parameters": YARN}
+    ),
+    "gemma3": Architecture(
+        "Gemma3Text",
+        "Gemma3",
+        "wwwwwf",
+        {"query_pre_attn_scalar": HEAD_DIM},
+        weight_scale=0.1,
+        # Input and output share the embedding: what layers add must drown it, or tokens repeat.
+        norms={"post_attention_layernorm.weight": 9.0, "post_feedforward_layernorm.weight": 9.0},
+    ),
+    "cohere2": Architecture("Cohere2", "Cohere2", "wwwfwwwf", {"logit_scale": 1.0}),
+    "olmo3": Architecture("Olmo3", "Olmo3", "wwwfwwwf"),
+}
+
+
+def make_tiny_model(path: Path, architecture: str, seed: int = 0) -> Path:
+    """Write model, tokenizer and generation settings into directory ``path`` and return it."""
+    model = random_model(ARCHITECTURES[architecture], seed)
+    model.generation_config = GenerationConfig(
+        bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
+    )
+    model.save_pretrained(path)
+    make_byte_tokenizer(path)
+    return path
+
+
+def random_model(kind: Architecture, seed: int) -> torch.nn.Module:
+    """Return a float32 model; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{kind.model}ForCausalLM")(kind.make_config())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for ending, value in kind.norms.items():
+                if name.endswith(ending):
+                    parameter.fill_(value)
+    return model.eval()

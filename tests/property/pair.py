@@ -1,0 +1,143 @@
+"""A manager and the naive model side by side, and everything that must agree between them."""
+
+from collections.abc import Hashable, Sequence
+
+from core_inspector import Histories, Snapshot, row_holds, snapshot
+from naive_cache import NaiveCache, Request, Times
+from random_pools import Pool
+
+from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.tree import Tokens
+
+NAMESPACES = (None, "salt")
+
+
+class Pair:
+    """Both sides of one pool. ``documents`` are histories to look up at every check."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.manager = Manager(
+            pool.geometry,
+            max_requests=pool.max_requests,
+            max_length=pool.max_length,
+            prefix_cache=pool.prefix_cache,
+            policy=pool.policy,
+        )
+        self.page_size = pool.geometry.page_size
+        dependencies = [g.spec.dependency for g in pool.geometry.groups]
+        self.model = NaiveCache(dependencies, Histories(self.page_size), pool.max_length)
+        self.pins: dict[Request, Pin] = {}
+        self.documents: list[Tokens] = []
+        # Small pages as large as large pages: every cached page can be evicted alone.
+        self.exact_order = all(k == 1 for k in self.manager.memory.large.small_per_large)
+
+    @property
+    def live(self) -> list[Request]:
+        return self.model.requests
+
+    def check(self) -> None:
+        self.manager.check()
+        seen = self.see()
+        self._check_pages(seen)
+        self._check_requests(seen)
+        self._check_conservation(seen)
+        self._check_hits()
+
+    def times(self) -> Times | None:
+        """When each cached page was last used; None if pages share large pages."""
+        if not self.exact_order:
+            return None
+        lru, table, seen = self.manager.memory.lru, self.manager.memory.table, self.see()
+        return {
+            (g, page): int(lru.time[table[g][seen.virtual[page], 0]])
+            for g in self.model.groups
+            for page in seen.cached[g]
+        }
+
+    def see(self) -> Snapshot:
+        return snapshot(self.manager, self.model.histories)
+
+    def _check_pages(self, seen: Snapshot) -> None:
+        """The tree holds for every group just what the model says, pinned as often."""
+        assert seen.cached == self.model.cached
+        assert seen.pins == [self.model.pins(g) for g in self.model.groups]
+        named = set().union(*(r.names for r in self.live))
+        assert set(seen.virtual) == named.union(*seen.cached), "a virtual page for nothing"
+
+    def _check_requests(self, seen: Snapshot) -> None:
+        """Every running request finds all that it still needs, in pages of its own or shared."""
+        rows: list[int] = []
+        for request, pin in self.pins.items():
+            assert (pin.num_pages, pin.tree_pages) == (request.num_pages, request.tree_pages)
+            shared = zip(pin.row.tolist(), request.pages[: pin.tree_pages], strict=False)
+            for virtual, page in shared:
+                assert virtual == (seen.virtual[page] if page in request.names else 0)
+            rows += pin.row[pin.tree_pages :].tolist()
+            for g in self.model.groups:
+                present = row_holds(self.manager, pin, g)
+                assert request.held[g] <= present
+                assert self.model.needed(g, request.length) <= present
+                private = {p for p in present if p >= pin.tree_pages}
+                assert private == {p for p in request.held[g] if p >= pin.tree_pages}
+        assert len(set(rows)) == len(rows) and 0 not in rows
+        assert not set(rows) & set(seen.virtual.values())
+        in_use = len(rows) + len(seen.virtual)
+        assert self.manager.memory.num_free_virtual == self.manager.memory.num_virtual - in_use
+
+    def _check_conservation(self, seen: Snapshot) -> None:
+        """Recount from the page tables alone: bytes are owned once, and nothing is lost."""
+        books, geometry = self.manager.memory.large, self.pool.geometry
+        large_bytes = geometry.large_page_bytes
+        starts: list[tuple[int, int]] = []
+        owned: list[set[int]] = []
+        for g, cut in enumerate(geometry.groups):
+            size, stripes = cut.small_page_bytes, cut.stripes
+            used, idle = seen.used_small[g], seen.idle_small[g]
+            tree_used = len(self.model.pins(g))
+            assert len(used) == stripes * (tree_used + self.model.num_private(g))
+            assert len(idle) == stripes * (len(self.model.cached[g]) - tree_used)
+            starts += [(p * size, (p + 1) * size) for p in used | idle]
+            owned.append({p * size // large_bytes for p in used | idle})
+            assert (books.num_used[g], books.num_held[g]) == (len(used), len(used) + len(idle))
+            assert books.num_owned[g] == len(owned[g])
+        starts.sort()
+        ends = [0, *(end for _, end in starts)]
+        assert all(end <= start for end, (start, _) in zip(ends, starts, strict=False)), "overlap"
+        assert not starts or large_bytes <= starts[0][0], "reserved page in use"
+        assert ends[-1] <= geometry.pool_bytes
+        assert len(set().union(*owned)) == sum(map(len, owned)), "a large page has two owners"
+        assert books.num_free == geometry.num_large_pages - sum(map(len, owned))
+
+    def _check_hits(self) -> None:
+        """Hits of whole documents and of running requests equal brute force over all lengths."""
+        known = self.model.known()
+        probes: list[tuple[Hashable, Tokens]] = [(n, d) for n in NAMESPACES for d in self.documents]
+        probes += [(r.namespace, r.tokens) for r in self.live]
+        for namespace, tokens in probes:
+            pages = self.model.histories.pages(namespace, tokens)
+            expected, matched = self.model.hit(pages, known)
+            hit = self.manager.match(namespace, tokens)
+            assert hit.path.num_pages == expected
+            if not self.pool.prefix_cache:
+                continue
+            assert hit.matched_pages == matched
+            if expected == matched:
+                assert hit.cut_by is None
+            else:
+                assert hit.cut_by is not None
+                assert not self.model.accepts(hit.cut_by, pages, expected + 1)
+
+    def fits(self, pages: Sequence[int]) -> bool:
+        """Whether pages in each group fit when only what is pinned stays where it is."""
+        geometry = self.pool.geometry
+        used = self.see().used_small
+        free = geometry.num_large_pages
+        missing = 0
+        for g, count in enumerate(pages):
+            per_large = geometry.small_per_large(g)
+            occupied = {p // per_large for p in used[g]}
+            free -= len(occupied)
+            beside = len(occupied) * per_large - len(used[g])
+            missing += -(-max(0, count * geometry.groups[g].stripes - beside) // per_large)
+        return missing <= free

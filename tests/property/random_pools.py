@@ -1,0 +1,101 @@
+"""Pools of every shape, made from small random choices.
+
+``Pick`` draws an integer between two bounds: Hypothesis and a seeded generator can both be one,
+so the same rules run under both.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from jenga_sglang.core.dependency import (
+    ChunkedLocal,
+    DecoderTokens,
+    Dependency,
+    EncoderTokens,
+    Full,
+    LastState,
+    SlidingWindow,
+)
+from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.policy import CachePolicy
+
+Pick = Callable[[int, int], int]
+T = TypeVar("T")
+
+MAX_PAGES = 24  # of one request
+
+
+def choose(pick: Pick, options: Sequence[T]) -> T:
+    return options[pick(0, len(options) - 1)]
+
+
+@dataclass(frozen=True)
+class Pool:
+    geometry: Geometry
+    max_length: int
+    max_requests: int
+    prefix_cache: bool
+    policy: CachePolicy
+
+    def __str__(self) -> str:
+        groups = ", ".join(
+            f"{g.spec.dependency} x {len(g.spec.layers)} layers in {g.stripes} stripes"
+            for g in self.geometry.groups
+        )
+        sizes = [self.geometry.small_per_large(g) for g in range(len(self.geometry.groups))]
+        return (
+            f"page size {self.geometry.page_size}, {groups}, small pages to a large page {sizes}, "
+            f"{self.geometry.num_large_pages} large pages, cache {self.prefix_cache}, {self.policy}"
+        )
+
+
+def random_pool(pick: Pick) -> Pool:
+    """One to three groups; half of the pools have small pages of one size."""
+    page_size = choose(pick, (1, 4, 16))
+    alike = bool(pick(0, 1))
+    groups: list[GroupGeometry] = []
+    for number in range(pick(1, 3)):
+        stripes = pick(1, 4)
+        layers = stripes * (1 if alike else pick(1, 3))
+        first = sum(len(g.spec.layers) for g in groups)
+        k_bytes, v_bytes = (4, 4) if alike else (4 * pick(1, 2), 4 * pick(0, 2))
+        spec = LayerGroupSpec(
+            name=f"group{number}",
+            layers=tuple(range(first, first + layers)),
+            dependency=random_dependency(pick, page_size),
+            k_bytes=k_bytes,
+            v_bytes=v_bytes,
+        )
+        padding_bytes = 0 if alike else page_size * choose(pick, (0, 0, 4))
+        groups.append(GroupGeometry(spec, page_size, stripes, padding_bytes))
+    large_page_bytes = math.lcm(*(g.small_page_bytes for g in groups))
+    pages = pick(4, 60)  # of all groups together
+    num_large = -(-pages * sum(g.page_bytes for g in groups) // large_page_bytes)
+    pool_bytes = (num_large + 1) * large_page_bytes + pick(0, 1) * (large_page_bytes - 1)
+    return Pool(
+        geometry=Geometry(tuple(groups), page_size, pool_bytes),
+        max_length=MAX_PAGES * page_size,
+        max_requests=pick(2, 6),
+        prefix_cache=pick(0, 9) > 0,
+        policy=CachePolicy(keep_branches=bool(pick(0, 1)), waiting_prefixes=bool(pick(0, 1))),
+    )
+
+
+def random_dependency(pick: Pick, page_size: int) -> Dependency:
+    size = pick(1, 6 * page_size)
+    return choose(
+        pick,
+        (
+            Full(),
+            Full(),
+            SlidingWindow(size),
+            SlidingWindow(size),
+            SlidingWindow(size, pick(1, 3 * page_size)),
+            ChunkedLocal(size),
+            LastState(),
+            EncoderTokens(size),
+            DecoderTokens(size),
+        ),
+    )

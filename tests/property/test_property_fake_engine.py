@@ -1,0 +1,173 @@
+"""Random serving with a fake engine that checks every byte it will still read.
+
+Set ``JENGA_SEED`` to run one seed again.
+"""
+
+import os
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from core_builders import make_manager
+from fake_engine import FakeEngine, Job, pin_of
+from random_pools import Pick, choose, random_pool
+
+from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.manager import Manager
+
+NAMESPACES = ("", "", "salt")
+JOBS_PER_POOL = 25
+
+
+def random_jobs(pick: Pick, max_length: int) -> list[Job]:
+    """Prompts that begin like one of three documents, so that many share and fork."""
+    documents = [[0] * max_length]
+    for number in (1, 2):
+        same = pick(0, max_length // 2)
+        documents.append([0] * same + [number] * (max_length - same))
+    jobs = []
+    for _ in range(JOBS_PER_POOL):
+        prompt = choose(pick, documents)[: pick(1, max_length - 1)]
+        if pick(0, 1):
+            kept = pick(0, len(prompt) - 1)
+            prompt = prompt[:kept] + [50 + pick(0, 3)] * (len(prompt) - kept)
+        to_generate = pick(0, min(12, max_length - len(prompt)))
+        jobs.append(Job(choose(pick, NAMESPACES), prompt, to_generate))
+    return jobs
+
+
+def serve(engine: FakeEngine, jobs: list[Job], max_steps: int = 2_000) -> None:
+    """Run until nothing waits or runs, with everything in the cache read now and then."""
+    for job in jobs:
+        engine.submit(job)
+    for step in range(max_steps):
+        if not engine.waiting and not engine.running:
+            return
+        engine.step()
+        if step % 5 == 0:
+            engine.check_cached()
+            engine.manager.check()
+    raise AssertionError(f"{len(engine.waiting)} jobs wait, {len(engine.running)} run")
+
+
+def run(seed: int) -> Counter[str]:
+    generator = random.Random(seed)
+    pool = random_pool(generator.randint)
+    manager = Manager(
+        pool.geometry,
+        max_requests=pool.max_requests,
+        max_length=pool.max_length,
+        prefix_cache=pool.prefix_cache,
+    )
+    engine = FakeEngine(manager, generator.randint)
+    try:
+        serve(engine, random_jobs(generator.randint, pool.max_length))
+    except Exception as error:
+        error.add_note(f"JENGA_SEED={seed}, step {engine.counts['steps']}; {pool}")
+        raise
+    assert manager.memory.large.num_used == [0] * len(pool.geometry.groups)
+    return engine.counts
+
+
+def run_seeds(num_seeds: int) -> Counter[str]:
+    given = os.environ.get("JENGA_SEED")
+    first = int(given) if given else random.SystemRandom().randrange(1 << 30)
+    total: Counter[str] = Counter()
+    for seed in range(first, first + (1 if given else num_seeds)):
+        total += run(seed)
+    print(f"JENGA_SEED={first} and on: {dict(total)}")
+    return total
+
+
+def test_everything_still_needed_is_readable_at_every_step() -> None:
+    run_seeds(15)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(6 * 3600)
+def test_everything_still_needed_is_readable_over_many_thousand_steps() -> None:
+    run_seeds(int(os.environ.get("JENGA_POOLS", 2_000)))
+
+
+# -- the engine itself ---------------------------------------------------------------------------
+
+
+def small_engine(manager: Manager) -> FakeEngine:
+    return FakeEngine(manager, random.Random(0).randint)
+
+
+def start_one(engine: FakeEngine, length: int) -> Job:
+    """One job that has computed its whole prompt and runs on."""
+    engine.pick = lambda low, high: high
+    job = Job("", list(range(length)), to_generate=9)
+    engine.submit(job)
+    engine.step()
+    assert engine.running == [job] and job.computed == length
+    return job
+
+
+def test_the_engine_notices_a_byte_that_another_wrote() -> None:
+    manager = make_manager(Full(), SlidingWindow(4), num_large=40)
+    engine = small_engine(manager)
+    job = start_one(engine, 8)
+    size = manager.geometry.groups[1].small_page_bytes
+    engine.buffer.bytes[(manager.memory.table[1][pin_of(job).row[6], 0] + 1) * size - 1] ^= 1
+    with pytest.raises(AssertionError, match=r"group 1, .* slot 0, .*\(1, 1\): overwritten"):
+        engine.check_needed()
+
+
+def test_the_engine_does_not_mind_what_nobody_needs() -> None:
+    """A window of 4 needs tokens 5, 6 and 7. Token 4 is in the same page."""
+    manager = make_manager(SlidingWindow(4), num_large=40, page_size=4)
+    engine = small_engine(manager)
+    job = start_one(engine, 8)
+    first = manager.memory.table[0][pin_of(job).row[1], 0]
+    start = first * manager.geometry.groups[0].small_page_bytes
+    engine.buffer.bytes[start : start + 4] ^= 1
+    engine.check_needed()
+    engine.buffer.bytes[start + 4] ^= 1
+    with pytest.raises(AssertionError, match="slot 1"):
+        engine.check_needed()
+
+
+def test_the_engine_notices_a_page_table_that_names_another_page() -> None:
+    manager = make_manager(Full(), num_large=40, page_size=4)
+    engine = small_engine(manager)
+    row = pin_of(start_one(engine, 16)).row
+    table = manager.memory.table[0]
+    table[row[[0, 1]]] = table[row[[1, 0]]]
+    with pytest.raises(AssertionError, match="overwritten"):
+        engine.check_needed()
+
+
+def test_the_engine_notices_a_page_that_was_freed_too_early() -> None:
+    """The manager takes the window for one token shorter than the layers do."""
+    manager = make_manager(SlidingWindow(5), num_large=40)
+    manager.dependencies[0] = SlidingWindow(4)
+    engine = small_engine(manager)
+    job = start_one(engine, 8)
+    manager.slide(pin_of(job), 8)
+    engine._poison_freed()
+    with pytest.raises(AssertionError, match="group 0"):
+        engine.check_needed()
+
+
+def test_the_engine_notices_a_write_to_the_reserved_page() -> None:
+    manager = make_manager(Full(), num_large=4)
+    engine = small_engine(manager)
+    engine.buffer.bytes[0] = 1
+    with pytest.raises(AssertionError, match="reserved"):
+        engine.check_needed()
+
+
+def test_the_engine_notices_a_cached_page_with_the_tokens_of_another() -> None:
+    manager = make_manager(Full(), num_large=40)
+    engine = small_engine(manager)
+    serve(engine, [Job("", [1, 2, 3, 4], 0)])
+    engine.check_cached()
+    pages = manager.tree.pages(manager.tree.find("", np.array([1, 2, 3, 4])))
+    table = manager.memory.table[0]
+    table[pages[[1, 2]]] = table[pages[[2, 1]]]
+    with pytest.raises(AssertionError, match="overwritten"):
+        engine.check_cached()

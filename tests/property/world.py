@@ -1,0 +1,187 @@
+"""Rules for a manager and the naive model: each does the same to both."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from core_inspector import digest
+from naive_cache import Request
+from pair import NAMESPACES, Pair
+from random_pools import Pick, Pool, choose
+
+from jenga_sglang.core.tree import Tokens
+
+NUM_DOCUMENTS = 3
+
+
+class World(Pair):
+    """Rules are methods that take ``pick``; `check` compares everything after each of them.
+
+    Named in `RULES` as often as a random driver should choose them.
+    """
+
+    def __init__(self, pool: Pool, pick: Pick) -> None:
+        super().__init__(pool)
+        self.documents = [self._document(pick, n) for n in range(NUM_DOCUMENTS)]
+
+    # -- rules --------------------------------------------------------------------------------
+
+    def start(self, pick: Pick) -> None:
+        """A request looks up its longest hit and locks it."""
+        if len(self.live) < self.pool.max_requests:
+            self._lock(choose(pick, NAMESPACES), self._random_tokens(pick))
+
+    def start_twins(self, pick: Pick) -> None:
+        """Two requests race on one prefix: both look it up before either has computed it."""
+        if len(self.live) + 2 > self.pool.max_requests:
+            return
+        tokens = self._random_tokens(pick)
+        twins = [self._lock(None, tokens), self._lock(None, tokens)]
+        if self._grow([(r, len(tokens)) for r in twins]):
+            for request in twins:
+                self._checkpoint(request, request.length)
+
+    def grow(self, pick: Pick) -> None:
+        """Some running requests, each by some tokens, in one batch."""
+        batch = [r for r in self.live if pick(0, 2)]
+        self._grow([(r, self._next_length(pick, r)) for r in batch])
+
+    def decode(self, pick: Pick) -> None:
+        """Every running request that has computed all its tokens gets one more."""
+        done = [r for r in self.live if r.length == len(r.tokens) < self.pool.max_length]
+        for request in done:
+            self.model.append(request, pick(0, 1))
+        self._grow([(r, r.length + 1) for r in done])
+
+    def checkpoint(self, pick: Pick) -> None:
+        if self.live:
+            request = choose(pick, self.live)
+            length = request.length if pick(0, 3) else pick(request.slid, request.length)
+            keep = [pick(0, length) for _ in range(pick(0, 2))] if pick(0, 1) else None
+            self._checkpoint(request, length, keep)
+
+    def slide(self, pick: Pick) -> None:
+        if self.live:
+            request = choose(pick, self.live)
+            length = request.length if pick(0, 3) else pick(0, request.length)
+            self.manager.slide(self.pins[request], length)
+            self.model.slide(request, length)
+
+    def wait(self, pick: Pick) -> None:
+        """A waiting request says what it is going to hit."""
+        self.manager.touch_prefix(None, self._random_tokens(pick))
+
+    def finish(self, pick: Pick) -> None:
+        if self.live:
+            request = choose(pick, self.live)
+            self._checkpoint(request, request.length)
+            self._release(request)
+
+    def abort(self, pick: Pick) -> None:
+        if self.live:
+            self._release(choose(pick, self.live))
+
+    def evict(self, pick: Pick) -> None:
+        """Free virtual pages on demand."""
+        before, times = self.manager.memory.num_free_virtual, self.times()
+        wanted = pick(1, 8)
+        freed = self.manager.evict(wanted)
+        assert freed == self.manager.memory.num_free_virtual - before
+        self.model.evict(self.see().cached, times)
+        if freed < wanted:
+            assert not any(self.model.idle(g) for g in self.model.groups) or not self.exact_order
+
+    def ask_for_room(self, pick: Pick) -> None:
+        """`can_serve` for other numbers of pages in each group; nothing changes."""
+        pages = [pick(0, 30) for _ in self.model.groups]
+        assert self.manager.can_serve(pages) == self.fits(pages)
+
+    def flush(self, pick: Pick) -> None:
+        """Everything ends. Rare, because little is left to find afterwards."""
+        if pick(0, 9):
+            return
+        for request in list(self.live):
+            self._release(request)
+        self.check()
+        self.manager.reset()
+        self.model.flush()
+
+    RULES = (
+        *["start"] * 4,
+        *["start_twins", "evict", "ask_for_room", "flush"],
+        *["grow"] * 3,
+        *["decode", "checkpoint", "finish"] * 2,
+        *["slide", "wait", "abort"],
+    )
+
+    # -- both sides at once -------------------------------------------------------------------
+
+    def _lock(self, namespace: str | None, tokens: Tokens) -> Request:
+        hit = self.manager.match(namespace, tokens[:-1])
+        pages = self.model.histories.pages(namespace, tokens[:-1])
+        expected, matched = self.model.hit(pages, self.model.known())
+        assert hit.path.num_pages == expected
+        request = self.model.lock(namespace, tokens, expected)
+        self.pins[request] = self.manager.lock(hit)
+        if self.pool.prefix_cache:
+            assert hit.matched_pages == matched
+        return request
+
+    def _grow(self, batch: Sequence[tuple[Request, int]]) -> bool:
+        """Reserve for all, then extend each; True unless there is no room."""
+        demands = [
+            (self.pins[r], self.manager.new_pages(self.pins[r], length)) for r, length in batch
+        ]
+        for (request, length), (_, pages) in zip(batch, demands, strict=True):
+            assert pages == max(0, -(-length // self.page_size) - request.num_pages)
+        total = sum(pages for _, pages in demands)
+        fits = self.fits([total] * len(self.model.groups))
+        before, times = digest(self.manager), self.times()
+        free = self.manager.memory.large.num_free
+        assert self.manager.reserve(demands) == fits
+        if not fits:
+            assert digest(self.manager) == before, "a refused reservation changed something"
+            return False
+        self.model.evict(self.see().cached, times)
+        self._check_no_waste(total, free)
+        for request, length in batch:
+            new = self.manager.extend(self.pins[request], length)
+            assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
+            self.model.extend(request, length)
+        return True
+
+    def _check_no_waste(self, pages: int, free_before: int) -> None:
+        """Where a page of any group is one large page, just what is missing is evicted."""
+        if self.exact_order and all(s == 1 for s in self.manager.memory.stripes):
+            demand = pages * len(self.model.groups)
+            assert self.manager.memory.large.num_free == max(free_before, demand)
+
+    def _checkpoint(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:
+        tokens = request.tokens[:length]
+        self.manager.checkpoint(self.pins[request], request.namespace, tokens, keep)
+        if self.pool.prefix_cache:
+            self.model.checkpoint(request, length)
+
+    def _release(self, request: Request) -> None:
+        self.manager.release(self.pins.pop(request))
+        self.model.release(request)
+
+    # -- random tokens ------------------------------------------------------------------------
+
+    def _document(self, pick: Pick, number: int) -> Tokens:
+        """Documents begin alike: document n leaves document 0 at a random place."""
+        tokens = np.zeros(self.pool.max_length, np.int64)
+        if number:
+            tokens[pick(0, self.pool.max_length // 2) :] = number
+        return tokens
+
+    def _random_tokens(self, pick: Pick) -> Tokens:
+        """A beginning of a document, half the time with another end."""
+        tokens = choose(pick, self.documents)[: pick(1, self.pool.max_length - 1)].copy()
+        if pick(0, 1):
+            tokens[pick(0, len(tokens) - 1) :] = 50 + pick(0, 3)
+        return tokens
+
+    def _next_length(self, pick: Pick, request: Request) -> int:
+        if request.length >= len(request.tokens):
+            return request.length
+        return pick(request.length + 1, len(request.tokens))

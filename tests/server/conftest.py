@@ -1,0 +1,45 @@
+"""Jenga servers that the tests of this folder share; a start takes longer than most tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client import Client
+from taught_model import make_taught_model
+
+JENGA = ("--memory-backend", "jenga", "--dtype", "float32", "--random-seed", "0")
+# SGLang's own leak check, at every step and not only when idle.
+STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "OMP_NUM_THREADS": "1"}
+POOL_TOKENS = 20_000
+
+
+@pytest.fixture(scope="session")
+def taught_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a model that knows the answers which SGLang's kits expect."""
+    return make_taught_model(tmp_path_factory.mktemp("model") / "taught")
+
+
+@pytest.fixture(scope="session")
+def server(taught_model: Path, start_session_server: Callable[..., Any]) -> Client:
+    """SGLang's defaults (overlap schedule, radix cache), pages of 16, prefill in chunks of 512,
+    and a pool in which no request of the model's full length fits."""
+    flags = ("--chunked-prefill-size", "512", "--enable-metrics", "--enable-cache-report")
+    pool = ("--max-total-tokens", str(POOL_TOKENS))
+    started = start_session_server(
+        "--model-path", str(taught_model), *JENGA, *pool, *flags, env=STRICT
+    )
+    return Client(started.port, started.process, started.log_path)
+
+
+@pytest.fixture(scope="module")
+def start_jenga(start_server: Callable[..., Any], taught_model: Path) -> Callable[..., Client]:
+    """A function `(*flags, model=…, env={}) -> Client`; the server stops with the module."""
+
+    def start(*flags: str, model: Path = taught_model, env: dict[str, str] | None = None) -> Client:
+        started = start_server(
+            "--model-path", str(model), *JENGA, *flags, env=STRICT | (env or {})
+        )
+        return Client(started.port, started.process, started.log_path)
+
+    return start

@@ -1,0 +1,108 @@
+"""What the prefix cache keeps beyond the end of a history, and how each choice is switched off."""
+
+import pytest
+from core_builders import (
+    begin,
+    held_pages,
+    hit_tokens,
+    make_geometry,
+    make_manager,
+    serve,
+    tokens,
+)
+
+from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.policy import CachePolicy
+
+A = tokens(range(100, 112))
+FORK = tokens(A[:6], range(200, 206))
+OTHER_FORK = tokens(A[:6], range(300, 306))
+
+
+def make(policy: CachePolicy) -> Manager:
+    """Full attention and a window that reads two earlier tokens."""
+    geometry = make_geometry([Full(), SlidingWindow(3)], 80)
+    return Manager(geometry, max_requests=8, max_length=1000, policy=policy)
+
+
+def evict_transient(manager: Manager) -> None:
+    """Evict all that was never meant to be hit."""
+    bucket = manager.memory.lru.time
+    while True:
+        books = manager.memory.large
+        idle = (books.used == 0) & (books.held > 0)
+        if not (idle & (bucket == 0)).any():
+            return
+        manager._evict_large(1)
+    manager.check()
+
+
+@pytest.mark.parametrize(("keep_branches", "hit"), [(True, 6), (False, 0)])
+def test_a_branch_point_is_kept_from_the_first_fork_on(keep_branches: bool, hit: int) -> None:
+    """A's window is kept at its end only, so the first fork finds nothing and computes the six
+    shared tokens again. It has shown where prompts part, and the second fork can continue there."""
+    manager = make(CachePolicy(keep_branches=keep_branches))
+    serve(manager, A)
+    evict_transient(manager)
+    assert hit_tokens(manager, FORK) == 0
+    serve(manager, FORK)
+    evict_transient(manager)
+    assert hit_tokens(manager, OTHER_FORK) == hit
+    assert hit_tokens(manager, FORK) == hit_tokens(manager, A) == 12
+
+
+def test_the_windows_of_the_lengths_to_keep_stay_and_those_between_go_first() -> None:
+    manager = make(CachePolicy())
+    pin = begin(manager, A)
+    manager.checkpoint(pin, None, A, keep=[4, 12])
+    manager.release(pin)
+    evict_transient(manager)
+    assert held_pages(manager, 0, A) == list(range(12))
+    assert held_pages(manager, 1, A) == [2, 3, 10, 11]
+    assert [hit_tokens(manager, A[:n]) for n in (3, 4, 5, 11, 12)] == [0, 4, 4, 4, 12]
+
+
+def test_nothing_to_keep_is_the_first_to_go() -> None:
+    manager = make(CachePolicy())
+    pin = begin(manager, A)
+    manager.checkpoint(pin, None, A, keep=[])
+    manager.release(pin)
+    evict_transient(manager)
+    assert held_pages(manager, 1, A) == []
+
+
+@pytest.mark.parametrize("waiting_prefixes", [True, False])
+def test_a_waiting_request_keeps_its_prefix(waiting_prefixes: bool) -> None:
+    """A is older than B, but somebody waits for A."""
+    manager = make(CachePolicy(waiting_prefixes=waiting_prefixes))
+    other = tokens(range(400, 412))
+    serve(manager, A)
+    serve(manager, other)
+    evict_transient(manager)
+    manager.touch_prefix(None, tokens(A, 999))
+    manager.evict(12)
+    survivor, victim = (A, other) if waiting_prefixes else (other, A)
+    assert hit_tokens(manager, survivor) == 12
+    assert hit_tokens(manager, victim) == 0
+
+
+def test_policies_are_read_from_text() -> None:
+    assert CachePolicy.parse("") == CachePolicy()
+    assert CachePolicy.parse("keep_branches=off") == CachePolicy(keep_branches=False)
+    parsed = CachePolicy.parse("prompt_slack_tokens=64,waiting_prefixes=off,keep_branches=on")
+    assert parsed == CachePolicy(64, keep_branches=True, waiting_prefixes=False)
+
+
+@pytest.mark.parametrize("text", ["unknown=1", "prompt_slack_tokens=many"])
+def test_a_policy_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown policy|invalid literal"):
+        CachePolicy.parse(text)
+
+
+def test_without_a_prefix_cache_policies_do_nothing() -> None:
+    geometry = make_manager(Full(), num_large=20).geometry
+    manager = Manager(geometry, max_requests=2, max_length=100, prefix_cache=False)
+    manager.touch_prefix(None, A)
+    serve(manager, A)
+    assert manager.memory.large.num_held == [0]

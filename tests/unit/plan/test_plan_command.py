@@ -1,0 +1,146 @@
+"""The command line: what it prints, what it refuses, and what it does not import."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plan_configs import CONFIGS, MIB, NAMES
+
+from jenga_sglang.cli import main
+from jenga_sglang.plan.units import human_tokens, parse_bytes, parse_tokens
+
+
+def run(*arguments: str, name: str = "gemma-3-27b") -> int:
+    return main(["plan", str(CONFIGS / f"{name}.json"), "--kv-bytes", "40GiB", *arguments])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_prints_within_100_columns(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert run(name=name) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    for title in ("Layer groups", "Geometry", "Why", "Room for running requests"):
+        assert title in text
+
+
+def test_the_tables_say_what_was_chosen_and_what_was_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run()
+    text = capsys.readouterr().out
+    assert "12,602 large pages of 3.25 MiB (bound 32 MiB), 16 tokens a page" in text
+    assert "→ 2 + 5" in text
+    assert "✗ 1 + 1 (exact LCM)" in text
+    assert "✗ its large page exceeds the bound" in text
+    assert "→ SGLang, full KV" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("mistral-7b-v0.1", "--jenga-window config"),
+        ("gemma-3n-e4b", "Layers 20-34 share the KV of an earlier layer"),
+        ("llama-3.2-11b-vision", "6,404 image tokens"),
+        ("qwen3.5-27b", "States: SGLang sets 5 aside"),
+        ("jamba-1.5-mini", "SGLang 0.5.23 has no such model"),
+        ("gemma-2-27b", "longer than the model's 8,192 tokens: 32k, 128k"),
+    ],
+)
+def test_notes_say_what_the_numbers_do_not(
+    name: str, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(name=name)
+    assert note in " ".join(capsys.readouterr().out.split())
+
+
+def test_json_holds_the_geometry_and_every_candidate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--json", "--page-size", "16", "--tp", "4") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["page_size_tokens"] == 16
+    assert [g["small_page_bytes"] * g["small_pages_per_large_page"] for g in report["groups"]] == [
+        report["large_page_bytes"]
+    ] * 2
+    exact = [c for c in report["candidates"] if c["exact_lcm"]]
+    assert exact[0]["large_page_bytes"] == 8320 << 10
+    assert report["chosen"] in report["candidates"]
+    assert {row["name"] for row in report["layouts"]} >= {"planned (ours)", "ideal"}
+
+
+def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--jenga-window", "config", "--kv-dtype", "fp8_e4m3", "--lengths", "1k,2k")
+    assert run("--json", *options, name="mistral-7b-v0.1") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["lengths_tokens"] == [1024, 2048]
+    assert report["groups"][0]["dependency"] == "window 4096"
+    assert report["groups"][0]["k_bytes"] == 8 * 128
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_figure_is_drawn(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"plan.{suffix}"
+    assert run("--plot", str(path), name="qwen3.5-27b") == 0
+    assert path.stat().st_size > 10_000
+
+
+def test_a_field_that_cannot_be_read_is_named_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    assert main(["plan", str(tmp_path), "--kv-bytes", "1GiB"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "config.json: field 'num_key_value_heads' is missing" in captured.err
+
+
+def test_a_pool_that_is_too_small_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(CONFIGS / "llama-3.1-8b.json")
+    assert main(["plan", file, "--kv-bytes", "64KiB"]) == 2
+    assert "no room for one large page" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--lengths", "4q"], ["--tp", "0"], ["--page-size", "x"]])
+def test_arguments_that_make_no_sense_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(*arguments)
+    assert "expected a length such as 4k" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("40GiB", 40 << 30), ("1.5 MiB", 3 * MIB // 2), ("2GB", 2 * 10**9), ("4096", 4096)],
+)
+def test_sizes_are_read_as_written(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0", "4 GiBs"])
+def test_a_size_that_makes_no_sense_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("tokens", [1, 1000, 1024, 4096, 131072, 1 << 20, 3 << 20])
+def test_lengths_are_written_as_they_are_read(tokens: int) -> None:
+    assert parse_tokens(human_tokens(tokens)) == tokens
+
+
+def test_planning_imports_neither_torch_nor_sglang() -> None:
+    file = CONFIGS / "gemma-3-27b.json"
+    code = (
+        "import sys\n"
+        "from jenga_sglang.cli import main\n"
+        f"main(['plan', {str(file)!r}, '--kv-bytes', '40GiB', '--json'])\n"
+        "heavy = {'torch', 'sglang', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

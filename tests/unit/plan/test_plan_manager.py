@@ -1,0 +1,45 @@
+"""The allocator itself agrees with the planner's arithmetic."""
+
+import pytest
+from plan_configs import GIB, load
+
+from jenga_sglang.core.demand import large_pages
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.planner import plan_geometry
+
+LENGTHS = (4096, 8176)
+CHUNK = 2048  # tokens of prefill at a time
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pool_bytes"),
+    [
+        ("gemma-3-27b", {}, 40 * GIB),
+        ("gemma-4-e4b", {}, 2 * GIB),
+        ("mimo-v2-flash", {}, 2 * GIB),
+        ("llama-4-scout", {}, 10 * GIB),
+        ("mistral-7b-v0.1", {"window": "config"}, 6 * GIB),
+    ],
+)
+def test_running_requests_hold_the_large_pages_that_were_planned(
+    name: str, options: dict[str, object], pool_bytes: int
+) -> None:
+    """Requests prefilled in chunks and one token further, with what slides out of their windows
+    let go, hold what `core.demand` says. A window's pages may lie in one large page more than
+    they fill."""
+    model = load(name, **options)
+    plan = plan_geometry(model.specs, pool_bytes=pool_bytes, max_length=131072, page_size=16)
+    geometry = plan.geometry
+    manager = Manager(geometry, max_requests=8, max_length=16384, prefix_cache=False)
+    expected = 0
+    for length in LENGTHS:
+        expected += large_pages(geometry.groups, geometry.large_page_bytes, length + 1)
+        pin = manager.lock(manager.miss(None))
+        for stop in (*range(CHUNK, length + 1, CHUNK), length + 1):
+            assert manager.reserve([(pin, manager.new_pages(pin, stop))])
+            manager.extend(pin, stop)
+            manager.slide(pin, stop)
+    manager.check()
+    books = manager.memory.large
+    taken = books.num_large - books.num_free
+    assert expected <= taken <= expected + len(LENGTHS)

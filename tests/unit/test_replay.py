@@ -1,0 +1,244 @@
+"""The replay benchmark: its arithmetic in small numbers, and one tiny trace on stock SGLang."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.replay.arrivals import Arrivals
+from benchmarks.replay.cli import main
+from benchmarks.replay.forward import ReplayError, require_no_early_output
+from benchmarks.replay.generators import GENERATORS
+from benchmarks.replay.geometry import (
+    Cost,
+    Geometry,
+    Group,
+    NotYetSupportedError,
+    load_geometry,
+)
+from benchmarks.replay.manager_time import ManagerClock, wrap_methods
+from benchmarks.replay.oracle import TokenOracle
+from benchmarks.replay.prefixes import hit_bound, useful_bytes
+from benchmarks.replay.recorder import Recorder, Step
+from benchmarks.replay.result import mid_output_rate
+from benchmarks.replay.spec import parse_bytes
+from benchmarks.replay.trace import Request, TokenBook, load_trace, save_trace
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "benchmarks" / "replay" / "data"
+
+FULL = Group(kind="full", layers=1, kv_heads=1, head_dim=16)
+WINDOW = Group(kind="swa", layers=3, kv_heads=1, head_dim=16, window=4)
+SMALL = Geometry("small", (FULL, WINDOW), (1, 0, 1, 1), Cost(1.0, 0.1, 0.01, 0.001))
+
+
+def request(name: str, *prompt: tuple[str, int], output: int = 3, **rest: object) -> Request:
+    return Request(name, rest.pop("arrival", 0.0), prompt, output, **rest)  # type: ignore[arg-type]
+
+
+class TestTrace:
+    def test_a_segment_has_the_same_tokens_everywhere(self) -> None:
+        book, other = TokenBook(), TokenBook()
+        long = book.segment("doc", 10)
+        assert list(other.segment("doc", 4)) == list(long[:4])
+        assert list(book.segment("doc", 4)) == list(long[:4])
+        assert set(book.segment("other", 10)).isdisjoint(long)
+
+    def test_a_prompt_is_its_segments_in_order(self) -> None:
+        book = TokenBook()
+        ids = book.prompt(request("r", ("a", 2), ("b", 3)))
+        assert ids.tolist() == [*book.segment("a", 2), *book.segment("b", 3)]
+
+    def test_a_saved_trace_loads_as_it_was(self, tmp_path: Path) -> None:
+        requests = [request("a", ("s", 2)), request("b", ("a.out", 3), after="a", gap=1.5)]
+        save_trace(tmp_path / "t.jsonl", requests)
+        assert load_trace(tmp_path / "t.jsonl") == requests
+
+    def test_a_turn_that_waits_for_nobody_is_refused(self, tmp_path: Path) -> None:
+        save_trace(tmp_path / "t.jsonl", [request("b", ("s", 2), after="a")])
+        with pytest.raises(ValueError, match="waits for 'a'"):
+            load_trace(tmp_path / "t.jsonl")
+
+
+class TestGeometry:
+    @pytest.mark.parametrize(
+        ("name", "factor", "token_bytes"),
+        [
+            ("gemma3-27b", 16, [81_920, 425_984]),
+            ("gpt-oss-120b", 8, [36_864, 36_864]),
+            ("llama3-8b", 16, [131_072]),
+        ],
+    )
+    def test_real_geometries_shrink_by_one_factor(
+        self, name: str, factor: int, token_bytes: list[int]
+    ) -> None:
+        geometry = load_geometry(DATA / f"{name}.json")
+        assert geometry.shrink_factor == factor
+        assert [group.token_bytes for group in geometry.groups] == token_bytes
+
+    def test_a_window_is_read_once_it_is_shorter_than_the_history(self) -> None:
+        # A row is 2 * 16 * 2 = 64 bytes; full reads 3 + 10 rows, each window layer 3 + 4.
+        assert SMALL.kv_bytes_read(np.array([3, 10])) == 64 * (13 + 3 * 7)
+
+    def test_a_step_costs_its_parts(self) -> None:
+        assert SMALL.cost.step_seconds(10, 2, 100) == pytest.approx(1.0 + 1.0 + 0.02 + 0.1)
+
+    @pytest.mark.parametrize("kind", ["chunked", "mamba", "cross"])
+    def test_other_kinds_say_that_they_are_not_there_yet(self, kind: str) -> None:
+        geometry = Geometry("g", (Group(kind, 1, 1, 16),), (0,), SMALL.cost)
+        with pytest.raises(NotYetSupportedError, match=kind):
+            geometry.require_supported()
+
+    def test_sizes_are_read_with_their_unit(self) -> None:
+        assert [parse_bytes(text) for text in ("1KiB", "0.5 MiB", "12")] == [1024, 1 << 19, 12]
+        with pytest.raises(ValueError, match="expected a size"):
+            parse_bytes("4 gallons")
+
+
+class TestPrefixes:
+    def test_the_bound_counts_what_came_before_but_never_the_last_token(self) -> None:
+        trace = [
+            request("a", ("sys", 2), ("x", 5)),
+            request("b", ("sys", 2), ("x", 3), arrival=1.0),  # 5 of 5 seen, 4 count
+            request("c", ("sys", 2), ("x", 5), ("a.out", 3), ("y", 2), arrival=2.0),  # 10 of 12
+        ]
+        assert hit_bound(trace) == pytest.approx((0 + 4 + 10) / (7 + 5 + 12))
+
+    def test_shared_tokens_are_useful_once(self) -> None:
+        a = request("a", ("doc", 10), ("a", 2))
+        b = request("b", ("doc", 10), ("b", 2))
+        # Full: 10 shared + 2 + 2. Window of 4: [8, 12) each, of which 2 are shared.
+        rows = (10 + 2 + 2) + 3 * (2 + 2 + 2)
+        assert useful_bytes(SMALL, [(a, 12), (b, 12)]) == 64 * rows
+
+    def test_equal_segments_behind_different_ones_are_different_tokens(self) -> None:
+        a = request("a", ("p", 1), ("doc", 3))
+        b = request("b", ("q", 1), ("doc", 3))
+        assert useful_bytes(SMALL, [(a, 4), (b, 4)]) == 64 * (8 + 3 * 8)
+
+
+class TestArrivals:
+    def test_a_turn_is_due_a_gap_after_the_turn_before(self) -> None:
+        turns = [request("a", ("s", 1)), request("b", ("s", 1), after="a", gap=2.0)]
+        arrivals = Arrivals(turns)
+        assert [r.id for _, r in arrivals.release(0.0)] == ["a"]
+        assert arrivals.next_time() is None and arrivals
+        arrivals.finished("a", 5.0)
+        assert arrivals.release(6.9) == []
+        assert [(t, r.id) for t, r in arrivals.release(7.5)] == [(7.0, "b")]
+        assert not arrivals
+
+
+class TestRecorder:
+    def test_a_hit_is_where_the_first_chunk_starts_and_a_second_prefill_recomputes(self) -> None:
+        recorder = Recorder(SMALL)
+        recorder.released(request("a", ("s", 10)), 0.0)
+        recorder.step(Step([("a", 4, 10)], []), running=1, seconds=1.0)
+        recorder.step(Step([], [("a", 11)]), running=1, seconds=1.0)
+        recorder.step(Step([("a", 6, 12)], []), running=1, seconds=1.0)
+        assert recorder.logs["a"].hit_tokens == 4
+        assert recorder.recomputed_tokens == 11 - 6
+        assert (recorder.prefill_tokens, recorder.decode_tokens) == (12, 1)
+
+    def test_the_middle_leaves_out_the_first_and_the_last_fifth(self) -> None:
+        recorder = Recorder(SMALL)
+        for second in range(11):
+            recorder.released(request(f"r{second}", ("s", 1)), 0.0)
+            recorder.output(f"r{second}", 5, float(second))
+            recorder.finished(f"r{second}", float(second), aborted=False)
+        assert mid_output_rate(list(recorder.logs.values())) == pytest.approx(5.0)
+
+
+class TestManagerClock:
+    def test_a_call_inside_a_timed_call_counts_once(self) -> None:
+        class Manager:
+            def outer(self) -> None:
+                self.inner()
+                self.inner()
+
+            def inner(self) -> None:
+                end = time.thread_time_ns() + 5_000_000
+                while time.thread_time_ns() < end:
+                    pass
+
+        clock, manager = ManagerClock(), Manager()
+        wrap_methods(clock, manager)
+        manager.outer()
+        with clock.paused():
+            manager.outer()
+        assert clock.calls == 1
+        assert 10_000 <= clock.manager_us < 15_000
+
+
+class TestGenerators:
+    @pytest.mark.parametrize("kind", sorted(GENERATORS))
+    def test_a_seed_gives_one_valid_trace(self, kind: str, tmp_path: Path) -> None:
+        out = tmp_path / "trace.jsonl"
+        main(["generate", kind, "--seed", "7", "--requests", "60", "--out", str(out)])
+        requests = load_trace(out)
+        assert 55 <= len(requests) <= 65
+        assert requests == sorted(requests, key=lambda r: r.arrival)
+        first = out.read_bytes()
+        main(["generate", kind, "--seed", "7", "--requests", "60", "--out", str(out)])
+        assert out.read_bytes() == first
+
+    def test_thoughts_of_one_parent_share_its_path(self) -> None:
+        forks = [r for r in GENERATORS["tree-of-thought"](3, 60) if r.after is not None]
+        siblings = [r for r in forks if r.after == forks[0].after]
+        assert len(siblings) == 4
+        assert len({r.prompt[:-1] for r in siblings}) == 1
+
+
+def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
+    """Two turns and a fork of the first: the hits are known, and every check of the run passes."""
+    trace = [
+        request("a", ("sys", 40), ("u0", 60), output=8),
+        request("b", ("sys", 40), ("u0", 60), ("a.out", 8), ("u1", 12), after="a", gap=0.5),
+        request("c", ("sys", 40), ("other", 20), after="a", gap=0.5),
+    ]
+    save_trace(tmp_path / "tiny.jsonl", trace)
+    command = [
+        *(sys.executable, "-m", "benchmarks.replay", "run", "--backend", "stock", "--strict"),
+        *("--geometry", str(DATA / "gemma3-27b.json"), "--kv-bytes", "2GiB"),
+        *("--trace", str(tmp_path / "tiny.jsonl"), "--json", str(tmp_path / "out.json")),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
+    result = json.loads((tmp_path / "out.json").read_text())
+    # b finds a's prompt and all of its output but the last token, which has no KV.
+    assert result["hit_rate"] == pytest.approx((107 + 40) / (100 + 120 + 60))
+    assert result["requests"] == 3
+    assert result["aborted_requests"] == result["retractions"] == result["recomputed_tokens"] == 0
+    assert result["decode_tokens"] == 7 + 2 + 2
+    assert 0 < result["useful_frac"] <= result["pinned_frac"] <= result["held_frac"] <= 1
+
+
+class TestOracle:
+    @staticmethod
+    def batch(row: int, prompt: list[int], written: list[int]) -> SimpleNamespace:
+        req = SimpleNamespace(
+            rid="r",
+            origin_input_ids=prompt,
+            output_ids=[],
+            kv=SimpleNamespace(req_pool_idx=row),
+        )
+        return SimpleNamespace(reqs=[req], out_cache_loc=torch.tensor(written))
+
+    def test_a_prefix_that_holds_other_tokens_is_found(self) -> None:
+        rows = torch.tensor([[5, 6, 7], [5, 6, 8]])
+        oracle = TokenOracle(Geometry("full", (FULL,), (0,), SMALL.cost), rows)
+        oracle.check(self.batch(0, [10, 11, 12], [5, 6, 7]), Step([("r", 0, 3)], []))
+        oracle.check(self.batch(1, [10, 11, 13], [8]), Step([("r", 2, 3)], []))
+        with pytest.raises(ReplayError, match="not its own"):
+            oracle.check(self.batch(1, [10, 99, 13], [8]), Step([("r", 2, 3)], []))
+
+    def test_an_output_before_the_prompt_is_done_is_found(self) -> None:
+        req = SimpleNamespace(rid="r", output_ids=[1])
+        require_no_early_output([(req, 1)])
+        with pytest.raises(ReplayError, match="before its prompt was done"):
+            require_no_early_output([(req, 0)])
