@@ -86,14 +86,19 @@ def row_holds(manager: Manager, pin: Pin, group: int) -> set[int]:
 
 
 def digest(manager: Manager) -> list[object]:
-    """Everything that a decision could depend on, comparable with ``==``."""
+    """Everything that a decision could depend on, comparable with ``==``; see `contents`."""
+    memory = manager.memory
+    pins = [(p.number, p.row.tolist(), p.tree_pages, p.held) for p in manager.pins.values()]
+    queue = {t: [p.tolist() for p in parts] for t, parts in memory.lru._buckets.items()}
+    return [contents(manager), memory.pins.tolist(), memory.large.used.tolist(), repr(pins), queue]
+
+
+def contents(manager: Manager) -> list[object]:
+    """What is where, in pages and in the tree, and since when; not who pins it."""
     memory = manager.memory
     large = memory.large
-    arrays = [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.lru.time]
-    arrays += [large.owner, large.used, large.held, memory._free[: memory.num_free_virtual]]
-    arrays += [large._free[: large.num_free], memory.lru._queued_at]
+    arrays = [*memory.table, memory.in_tree, memory.depth, memory.lru.time, large.owner, large.held]
+    arrays += [memory._free[: memory.num_free_virtual], large._free[: large.num_free]]
     nodes = [(n.number, n.start, n.tokens.tolist(), n.pages.tolist()) for n in manager.tree]
-    queue = {t: [p.tolist() for p in parts] for t, parts in memory.lru._buckets.items()}
     holes = [{page: list(small) for page, small in of.items()} for of in large._holes]
-    pins = [(p.number, p.row.tolist(), p.tree_pages, p.held) for p in manager.pins.values()]
-    return [[a.tolist() for a in arrays], nodes, queue, holes, repr(pins), memory.now]
+    return [[a.tolist() for a in arrays], nodes, holes, memory.now]

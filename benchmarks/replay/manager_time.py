@@ -106,7 +106,8 @@ def _wrap_budgets(clock: ManagerClock, allocator: Any) -> None:
 
 
 def _timed_subclass(clock: ManagerClock, cls: type) -> type:
-    members: dict[str, Any] = {}
+    # No slots of its own, so that an instance of `cls` can become one of the subclass.
+    members: dict[str, Any] = {"__slots__": ()}
     for name in dir(cls):
         if name.startswith("_") or _is_static(cls, name):
             continue

@@ -17,11 +17,13 @@ from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.report import log_start
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.planner import plan_geometry
 from jenga_sglang.core.policy import CachePolicy
 
 logger = logging.getLogger(__name__)
 
 POISON_VARIABLE = "JENGA_POISON_FREED"
+LAYOUT_VARIABLE = "JENGA_LAYOUT"
 POLICY_VARIABLE = "JENGA_POLICIES"
 
 
@@ -41,7 +43,11 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     )
     pool_bytes = stock_pool_bytes(configurator, sizes)
     geometry = choose_geometry(
-        tuple(g.spec for g in groups), configurator.page_size, pool_bytes, max_length
+        tuple(g.spec for g in groups),
+        configurator.page_size,
+        pool_bytes,
+        max_length,
+        os.environ.get(LAYOUT_VARIABLE, "planned"),
     )
     manager = Manager(
         geometry,
@@ -69,11 +75,21 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
 
 
 def choose_geometry(
-    specs: tuple[LayerGroupSpec, ...], page_size: int, pool_bytes: int, max_length: int
+    specs: tuple[LayerGroupSpec, ...],
+    page_size: int,
+    pool_bytes: int,
+    max_length: int,
+    layout: str = "planned",
 ) -> Geometry:
     """How the pool is cut. Raises ``SystemExit`` when it is too small to cut at all."""
     try:
-        return exact_lcm(specs, page_size, pool_bytes)
+        if layout == "exact-lcm":
+            return exact_lcm(specs, page_size, pool_bytes)
+        plan = plan_geometry(
+            specs, pool_bytes=pool_bytes, max_length=max_length, page_size=page_size
+        )
+        logger.info("Jenga geometry\n%s", "\n".join(plan.explain()))
+        return plan.geometry
     except ValueError as error:
         raise flags.refuse(
             f"--max-total-tokens {get_schedule().max_total_tokens}",

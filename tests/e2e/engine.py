@@ -10,9 +10,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from e2e.answers import Answer
 from e2e.stream import Request
@@ -23,9 +25,14 @@ PRELOADED = (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",
 )
-STRICT_CHECKS = {
+# Every scheduler of these tests, served or not, stock or not.
+ENVIRONMENT = {
+    # Leak checks after every step and when idle; a leak ends the process.
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+    # Admission takes every output for a short one: it admits too many, and must retract.
+    "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "2",
+    "OMP_NUM_THREADS": "1",
 }
 
 
@@ -63,7 +70,7 @@ class RunningJob:
 
     def __init__(self, job: Job, log_path: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
+        _start_fork_server(context)
         self._log_path = log_path
         self._results, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=_child, args=(job, log_path, sender), daemon=True)
@@ -82,6 +89,13 @@ class RunningJob:
         raise AssertionError(f"{report}\n{self._log_path.read_text(errors='replace')[-4000:]}")
 
 
+def _start_fork_server(context: Any) -> None:
+    """Start it, unless it runs, with the environment that SGLang reads while it is imported."""
+    context.set_forkserver_preload(list(PRELOADED))
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        forkserver.ensure_running()
+
+
 def _child(job: Job, log_path: Path, sender: Connection) -> None:
     """Run the job with its output in a file, and send a `Report` or a traceback."""
     with log_path.open("wb") as log:
@@ -98,11 +112,9 @@ def _child(job: Job, log_path: Path, sender: Connection) -> None:
 
 def run(job: Job) -> Report:
     """Build the scheduler, feed it the stream and return when it is idle again."""
-    os.environ.update(STRICT_CHECKS | job.env)
-    import torch
+    os.environ.update(job.env)
     from sglang.srt.plugins import load_plugins
 
-    torch.set_num_threads(1)
     load_plugins()
     scheduler, feed = _build(job)
     if job.before is not None:

@@ -30,6 +30,7 @@ class Request:
     num_pages: int
     tree_pages: int
     held: list[set[int]]  # places in the row that each group must keep
+    for_others: list[set[int]]  # places that it keeps for later requests, as long as there is room
     names: set[Page]  # tree pages that it keeps known, held or not
     slid: int
 
@@ -101,11 +102,12 @@ class NaiveCache:
         needed = self.needed(group, num_pages * self.page_size)
         return all(pages[place] in self.cached[group] for place in needed)
 
-    def pins(self, group: int) -> dict[Page, int]:
-        """How many requests hold each tree page."""
+    def pins(self, group: int, *, for_others: bool = True) -> dict[Page, int]:
+        """How many requests hold each tree page, for themselves or for others as well."""
         pins: dict[Page, int] = {}
         for request in self.requests:
-            for place in request.held[group]:
+            also = request.for_others[group] if for_others else set()
+            for place in [*request.held[group], *also]:
                 if place < request.tree_pages:
                     page = request.pages[place]
                     pins[page] = pins.get(page, 0) + 1
@@ -133,6 +135,7 @@ class NaiveCache:
             num_pages=num_pages,
             tree_pages=num_pages,
             held=held,
+            for_others=[set() for _ in self.groups],
             names=set(pages[:num_pages]) & self.present(),
             slid=length,
         )
@@ -167,6 +170,22 @@ class NaiveCache:
             kept = self.needed(group, whole * self.page_size)
             held &= kept | set(range(whole, request.num_pages))
         request.slid = max(request.slid, length)
+
+    def hold_for_others(
+        self, request: Request, places: list[set[int]], held: list[set[int]]
+    ) -> None:
+        """The manager chose ``places``: only of what the request ``held`` itself until now."""
+        for group, chosen in enumerate(places):
+            offered = request.for_others[group] | (held[group] - request.held[group])
+            assert chosen <= offered, "held for others without having held it before"
+            assert all(place < request.tree_pages for place in chosen)
+            request.for_others[group] = chosen
+
+    def give_up_for_others(self, request: Request, places: list[set[int]]) -> None:
+        """For want of room the manager let go of all that this request kept for others, or of
+        nothing."""
+        assert places in (request.for_others, [set() for _ in self.groups])
+        request.for_others = places
 
     def release(self, request: Request) -> None:
         self.requests.remove(request)

@@ -44,6 +44,11 @@ class Pair:
         self._check_conservation(seen)
         self._check_hits()
 
+    def kept_for_others(self, request: Request) -> list[set[int]]:
+        """Places in a request's row that it keeps pinned for later requests."""
+        ranges_of = self.pins[request].held_for_others
+        return [{p for r in ranges for p in range(r.start, r.stop)} for ranges in ranges_of]
+
     def times(self) -> Times | None:
         """When each cached page was last used; None if pages share large pages."""
         if not self.exact_order:
@@ -128,10 +133,17 @@ class Pair:
                 assert hit.cut_by is not None
                 assert not self.model.accepts(hit.cut_by, pages, expected + 1)
 
-    def fits(self, pages: Sequence[int]) -> bool:
-        """Whether pages in each group fit when only what is pinned stays where it is."""
+    def fits(self, pages: Sequence[int], *, at_last: bool) -> bool:
+        """Whether pages in each group fit when only what is pinned stays where it is; ``at_last``
+        what requests keep for others goes too."""
         geometry = self.pool.geometry
-        used = self.see().used_small
+        seen = self.see()
+        used = seen.used_small
+        if at_last:
+            for g, table in enumerate(self.manager.memory.table):
+                own = self.model.pins(g, for_others=False)
+                rows = [seen.virtual[page] for page in self.model.pins(g) if page not in own]
+                used[g] -= set(table[rows].ravel().tolist())
         free = geometry.num_large_pages
         missing = 0
         for g, count in enumerate(pages):

@@ -79,7 +79,11 @@ def random_pool(pick: Pick) -> Pool:
         max_length=MAX_PAGES * page_size,
         max_requests=pick(2, 6),
         prefix_cache=pick(0, 9) > 0,
-        policy=CachePolicy(keep_branches=bool(pick(0, 1)), waiting_prefixes=bool(pick(0, 1))),
+        policy=CachePolicy(
+            keep_branches=bool(pick(0, 1)),
+            hold_hits=bool(pick(0, 1)),
+            waiting_prefixes=bool(pick(0, 1)),
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from core_inspector import digest
+from core_inspector import contents
 from naive_cache import Request
 from pair import NAMESPACES, Pair
 from random_pools import Pick, Pool, choose
@@ -63,8 +63,10 @@ class World(Pair):
         if self.live:
             request = choose(pick, self.live)
             length = request.length if pick(0, 3) else pick(0, request.length)
+            before = [set(held) for held in request.held]
             self.manager.slide(self.pins[request], length)
             self.model.slide(request, length)
+            self.model.hold_for_others(request, self.kept_for_others(request), before)
 
     def wait(self, pick: Pick) -> None:
         """A waiting request says what it is going to hit."""
@@ -93,7 +95,7 @@ class World(Pair):
     def ask_for_room(self, pick: Pick) -> None:
         """`can_serve` for other numbers of pages in each group; nothing changes."""
         pages = [pick(0, 30) for _ in self.model.groups]
-        assert self.manager.can_serve(pages) == self.fits(pages)
+        assert self.manager.can_serve(pages) == self.fits(pages, at_last=False)
 
     def flush(self, pick: Pick) -> None:
         """Everything ends. Rare, because little is left to find afterwards."""
@@ -134,12 +136,14 @@ class World(Pair):
         for (request, length), (_, pages) in zip(batch, demands, strict=True):
             assert pages == max(0, -(-length // self.page_size) - request.num_pages)
         total = sum(pages for _, pages in demands)
-        fits = self.fits([total] * len(self.model.groups))
-        before, times = digest(self.manager), self.times()
+        everywhere = [total] * len(self.model.groups)
+        fits_at_once, fits = (self.fits(everywhere, at_last=x) for x in (False, True))
+        before, times = contents(self.manager), self.times()
         free = self.manager.memory.large.num_free
         assert self.manager.reserve(demands) == fits
+        self._check_given_up(needed=not fits_at_once)
         if not fits:
-            assert digest(self.manager) == before, "a refused reservation changed something"
+            assert contents(self.manager) == before, "a refused reservation changed something"
             return False
         self.model.evict(self.see().cached, times)
         self._check_no_waste(total, free)
@@ -149,6 +153,13 @@ class World(Pair):
             self.model.extend(request, length)
         return True
 
+    def _check_given_up(self, *, needed: bool) -> None:
+        """What requests keep for others goes only for want of room."""
+        for request in self.live:
+            kept = self.kept_for_others(request)
+            assert needed or kept == request.for_others
+            self.model.give_up_for_others(request, kept)
+
     def _check_no_waste(self, pages: int, free_before: int) -> None:
         """Where a page of any group is one large page, just what is missing is evicted."""
         if self.exact_order and all(s == 1 for s in self.manager.memory.stripes):
@@ -157,9 +168,11 @@ class World(Pair):
 
     def _checkpoint(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:
         tokens = request.tokens[:length]
+        before = [set(held) for held in request.held]
         self.manager.checkpoint(self.pins[request], request.namespace, tokens, keep)
         if self.pool.prefix_cache:
             self.model.checkpoint(request, length)
+            self.model.hold_for_others(request, self.kept_for_others(request), before)
 
     def _release(self, request: Request) -> None:
         self.manager.release(self.pins.pop(request))

@@ -37,9 +37,7 @@ def start_jenga(start_server: Callable[..., Any], taught_model: Path) -> Callabl
     """A function `(*flags, model=…, env={}) -> Client`; the server stops with the module."""
 
     def start(*flags: str, model: Path = taught_model, env: dict[str, str] | None = None) -> Client:
-        started = start_server(
-            "--model-path", str(model), *JENGA, *flags, env=STRICT | (env or {})
-        )
+        started = start_server("--model-path", str(model), *JENGA, *flags, env=STRICT | (env or {}))
         return Client(started.port, started.process, started.log_path)
 
     return start

@@ -1,9 +1,10 @@
 """A model that babbles, except where it was taught what to say.
 
-SGLang's kits ask for the capital of France and check that the answer says Paris. A random Gemma-3
-tells contexts apart well enough that a last layer can be solved for, in seconds and without
-training, that answers given prompts with given texts. Each byte of an answer then depends on every
-key and value behind it, so that the kits check memory as they would with a real model.
+SGLang's kits ask for the capital of France and check that the answer says Paris. A random OLMo-3
+(three window layers to one full) tells contexts apart well enough that a last layer can be solved
+for, in seconds and without training, that answers given prompts with given texts. Each byte of an
+answer then depends on every key and value behind it, so that the kits check memory as they would
+with a real model.
 """
 
 import json
@@ -13,14 +14,21 @@ import torch
 from sglang.test.kits.basic_scheduler_stress_kit import _CONCURRENT_PREFIX, _CONCURRENT_QA
 from sglang.test.kits.json_constrained_kit import JSONConstrainedMixin
 from sglang.test.kits.matched_stop_kit import MANY_NEW_TOKENS_PROMPT
-from transformers import Gemma3ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    Olmo3Config,
+    Olmo3ForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-from jenga_sglang.demo.model import demo_config, random_gemma3
-from jenga_sglang.demo.tokenizer import PAD_ID, make_byte_tokenizer
+from jenga_sglang.demo.tokenizer import PAD_ID, SPECIAL_TOKENS, make_byte_tokenizer
+from jenga_sglang.demo.tokenizer import VOCAB_SIZE as NUM_BYTE_TOKENS
 
 END_ID = 2  # `matched_stop_kit` takes it for an end of text
 VOCAB_SIZE = 32_000  # `radix_cache_server_kit` sends any token below it
+NO_BYTES = [*range(len(SPECIAL_TOKENS)), *range(NUM_BYTE_TOKENS, VOCAB_SIZE)]
 CONTEXT_LENGTH = 131_072
+WINDOW = 64
 WIDTH = 512  # as many answer bytes can be taught
 CONFIDENCE = 20.0  # the logit of a taught byte; all others of its place get 0
 
@@ -68,23 +76,32 @@ CHATS = [
 
 def make_taught_model(path: Path) -> Path:
     """Write the model and its tokenizer into directory ``path`` and return it."""
-    model = random_gemma3(
-        demo_config(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=WIDTH,
-            intermediate_size=WIDTH,
-            num_hidden_layers=6,
-            tie_word_embeddings=False,
-            max_position_embeddings=CONTEXT_LENGTH,
-            eos_token_id=END_ID,
-        ),
-        seed=0,
-    )
+    model = random_model(seed=0)
     tokenizer = make_byte_tokenizer(path)
     teach(model, lessons(tokenizer))
     model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID)
     model.save_pretrained(path)
     return path
+
+
+def random_model(seed: int) -> Olmo3ForCausalLM:
+    config = Olmo3Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        sliding_window=WINDOW,
+        max_position_embeddings=CONTEXT_LENGTH,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Olmo3ForCausalLM(config).eval()
 
 
 def lessons(tokenizer: PreTrainedTokenizerFast) -> list[tuple[list[int], list[int]]]:
@@ -97,8 +114,8 @@ def lessons(tokenizer: PreTrainedTokenizerFast) -> list[tuple[list[int], list[in
 
 
 @torch.no_grad()
-def teach(model: Gemma3ForCausalLM, lessons: list[tuple[list[int], list[int]]]) -> None:
-    """Solve for the smallest last layer that answers every lesson."""
+def teach(model: Olmo3ForCausalLM, lessons: list[tuple[list[int], list[int]]]) -> None:
+    """Solve for the smallest last layer that answers every lesson, and says bytes elsewhere."""
     states, answers = [], []
     for prompt, answer in lessons:
         ids = torch.tensor([[*prompt, *answer]])
@@ -106,6 +123,11 @@ def teach(model: Gemma3ForCausalLM, lessons: list[tuple[list[int], list[int]]]) 
         answers += answer
     rows = torch.cat(states).double()
     assert len(rows) <= WIDTH, f"{len(rows)} answer bytes, room for {WIDTH}"
-    wanted = torch.zeros(len(rows), VOCAB_SIZE, dtype=torch.float64)
+    # All states share a large part; along it every token that is no byte is made unlikely.
+    usual = rows.mean(0)
+    weight = torch.zeros(VOCAB_SIZE, WIDTH, dtype=torch.float64)
+    weight[NO_BYTES] = -CONFIDENCE * usual / usual.square().sum()
+    wanted = rows @ weight.T
     wanted[torch.arange(len(rows)), torch.tensor(answers)] = CONFIDENCE
-    model.lm_head.weight.copy_((torch.linalg.pinv(rows) @ wanted).T)
+    weight += (torch.linalg.pinv(rows) @ (wanted - rows @ weight.T)).T
+    model.lm_head.weight.copy_(weight)

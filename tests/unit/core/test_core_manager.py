@@ -228,7 +228,7 @@ def test_sliding_again_to_a_shorter_length_takes_nothing_back() -> None:
 def test_a_tree_page_behind_the_window_stays_cached() -> None:
     manager = make_manager(SlidingWindow(3), num_large=40)
     pin = begin(manager, A)
-    manager.checkpoint(pin, None, A[:6])
+    manager.checkpoint(pin, None, A[:6], keep=[])
     manager.slide(pin, 12)
     manager.check()
     assert (used(manager), cached(manager)) == ([2], [6])

@@ -72,6 +72,38 @@ def test_nothing_to_keep_is_the_first_to_go() -> None:
     assert held_pages(manager, 1, A) == []
 
 
+@pytest.mark.parametrize(("hold_hits", "used"), [(True, 2 + 2), (False, 2)])
+def test_a_running_request_holds_the_hits_that_it_leaves_behind(hold_hits: bool, used: int) -> None:
+    """A window alone: the request needs its last two pages, the next asker pages 4 and 5."""
+    geometry = make_geometry([SlidingWindow(3)], 20)
+    policy = CachePolicy(hold_hits=hold_hits)
+    manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
+    pin = begin(manager, A)
+    manager.checkpoint(pin, None, A[:6])
+    assert manager.memory.large.num_used[0] == 8
+    manager.slide(pin, 12)
+    manager.check()
+    assert manager.memory.large.num_used[0] == used
+    manager.release(pin)
+    manager.check()
+    assert manager.memory.large.num_used[0] == 0
+
+
+def test_what_is_held_for_others_is_given_up_when_a_reservation_would_fail() -> None:
+    """Of ten pages the request needs two and holds two; the others have room for six and two."""
+    manager = Manager(make_geometry([SlidingWindow(3)], 10), max_requests=8, max_length=1000)
+    pin = begin(manager, A[:10])
+    manager.checkpoint(pin, None, A[:6])
+    manager.slide(pin, 10)
+    other = manager.lock(manager.miss(None))
+    assert manager.reserve([(other, 6)])
+    assert hit_tokens(manager, A[:6]) == 6
+    assert manager.reserve([(other, 8)])
+    manager.check()
+    assert hit_tokens(manager, A[:6]) == 0
+    assert not manager.reserve([(other, 9)])
+
+
 @pytest.mark.parametrize("waiting_prefixes", [True, False])
 def test_a_waiting_request_keeps_its_prefix(waiting_prefixes: bool) -> None:
     """A is older than B, but somebody waits for A."""
