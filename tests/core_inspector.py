@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
 
 
 class Histories:

@@ -15,7 +15,8 @@ from fake_buffer import Buffer, Hashes, history_hashes
 from numpy.typing import NDArray
 
 from jenga_sglang.core.large_pages import Ids
-from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.tree import Node
 
 Pick = Callable[[int, int], int]

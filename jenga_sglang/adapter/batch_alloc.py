@@ -13,7 +13,7 @@ import torch
 from sglang.srt.mem_cache.allocation import alloc_req_slots
 
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
-from jenga_sglang.core.manager import Pin
+from jenga_sglang.core.pin import Pin
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch

@@ -15,7 +15,8 @@ from flashinfer_ext.layout import GroupLayout
 from flashinfer_ext.views import page_views
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.core.large_pages import Ids
-from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
 
 logger = logging.getLogger(__name__)
 

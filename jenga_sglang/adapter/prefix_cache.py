@@ -23,7 +23,8 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 
 from jenga_sglang.core.large_pages import Ids
-from jenga_sglang.core.manager import Hit, Manager, Pin
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Hit, Pin
 from jenga_sglang.core.tree import Node, Tokens
 
 if TYPE_CHECKING:

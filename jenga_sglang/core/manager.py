@@ -18,77 +18,19 @@ A request's row, in pages, with who owns what::
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from jenga_sglang.core.dependency import Range, intersect, page_ranges, subtract, union
+from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.hit import longest_hit
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.memory import Memory, default_virtual_pages
+from jenga_sglang.core.pin import Counters, Hit, Pin
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.tree import Path, PrefixTree, Tokens
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A prefix that every group can continue from. ``matched_pages`` is what the tree knows of
-    the history at all; the difference was cut off by the group ``cut_by``."""
-
-    path: Path
-    matched_pages: int
-    cut_by: int | None
-
-
-@dataclass(eq=False)
-class Pin:
-    """The pages of one running request. ``held[g]`` are the page ranges pinned in group g."""
-
-    number: int
-    pages: Ids
-    num_pages: int
-    tree_pages: int
-    held: list[list[Range]]
-    hit: Hit
-    touched: bool = False
-    # Pinned as well, but given up before a reservation fails: what other requests may ask for.
-    held_for_others: list[list[Range]] = field(default_factory=list)
-    # Lengths at which this request used a hit or wants one kept: refreshed together, to its end.
-    kept: list[int] = field(default_factory=list)
-    # The known history goes on beyond the hit, and the request has not got there yet.
-    branch_ahead: bool = False
-
-    @property
-    def row(self) -> Ids:
-        """Virtual pages of the request's history, first page first."""
-        return self.pages[: self.num_pages]
-
-    def append(self, pages: Ids) -> None:
-        stop = self.num_pages + len(pages)
-        if stop > len(self.pages):
-            grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int32)
-            grown[: self.num_pages] = self.row
-            self.pages = grown
-        self.pages[self.num_pages : stop] = pages
-        for ranges in self.held:
-            if ranges and ranges[-1].stop == self.num_pages:
-                ranges[-1] = Range(ranges[-1].start, stop)
-            else:
-                ranges.append(Range(self.num_pages, stop))
-        self.num_pages = stop
-
-
-@dataclass
-class Counters:
-    """What happened so far, in pages unless the name says otherwise."""
-
-    lost_hit_tokens: Counter[int] = field(default_factory=Counter)  # by the group that cut
-    evicted: Counter[int] = field(default_factory=Counter)  # by group, for want of room
-    cascaded: Counter[int] = field(default_factory=Counter)  # by group, out of reach
-    refused_reservations: int = 0
 
 
 class Manager:
@@ -120,6 +62,7 @@ class Manager:
         num_virtual = default_virtual_pages(self.geometry, self.max_requests, self.max_length)
         self.memory = Memory(self.geometry, num_virtual)
         self.tree = PrefixTree(self.page_size, num_virtual)
+        self.evictor = Evictor(self.memory, self.tree, self._permanent, self.counters)
         self.changes = 0
         self._next_pin = 0
         self._scarce = False
@@ -171,7 +114,7 @@ class Manager:
             for r in ranges:
                 self.memory.unpin(g, pin.pages[r.start : r.stop])
         self.memory.unpin_virtual(pin.row)
-        self._forget_hollow(pin.row)
+        self.evictor.forget_hollow(pin.row)
         pin.num_pages = pin.tree_pages = 0
         self.changes += 1
 
@@ -258,11 +201,7 @@ class Manager:
         if not self._can_serve_at_last(demand):
             self.counters.refused_reservations += 1
             return False
-        # Whole large pages for every request keep tenants apart. Where there are too few, holes
-        # in the pages of others come first, so that no group takes what only another can use.
-        self._scarce = not self._make_preferred_room(demands)
-        if self._scarce:
-            self._make_any_room(demand)
+        self._scarce = self.evictor.make_room(demands, demand)
         return True
 
     def _can_serve_at_last(self, demand: Sequence[int]) -> bool:
@@ -272,38 +211,6 @@ class Manager:
                 return True
             self._let_go_for_others(pin)
         return self.memory.large.can_serve(demand)
-
-    def _make_preferred_room(self, demands: Sequence[tuple[Pin, int]]) -> bool:
-        large = self.memory.large
-        while True:
-            # Evicting can take a request's own holes along, so this is asked anew each time.
-            preferred = sum(self._preferred_large(pin, pages) for pin, pages in demands if pages)
-            if preferred <= large.num_free:
-                return True
-            if preferred > large.num_free + sum(large.num_reclaimable):
-                return False
-            if not self._evict_large(preferred - large.num_free):
-                return False
-
-    def _preferred_large(self, pin: Pin, pages: int) -> int:
-        """Large pages that ``pages`` new pages take when they go into no other request's holes."""
-        large = self.memory.large
-        total = 0
-        for g, stripes in enumerate(self.memory.stripes):
-            small = max(0, pages * stripes - large.num_holes_of(g, pin.number))
-            total += -(-small // large.small_per_large[g])
-        return total
-
-    def _make_any_room(self, demand: Sequence[int]) -> None:
-        large = self.memory.large
-        while (missing := large.num_missing(demand)) > 0:
-            if not self._evict_large(missing):
-                break
-        # Last resort: single cached pages in large pages that something still uses.
-        for g, count in enumerate(demand):
-            while large.num_missing(demand) > 0 and count > large.num_holes(g) and large.mixed(g):
-                short = count - large.num_holes(g)
-                self._evict_pages(g, self.memory.mixed_tenants(g, short))
 
     def extend(self, pin: Pin, length: int) -> Ids:
         """Give ``pin`` private pages for ``length`` tokens and return them.
@@ -332,8 +239,8 @@ class Manager:
         """
         whole = length // self.page_size
         for g in self._groups:
-            needed = self._page_ranges(g, whole * self.page_size)
-            needed = union([*needed, Range(whole, pin.num_pages)])
+            before = self._page_ranges(g, whole * self.page_size)
+            needed = union([*before, Range(whole, pin.num_pages)])
             gone = subtract(pin.held[g], needed)
             if not gone:
                 continue
@@ -434,83 +341,9 @@ class Manager:
                 if r.size:
                     self.memory.touch(g, pages[r.start : r.stop])
 
-    # -- eviction -----------------------------------------------------------------------------
-
-    def _evict_large(self, wanted: int) -> bool:
-        """Empty up to ``wanted`` of the least recently used large pages that hold only cached
-        pages; among equal times the one that serves the longest prefix. False when there is none.
-        """
-        large = self.memory.lru.pop_oldest()
-        if large is None:
-            return False
-        books = self.memory.large
-        idle = large[(books.used[large] == 0) & (books.held[large] > 0)]
-        if not len(idle):
-            return True
-        order = np.lexsort((idle, -self._depths(idle)))
-        idle = idle[order]
-        self.memory.lru.add(idle[wanted:])
-        chosen = idle[:wanted]
-        owners = books.owner[chosen]
-        for g in self._groups:
-            tenants = self.memory.tenants(g, chosen[owners == g]).ravel()
-            if len(tenants):
-                self._evict_pages(g, np.unique(tenants[tenants != 0]))
-        return True
-
-    def _depths(self, large: Ids) -> Ids:
-        depths = np.zeros(len(large), np.int32)
-        owners = self.memory.large.owner[large]
-        for g in self._groups:
-            of_group = owners == g
-            if of_group.any():
-                tenants = self.memory.tenants(g, large[of_group])
-                depths[of_group] = self.memory.depth[tenants].max(axis=1)
-        return depths
-
     def evict(self, pages: int) -> int:
         """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
-        before = self.memory.num_free_virtual
-        while (missing := before + pages - self.memory.num_free_virtual) > 0:
-            if not self._evict_large(missing):
-                break
-        return self.memory.num_free_virtual - before
-
-    def _evict_pages(self, group: int, virtual: Ids) -> None:
-        """Drop cached pages of ``group``, and in every group what nobody can reach without them."""
-        virtual = virtual[self.memory.table[group][virtual, 0] != 0]
-        self.counters.evicted[group] += len(virtual)
-        self.memory.drop(group, virtual)
-        permanent = self._is_permanent(group, virtual)
-        self._cascade(virtual[permanent])
-        self._forget_hollow(virtual[~permanent])
-
-    def _is_permanent(self, group: int, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        depth = self.memory.depth[virtual]
-        permanent = np.zeros(len(virtual), np.bool_)
-        for r in self._permanent[group]:
-            permanent |= (depth >= r.start) & (depth < r.stop)
-        return permanent
-
-    def _cascade(self, virtual: Ids) -> None:
-        for node in sorted(self.tree.nodes_of(virtual), key=lambda n: n.start):
-            if not self.tree.is_alive(node):
-                continue
-            index = int(np.isin(node.pages, virtual).argmax())
-            unreachable = self.tree.below(node, index)
-            for g in self._groups:
-                held = unreachable[self.memory.table[g][unreachable, 0] != 0]
-                self.counters.cascaded[g] += len(held)
-                self.memory.drop(g, held)
-            self.tree.cut(node, index)
-            self.memory.forget(unreachable)
-
-    def _forget_hollow(self, virtual: Ids) -> None:
-        virtual = virtual[self.memory.in_tree[virtual]]
-        hollow = virtual[self.memory.is_hollow(virtual)]
-        if len(hollow):
-            self.tree.hollow_out(hollow)
-            self.memory.forget(hollow)
+        return self.evictor.evict(pages)
 
     # -- helpers ------------------------------------------------------------------------------
 

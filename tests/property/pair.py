@@ -6,7 +6,8 @@ from core_inspector import Histories, Snapshot, row_holds, snapshot
 from naive_cache import NaiveCache, Request, Times
 from random_pools import Pool
 
-from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.tree import Tokens
 
 NAMESPACES = (None, "salt")

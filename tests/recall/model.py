@@ -1,11 +1,16 @@
-"""The recall model: a very small Gemma-3 with window and full layers."""
+"""The recall model: a very small Gemma-3 with window and full layers, trained by `train.py`."""
 
-from transformers import Gemma3TextConfig
+from pathlib import Path
+
+from safetensors.torch import load_file
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from jenga_sglang.demo.model import demo_config
+from jenga_sglang.demo.tokenizer import make_byte_tokenizer
 
 WINDOW = 32
 MAX_LENGTH = 2048
+WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
 
 def recall_config() -> Gemma3TextConfig:
@@ -23,3 +28,15 @@ def recall_config() -> Gemma3TextConfig:
         sliding_window=WINDOW,
         max_position_embeddings=MAX_LENGTH,
     )
+
+
+def make_recall_model(path: Path) -> Path:
+    """Write the trained model and its tokenizer into directory ``path`` and return it."""
+    model = Gemma3ForCausalLM(recall_config())
+    # The output layer shares the embedding, which is stored once.
+    missing, unexpected = model.load_state_dict(load_file(WEIGHTS), strict=False)
+    if unexpected or missing != ["lm_head.weight"]:
+        raise ValueError(f"{WEIGHTS.name}: missing {missing}, unexpected {unexpected}")
+    model.save_pretrained(path)
+    make_byte_tokenizer(path)
+    return path

@@ -1,4 +1,4 @@
-"""Trains the recall model: `python -m tests.recall.train`, some minutes on two cores.
+"""Trains the recall model: `PYTHONPATH=tests python -m recall.train`, some minutes on two cores.
 
 Writes `weights.safetensors` next to this file. The look-up is learnt on short documents first.
 """
@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from jenga_sglang.demo.model import random_gemma3
-from tests.recall.model import recall_config
-from tests.recall.task import PAIR_TOKENS, QUERY, QUESTION_TOKENS, make_document
+from recall.model import WEIGHTS, recall_config
+from recall.task import PAIR_TOKENS, QUERY, QUESTION_TOKENS, make_document
 
-WEIGHTS = Path(__file__).parent / "weights.safetensors"
+from jenga_sglang.demo.model import random_gemma3
+
 PEAK_RATE = 3e-3
 BATCH_TOKENS = 4096
 IGNORED = -100

@@ -9,7 +9,7 @@ from benchmarks.replay.generators.docqa import generate_docqa
 from benchmarks.replay.generators.random_lengths import by_arrival, shift
 from benchmarks.replay.trace import Request
 
-PHASE_SECONDS = 60.0
+PHASE_SECONDS = 8.0
 # Generator and share of the requests, in order of time.
 PHASES = (
     (generate_chat, 0.4),
@@ -20,7 +20,7 @@ PHASES = (
 
 
 def generate_mix(seed: int, num_requests: int) -> list[Request]:
-    """Return the phases one after the other, 60 seconds apart; backlogs may overlap."""
+    """Return the phases one after the other, 8 seconds apart, which leaves a backlog of each."""
     requests: list[Request] = []
     for phase, (generate, share) in enumerate(PHASES):
         part = generate(seed + phase, max(1, round(share * num_requests)))

@@ -6,7 +6,8 @@ import pytest
 from core_builders import make_manager, tokens
 
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
-from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
 
 KINDS = [
     (Full(),),

@@ -138,7 +138,7 @@ def test_evicting_a_full_page_drops_all_below_it_in_every_group() -> None:
     serve(manager, A)
     serve(manager, fork)
     path = manager.tree.find(None, A[:4])
-    manager._evict_pages(0, manager.tree.pages(path)[2:3])
+    manager.evictor.evict_pages(0, manager.tree.pages(path)[2:3])
     manager.check()
     assert held_pages(manager, 0, A) == held_pages(manager, 0, fork) == [0, 1]
     assert held_pages(manager, 1, A) == held_pages(manager, 1, fork) == [0, 1]
@@ -149,7 +149,7 @@ def test_evicting_a_full_page_drops_all_below_it_in_every_group() -> None:
 def test_evicting_a_sink_page_drops_all_below_it() -> None:
     manager = make_manager(SlidingWindow(4, sink_tokens=2), num_large=60)
     serve(manager, A)
-    manager._evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[1:2])
+    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[1:2])
     manager.check()
     assert held_pages(manager, 0, A) == [0]
     assert manager.memory.num_tree == 1
@@ -159,7 +159,7 @@ def test_evicting_a_window_page_costs_only_the_hits_that_needed_it() -> None:
     """Window 3 reads two earlier tokens: page 4 is needed at lengths 5 and 6."""
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     serve(manager, A)
-    manager._evict_pages(1, manager.tree.pages(manager.tree.find(None, A))[4:5])
+    manager.evictor.evict_pages(1, manager.tree.pages(manager.tree.find(None, A))[4:5])
     manager.check()
     assert held_pages(manager, 0, A) == list(range(8))
     assert [hit_tokens(manager, A[:n]) for n in range(9)] == [0, 1, 2, 3, 4, 4, 4, 7, 8]

@@ -57,7 +57,7 @@ def test_a_hit_says_which_group_cut_it_and_what_the_tree_knows() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     serve(manager, A)
     page = manager.tree.pages(manager.tree.find(None, A))[10:11]
-    manager._evict_pages(1, page)
+    manager.evictor.evict_pages(1, page)
     hit = manager.match(None, A)
     assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (10, 12, 1)
     pin = begin(manager, tokens(A, 999))
@@ -311,7 +311,7 @@ def test_a_hole_in_the_tree_is_filled_by_who_computes_it_again() -> None:
     serve(manager, A)
     lost = manager.tree.pages(manager.tree.find(None, A))[10:11]
     full_page = manager.memory.table[0][lost, 0].item()
-    manager._evict_pages(1, lost)
+    manager.evictor.evict_pages(1, lost)
     pin = begin(manager, A)
     assert pin.hit.path.num_pages == 10
     mine = manager.memory.table[1][pin.row[10], 0]
@@ -330,7 +330,7 @@ def test_a_page_that_the_request_let_go_of_too_stays_a_hole() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     serve(manager, A)
     path = manager.tree.pages(manager.tree.find(None, A))
-    manager._evict_pages(1, path[2:9])
+    manager.evictor.evict_pages(1, path[2:9])
     pin = begin(manager, A[:9])
     assert pin.hit.path.num_pages == 2
     manager.slide(pin, 9)
@@ -343,7 +343,7 @@ def test_a_hollow_page_is_taken_over_whole() -> None:
     """Nothing at all is left of pages 0 to 9, but the history is known up to page 11."""
     manager = make_manager(SlidingWindow(3), num_large=40)
     serve(manager, A)
-    manager._evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[:10])
+    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[:10])
     assert manager.tree.pages(manager.tree.find(None, A))[:10].tolist() == [0] * 10
     pin = begin(manager, A[:6])
     mine = pin.row.tolist()
@@ -359,10 +359,10 @@ def test_a_prefix_that_the_tree_forgot_under_a_request_is_no_stumbling_block() -
     manager = make_manager(ChunkedLocal(4), num_large=20)
     serve(manager, A[:5])
     path = manager.tree.pages(manager.tree.find(None, A[:5]))
-    manager._evict_pages(0, path[:4])
+    manager.evictor.evict_pages(0, path[:4])
     pin = manager.lock(manager.match(None, A[:4]))
     assert pin.row.tolist() == [0, 0, 0, 0]
-    manager._evict_pages(0, path[4:])
+    manager.evictor.evict_pages(0, path[4:])
     assert manager.tree.find(None, A).num_pages == 0
     grow(manager, pin, 7)
     manager.checkpoint(pin, None, A[:7])

@@ -34,7 +34,7 @@ def evict_transient(manager: Manager) -> None:
         idle = (books.used == 0) & (books.held > 0)
         if not (idle & (bucket == 0)).any():
             return
-        manager._evict_large(1)
+        manager.evictor.evict_large(1)
     manager.check()
 
 

@@ -1,0 +1,156 @@
+"""What goes when room is needed: the order of eviction, and what falls with a page.
+
+Whole large pages first (Jenga §5.4), least recently used; among equal times the page with the
+longest prefix, in every group alike. Evicting a page that every longer history needs puts all
+below it out of reach, so that goes too, in every group; a page that only some lengths need costs
+only the hits of those lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jenga_sglang.core.dependency import Range
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.memory import Memory
+from jenga_sglang.core.pin import Counters, Pin
+from jenga_sglang.core.tree import PrefixTree
+
+
+class Evictor:
+    """``permanent[g]`` are the page ranges of a history that every longer one needs in group g."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        tree: PrefixTree,
+        permanent: Sequence[Sequence[Range]],
+        counters: Counters,
+    ) -> None:
+        self.memory = memory
+        self.tree = tree
+        self.permanent = permanent
+        self.counters = counters
+
+    def make_room(self, demands: Sequence[tuple[Pin, int]], demand: Sequence[int]) -> bool:
+        """Evict until ``demands`` (pin, pages), together ``demand`` small pages per group, fit;
+        that they can fit is known. Returns whether memory is scarce.
+
+        Whole large pages for every request keep tenants apart. Where there are too few, holes in
+        the pages of others come first, so that no group takes what only another can use.
+        """
+        scarce = not self._make_preferred_room(demands)
+        if scarce:
+            self._make_any_room(demand)
+        return scarce
+
+    def _make_preferred_room(self, demands: Sequence[tuple[Pin, int]]) -> bool:
+        large = self.memory.large
+        while True:
+            # Evicting can take a request's own holes along, so this is asked anew each time.
+            preferred = sum(self._preferred_large(pin, pages) for pin, pages in demands if pages)
+            if preferred <= large.num_free:
+                return True
+            if preferred > large.num_free + sum(large.num_reclaimable):
+                return False
+            if not self.evict_large(preferred - large.num_free):
+                return False
+
+    def _preferred_large(self, pin: Pin, pages: int) -> int:
+        """Large pages that ``pages`` new pages take when they go into no other request's holes."""
+        large = self.memory.large
+        total = 0
+        for g, stripes in enumerate(self.memory.stripes):
+            small = max(0, pages * stripes - large.num_holes_of(g, pin.number))
+            total += -(-small // large.small_per_large[g])
+        return total
+
+    def _make_any_room(self, demand: Sequence[int]) -> None:
+        large = self.memory.large
+        while (missing := large.num_missing(demand)) > 0:
+            if not self.evict_large(missing):
+                break
+        # Last resort: single cached pages in large pages that something still uses.
+        for g, count in enumerate(demand):
+            while large.num_missing(demand) > 0 and count > large.num_holes(g) and large.mixed(g):
+                short = count - large.num_holes(g)
+                self.evict_pages(g, self.memory.mixed_tenants(g, short))
+
+    def evict_large(self, wanted: int) -> bool:
+        """Empty up to ``wanted`` of the least recently used large pages that hold only cached
+        pages; among equal times the one that serves the longest prefix. False when there is none.
+        """
+        large = self.memory.lru.pop_oldest()
+        if large is None:
+            return False
+        books = self.memory.large
+        idle = large[(books.used[large] == 0) & (books.held[large] > 0)]
+        if not len(idle):
+            return True
+        order = np.lexsort((idle, -self._depths(idle)))
+        idle = idle[order]
+        self.memory.lru.add(idle[wanted:])
+        chosen = idle[:wanted]
+        owners = books.owner[chosen]
+        for g in range(self.memory.num_groups):
+            tenants = self.memory.tenants(g, chosen[owners == g]).ravel()
+            if len(tenants):
+                self.evict_pages(g, np.unique(tenants[tenants != 0]))
+        return True
+
+    def _depths(self, large: Ids) -> Ids:
+        depths = np.zeros(len(large), np.int32)
+        owners = self.memory.large.owner[large]
+        for g in range(self.memory.num_groups):
+            of_group = owners == g
+            if of_group.any():
+                tenants = self.memory.tenants(g, large[of_group])
+                depths[of_group] = self.memory.depth[tenants].max(axis=1)
+        return depths
+
+    def evict(self, pages: int) -> int:
+        """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
+        before = self.memory.num_free_virtual
+        while (missing := before + pages - self.memory.num_free_virtual) > 0:
+            if not self.evict_large(missing):
+                break
+        return self.memory.num_free_virtual - before
+
+    def evict_pages(self, group: int, virtual: Ids) -> None:
+        """Drop cached pages of ``group``, and in every group what nobody can reach without them."""
+        virtual = virtual[self.memory.table[group][virtual, 0] != 0]
+        self.counters.evicted[group] += len(virtual)
+        self.memory.drop(group, virtual)
+        permanent = self._is_permanent(group, virtual)
+        self._cascade(virtual[permanent])
+        self.forget_hollow(virtual[~permanent])
+
+    def _is_permanent(self, group: int, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        depth = self.memory.depth[virtual]
+        permanent = np.zeros(len(virtual), np.bool_)
+        for r in self.permanent[group]:
+            permanent |= (depth >= r.start) & (depth < r.stop)
+        return permanent
+
+    def _cascade(self, virtual: Ids) -> None:
+        for node in sorted(self.tree.nodes_of(virtual), key=lambda n: n.start):
+            if not self.tree.is_alive(node):
+                continue
+            index = int(np.isin(node.pages, virtual).argmax())
+            unreachable = self.tree.below(node, index)
+            for g in range(self.memory.num_groups):
+                held = unreachable[self.memory.table[g][unreachable, 0] != 0]
+                self.counters.cascaded[g] += len(held)
+                self.memory.drop(g, held)
+            self.tree.cut(node, index)
+            self.memory.forget(unreachable)
+
+    def forget_hollow(self, virtual: Ids) -> None:
+        """Take out of the tree those pages that no group holds anything of and nobody pins."""
+        virtual = virtual[self.memory.in_tree[virtual]]
+        hollow = virtual[self.memory.is_hollow(virtual)]
+        if len(hollow):
+            self.tree.hollow_out(hollow)
+            self.memory.forget(hollow)

@@ -1,0 +1,70 @@
+"""Records of the manager: a prefix hit, the pages of one running request, and counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jenga_sglang.core.dependency import Range
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.tree import Path
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A prefix that every group can continue from. ``matched_pages`` is what the tree knows of
+    the history at all; the difference was cut off by the group ``cut_by``."""
+
+    path: Path
+    matched_pages: int
+    cut_by: int | None
+
+
+@dataclass(eq=False)
+class Pin:
+    """The pages of one running request. ``held[g]`` are the page ranges pinned in group g."""
+
+    number: int
+    pages: Ids
+    num_pages: int
+    tree_pages: int
+    held: list[list[Range]]
+    hit: Hit
+    touched: bool = False
+    # Pinned as well, but given up before a reservation fails: what other requests may ask for.
+    held_for_others: list[list[Range]] = field(default_factory=list)
+    # Lengths at which this request used a hit or wants one kept: refreshed together, to its end.
+    kept: list[int] = field(default_factory=list)
+    # The known history goes on beyond the hit, and the request has not got there yet.
+    branch_ahead: bool = False
+
+    @property
+    def row(self) -> Ids:
+        """Virtual pages of the request's history, first page first."""
+        return self.pages[: self.num_pages]
+
+    def append(self, pages: Ids) -> None:
+        stop = self.num_pages + len(pages)
+        if stop > len(self.pages):
+            grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int32)
+            grown[: self.num_pages] = self.row
+            self.pages = grown
+        self.pages[self.num_pages : stop] = pages
+        for ranges in self.held:
+            if ranges and ranges[-1].stop == self.num_pages:
+                ranges[-1] = Range(ranges[-1].start, stop)
+            else:
+                ranges.append(Range(self.num_pages, stop))
+        self.num_pages = stop
+
+
+@dataclass
+class Counters:
+    """What happened so far, in pages unless the name says otherwise."""
+
+    lost_hit_tokens: Counter[int] = field(default_factory=Counter)  # by the group that cut
+    evicted: Counter[int] = field(default_factory=Counter)  # by group, for want of room
+    cascaded: Counter[int] = field(default_factory=Counter)  # by group, out of reach
+    refused_reservations: int = 0

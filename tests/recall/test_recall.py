@@ -1,0 +1,141 @@
+"""A trained model names values it read many windows ago: from stock, from Jenga, and no longer
+once a page-table entry is wrong."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.answers import Answer, compare
+from e2e.engine import Job, Report, RunningJob
+from e2e.stream import Request
+from recall.model import MAX_LENGTH, WINDOW, make_recall_model
+from recall.task import PAIR_TOKENS, Document, make_document
+from recall.wrong_entry import WRONG_PAGE, misread_one_page
+
+PAGE_SIZE = 16
+DOCUMENT_TOKENS = (380, 500)
+NUM_DOCUMENTS = 8
+NUM_PAIRS = 60
+# Three documents' worth, so that the others' prefixes are evicted between their questions.
+POOL_TOKENS = 1536
+NUM_QUESTIONS = 160
+POISON = {"JENGA_POISON_FREED": "1"}
+
+
+@pytest.fixture(scope="module")
+def recall_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recall_model(tmp_path_factory.mktemp("model") / "recall")
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    rng = random.Random(7)
+    return [
+        make_document(rng, NUM_PAIRS, rng.randint(*DOCUMENT_TOKENS)) for _ in range(NUM_DOCUMENTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def questions(documents: list[Document]) -> list[tuple[Document, int]]:
+    """(document, key): keys at least two windows before the question, documents interleaved."""
+    rng = random.Random(8)
+    asked = []
+    for number in range(NUM_QUESTIONS):
+        document = documents[number % NUM_DOCUMENTS]
+        far = document.keys_before(len(document.tokens) - 2 * WINDOW)
+        asked.append((document, rng.choice(far)))
+    rng.shuffle(asked)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def reports(
+    recall_model: Path,
+    questions: list[tuple[Document, int]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Report]:
+    """What stock, Jenga, and Jenga with one wrong entry answer; all three run side by side."""
+    logs = tmp_path_factory.mktemp("recall")
+    backends: dict[str, tuple[str, Callable[[Any], None] | None]] = {
+        "stock": ("default", None),
+        "jenga": ("jenga", None),
+        "wrong entry": ("jenga", misread_one_page),
+    }
+    running = {
+        name: RunningJob(
+            Job(
+                {**server_flags(recall_model), "memory_backend": backend},
+                [Request(document.question(key), 3) for document, key in questions],
+                env=POISON,
+                before=before,
+            ),
+            logs / name,
+        )
+        for name, (backend, before) in backends.items()
+    }
+    return {name: job.result() for name, job in running.items()}
+
+
+def server_flags(model: Path) -> dict[str, Any]:
+    return {
+        "model_path": str(model),
+        "dtype": "float32",
+        "page_size": PAGE_SIZE,
+        "chunked_prefill_size": 128,
+        "max_total_tokens": POOL_TOKENS,
+        "context_length": MAX_LENGTH,
+    }
+
+
+def accuracy(questions: Sequence[tuple[Document, int]], answers: Sequence[Answer]) -> float:
+    """The share of questions whose three tokens are all right."""
+    right = sum(
+        answer.tokens == document.answers[key]
+        for (document, key), answer in zip(questions, answers, strict=True)
+    )
+    return right / len(questions)
+
+
+def test_both_memories_recall_alike(
+    questions: list[tuple[Document, int]], reports: dict[str, Report]
+) -> None:
+    stock, jenga = reports["stock"].answers, reports["jenga"].answers
+    result = compare(stock, jenga)
+    print(result, accuracy(questions, stock), accuracy(questions, jenga))
+    assert accuracy(questions, jenga) > 0.95
+    assert accuracy(questions, jenga) == accuracy(questions, stock)
+    assert not result.differences, str(result)
+
+
+def test_prefixes_were_shared_and_evicted(reports: dict[str, Report]) -> None:
+    jenga = reports["jenga"]
+    assert len(jenga.state["groups"]) == 2
+    assert jenga.cached_tokens > 0
+    for group in jenga.state["groups"]:
+        assert group["evicted_pages"] > 0
+        assert group["used_bytes"] == 0
+
+
+def test_a_wrong_page_table_entry_loses_what_stood_there(
+    questions: list[tuple[Document, int]], reports: dict[str, Report]
+) -> None:
+    answers = reports["wrong entry"].answers
+    inside = [is_on_wrong_page(*question) for question in questions]
+    lost = [n for n, is_inside in enumerate(inside) if is_inside]
+    kept = [n for n, is_inside in enumerate(inside) if not is_inside]
+    assert len(lost) >= 10
+    on_page = accuracy([questions[n] for n in lost], [answers[n] for n in lost])
+    elsewhere = accuracy([questions[n] for n in kept], [answers[n] for n in kept])
+    print(f"recall on the misread pages {on_page}, elsewhere {elsewhere}")
+    assert on_page < 0.2
+    assert elsewhere > 0.8
+    assert accuracy(questions, answers) < accuracy(questions, reports["jenga"].answers) - 0.05
+
+
+def is_on_wrong_page(document: Document, key: int) -> bool:
+    """Whether any of the key's pair stands on a page that is misread."""
+    first = document.place[key] // PAGE_SIZE
+    last = (document.place[key] + PAIR_TOKENS - 1) // PAGE_SIZE
+    return WRONG_PAGE in (first, last)
