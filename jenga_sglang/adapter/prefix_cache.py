@@ -149,8 +149,8 @@ class JengaPrefixCache(BasePrefixCache):
         prompt = len(req.origin_input_ids)
         if req.finished() or up_to > prompt:
             return [up_to]
-        slack = self.manager.policy.prompt_slack_tokens
-        return [max(0, prompt - slack), prompt] if up_to == prompt else []
+        slack = self.manager.prompt_slack(prompt)
+        return [prompt - slack, prompt] if up_to == prompt else []
 
     def _rewrite_row(self, req: Req, pin: Pin, first: int, before: Ids) -> None:
         now = pin.row[first:]

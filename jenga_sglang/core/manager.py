@@ -22,7 +22,14 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jenga_sglang.core.dependency import Range, intersect, page_ranges, subtract, union
+from jenga_sglang.core.dependency import (
+    Range,
+    intersect,
+    page_ranges,
+    reads_everything,
+    subtract,
+    union,
+)
 from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.hit import longest_hit
@@ -227,6 +234,7 @@ class Manager:
         pin.touched = True
         self.memory.tick()
         pin.kept.append(pin.num_pages * self.page_size)
+        pin.shared.append(pin.num_pages * self.page_size)
         self._touch(pin.row, pin.kept)
         if pin.hit.cut_by is not None:
             lost = pin.hit.matched_pages - pin.hit.path.num_pages
@@ -244,16 +252,16 @@ class Manager:
             gone = subtract(pin.held[g], needed)
             if not gone:
                 continue
-            kept = intersect(gone, self._kept_ranges(g, pin)) if self.policy.hold_hits else []
+            kept = intersect(gone, self._shared_ranges(g, pin)) if self.policy.hold_hits else []
             for r in subtract(gone, kept):
                 self.memory.unpin(g, pin.pages[r.start : r.stop])
             pin.held[g] = subtract(pin.held[g], gone)
             pin.held_for_others[g] = union([*pin.held_for_others[g], *kept])
 
-    def _kept_ranges(self, group: int, pin: Pin) -> list[Range]:
-        """Tree pages of ``group`` that hits of the kept lengths need."""
+    def _shared_ranges(self, group: int, pin: Pin) -> list[Range]:
+        """Tree pages of ``group`` that hits of the shared lengths need."""
         size = self.page_size
-        ranges = [r for n in pin.kept for r in self._page_ranges(group, n // size * size)]
+        ranges = [r for n in pin.shared for r in self._page_ranges(group, n // size * size)]
         return intersect(union(ranges), [Range(0, pin.tree_pages)])
 
     def _let_go_for_others(self, pin: Pin) -> None:
@@ -295,10 +303,25 @@ class Manager:
         branch = pin.hit.matched_pages
         if self.policy.keep_branches and pin.branch_ahead and branch <= num_pages:
             pin.kept.append(branch * self.page_size)
+            pin.shared.append(branch * self.page_size)
             pin.branch_ahead = False
         self.slide(pin, len(tokens))
         self.memory.tick()
         self._touch(pin.row[: pin.tree_pages], pin.kept)
+
+    def prompt_slack(self, prompt_tokens: int) -> int:
+        """How far before the end of a prompt a hit is kept possible, in tokens: the policy's
+        number, or less where groups that forget would hold more than a twentieth of what the
+        prompt takes for ever."""
+        lasting = fleeting = 0
+        for g, cut in enumerate(self.geometry.groups):
+            if reads_everything(self.dependencies[g], self.max_length):
+                lasting += cut.page_bytes
+            else:
+                fleeting += cut.page_bytes
+        if not fleeting:
+            return 0
+        return min(self.policy.prompt_slack_tokens, prompt_tokens * lasting // (20 * fleeting))
 
     def touch_prefix(self, namespace: Hashable, tokens: Tokens) -> None:
         """Refresh what a hit of ``tokens`` would need: a waiting request is going to ask."""

@@ -37,6 +37,8 @@ class Pin:
     held_for_others: list[list[Range]] = field(default_factory=list)
     # Lengths at which this request used a hit or wants one kept: refreshed together, to its end.
     kept: list[int] = field(default_factory=list)
+    # Those of them that more than one request has come by; the rest are guesses.
+    shared: list[int] = field(default_factory=list)
     # The known history goes on beyond the hit, and the request has not got there yet.
     branch_ahead: bool = False
 

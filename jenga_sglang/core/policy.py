@@ -14,7 +14,8 @@ class CachePolicy:
     history, from the first time on.
 
     ``hold_hits``: a running request goes on holding, for the next one, what the hit that it used
-    and the hits that it leaves behind need, until it ends or a reservation would fail.
+    needs and what a hit at the branch that it found needs, until it ends or a reservation would
+    fail.
 
     ``waiting_prefixes``: refresh what requests in the waiting queue will hit.
     """

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.engine import Job, Report, RunningJob
+from e2e.engine import Job, Report, run_jobs
 from models.tiny import make_tiny_model
 
 BACKENDS = ("default", "jenga")
@@ -31,13 +31,11 @@ def run_both(tmp_path: Path) -> Callable[..., tuple[Report, Report]]:
     """A function `(flags, requests, **job) -> (stock, jenga)`; the two run side by side."""
 
     def run(flags: Mapping[str, Any], requests: Any, **job: Any) -> tuple[Report, Report]:
-        running = [
-            RunningJob(
-                Job({**flags, "memory_backend": backend}, requests, **job), tmp_path / backend
-            )
+        jobs = {
+            backend: Job({**flags, "memory_backend": backend}, requests, **job)
             for backend in BACKENDS
-        ]
-        stock, jenga = [one.result() for one in running]
-        return stock, jenga
+        }
+        reports = run_jobs(jobs, tmp_path)
+        return reports["default"], reports["jenga"]
 
     return run

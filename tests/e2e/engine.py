@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -77,6 +77,10 @@ class RunningJob:
         self._process.start()
         sender.close()
 
+    def stop(self) -> None:
+        """End the process if it still runs."""
+        self._process.kill()
+
     def result(self) -> Report:
         """Wait for the end; fail with what went wrong and the end of the log."""
         try:
@@ -87,6 +91,16 @@ class RunningJob:
         if isinstance(report, Report):
             return report
         raise AssertionError(f"{report}\n{self._log_path.read_text(errors='replace')[-4000:]}")
+
+
+def run_jobs(jobs: Mapping[str, Job], log_dir: Path) -> dict[str, Report]:
+    """Run named jobs side by side; when one fails, the others are ended."""
+    running = {name: RunningJob(job, log_dir / name) for name, job in jobs.items()}
+    try:
+        return {name: job.result() for name, job in running.items()}
+    finally:
+        for job in running.values():
+            job.stop()
 
 
 def _start_fork_server(context: Any) -> None:
@@ -238,9 +252,7 @@ class _Partial:
             self.counts = (output.cached_tokens[index], output.retraction_counts[index])
 
     def answer(self) -> Answer:
-        return Answer(
-            self.tokens, self.logprobs, self.likeliest, *self.counts, self.finish_reason
-        )
+        return Answer(self.tokens, self.logprobs, self.likeliest, *self.counts, self.finish_reason)
 
 
 def tokenized(number: int, request: Request) -> Any:

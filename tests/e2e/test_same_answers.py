@@ -1,21 +1,23 @@
-"""Jenga gives stock SGLang's answers: a sample per architecture, schedulers in this machine's
-processes, pools so small that prefixes are evicted and requests retracted."""
+"""Jenga gives stock SGLang's answers: a sample of requests per architecture, in pools so small
+that prefixes are evicted and requests retracted."""
 
-import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from e2e.answers import compare
+from e2e.checks import (
+    POISON,
+    assert_memory_was_short,
+    assert_outputs_vary,
+    assert_same_answers,
+    server_flags,
+)
 from e2e.engine import Report
 from e2e.stream import Request, StreamShape, make_stream
-from models.tiny import ARCHITECTURES, MAX_LENGTH, WINDOW
+from models.tiny import ARCHITECTURES, WINDOW
 
 SHAPE = StreamShape(num_requests=70, longest_prompt=400)
-POOL_TOKENS = 1024
-CHUNK_TOKENS = 128
-POISON = {"JENGA_POISON_FREED": "1"}
 
 CASES = [
     # architecture, page size, environment
@@ -42,44 +44,10 @@ def test_every_answer_is_stocks(
     flags = server_flags(tiny_model(architecture), page_size)
     stock, jenga = run_both(flags, requests, env=env)
 
-    result = compare(stock.answers, jenga.answers)
-    print(result)
-    assert not result.differences, str(result)
-    assert len(result.ties) <= len(requests) // 100
-    if result.ties:
-        warnings.warn(f"{architecture}: {result}", stacklevel=1)
-    assert_outputs_vary(jenga)
-    assert_memory_was_short(jenga.state, jenga.retractions, ARCHITECTURES[architecture].num_groups)
+    assert_same_answers(architecture, stock.answers, jenga.answers)
+    assert_outputs_vary(jenga.answers)
+    assert_memory_was_short(jenga.state, jenga.answers, ARCHITECTURES[architecture].num_groups)
     assert min(stock.cached_tokens, jenga.cached_tokens) > 0
-
-
-def server_flags(model: Path, page_size: int) -> dict[str, Any]:
-    return {
-        "model_path": str(model),
-        "dtype": "float32",
-        "page_size": page_size,
-        "chunked_prefill_size": CHUNK_TOKENS,
-        "max_total_tokens": POOL_TOKENS,
-        "context_length": MAX_LENGTH,
-        "schedule_conservativeness": 0.1,
-    }
-
-
-def assert_outputs_vary(report: Report) -> None:
-    """Loops of one token would hide what memory got wrong."""
-    long = [answer.tokens for answer in report.answers if len(answer.tokens) >= 40]
-    assert len(long) >= 10
-    assert sum(len(set(tokens[:40])) for tokens in long) / len(long) > 8
-    assert len({tuple(tokens[:20]) for tokens in long}) > len(long) // 2
-
-
-def assert_memory_was_short(state: dict[str, Any], retractions: int, num_groups: int) -> None:
-    """Every group lost cached pages, requests were retracted, and nothing is still held."""
-    assert len(state["groups"]) == num_groups
-    for group in state["groups"]:
-        assert group["evicted_pages"] > 0, group
-        assert group["used_bytes"] == 0, group
-    assert retractions > 0
 
 
 def test_the_stream_has_every_kind_of_prompt() -> None:
@@ -95,7 +63,7 @@ def longest_shared_prefix(requests: list[Request]) -> int:
     """The longest prefix that two different prompts share and then leave."""
     prompts = sorted(request.prompt for request in requests)
     shared = 0
-    for a, b in zip(prompts, prompts[1:], strict=False):
+    for a, b in pairwise(prompts):
         same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
         shared = max(shared, same)
     return shared

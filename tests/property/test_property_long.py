@@ -10,7 +10,7 @@ import pytest
 from random_pools import random_pool
 from world import World
 
-STEPS_PER_POOL = 200
+STEPS_PER_POOL = 100
 
 
 def run(seed: int, steps: int) -> None:

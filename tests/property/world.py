@@ -93,9 +93,12 @@ class World(Pair):
             assert not any(self.model.idle(g) for g in self.model.groups) or not self.exact_order
 
     def ask_for_room(self, pick: Pick) -> None:
-        """`can_serve` for other numbers of pages in each group; nothing changes."""
+        """`can_serve` for other numbers of pages in each group. What requests keep for others may
+        count as room or not."""
         pages = [pick(0, 30) for _ in self.model.groups]
-        assert self.manager.can_serve(pages) == self.fits(pages, at_last=False)
+        at_once, at_last = (self.fits(pages, at_last=x) for x in (False, True))
+        assert at_once <= self.manager.can_serve(pages) <= at_last
+        self._check_given_up(needed=not at_once)
 
     def flush(self, pick: Pick) -> None:
         """Everything ends. Rare, because little is left to find afterwards."""

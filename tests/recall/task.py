@@ -1,4 +1,4 @@
-"""The recall task: a document of key–value pairs, then a key whose values are to be named.
+"""The recall task: a document of key-value pairs, then a key whose values are to be named.
 
 A document is ``BOS`` and pairs ``key first second third`` in random order with filler between
 them; a question is ``QUERY key`` and its answer ``first second third``. A key stands once in a

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from e2e.answers import Answer, compare
-from e2e.engine import Job, Report, RunningJob
+from e2e.engine import Job, Report, run_jobs
 from e2e.stream import Request
 from recall.model import MAX_LENGTH, WINDOW, make_recall_model
 from recall.task import PAIR_TOKENS, Document, make_document
@@ -39,13 +39,17 @@ def documents() -> list[Document]:
 
 @pytest.fixture(scope="module")
 def questions(documents: list[Document]) -> list[tuple[Document, int]]:
-    """(document, key): keys at least two windows before the question, documents interleaved."""
+    """(document, key): keys at least two windows before the question, documents interleaved.
+
+    One question in four is about the page that the faulty server misreads.
+    """
     rng = random.Random(8)
     asked = []
     for number in range(NUM_QUESTIONS):
         document = documents[number % NUM_DOCUMENTS]
         far = document.keys_before(len(document.tokens) - 2 * WINDOW)
-        asked.append((document, rng.choice(far)))
+        on_page = [key for key in far if is_on_wrong_page(document, key)]
+        asked.append((document, rng.choice(on_page if rng.random() < 0.25 else far)))
     rng.shuffle(asked)
     return asked
 
@@ -57,25 +61,21 @@ def reports(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Report]:
     """What stock, Jenga, and Jenga with one wrong entry answer; all three run side by side."""
-    logs = tmp_path_factory.mktemp("recall")
     backends: dict[str, tuple[str, Callable[[Any], None] | None]] = {
         "stock": ("default", None),
         "jenga": ("jenga", None),
         "wrong entry": ("jenga", misread_one_page),
     }
-    running = {
-        name: RunningJob(
-            Job(
-                {**server_flags(recall_model), "memory_backend": backend},
-                [Request(document.question(key), 3) for document, key in questions],
-                env=POISON,
-                before=before,
-            ),
-            logs / name,
+    jobs = {
+        name: Job(
+            {**server_flags(recall_model), "memory_backend": backend},
+            [Request(document.question(key), 3) for document, key in questions],
+            env=POISON,
+            before=before,
         )
         for name, (backend, before) in backends.items()
     }
-    return {name: job.result() for name, job in running.items()}
+    return run_jobs(jobs, tmp_path_factory.mktemp("recall"))
 
 
 def server_flags(model: Path) -> dict[str, Any]:
@@ -125,13 +125,13 @@ def test_a_wrong_page_table_entry_loses_what_stood_there(
     inside = [is_on_wrong_page(*question) for question in questions]
     lost = [n for n, is_inside in enumerate(inside) if is_inside]
     kept = [n for n, is_inside in enumerate(inside) if not is_inside]
-    assert len(lost) >= 10
+    assert len(lost) >= NUM_QUESTIONS // 5
     on_page = accuracy([questions[n] for n in lost], [answers[n] for n in lost])
     elsewhere = accuracy([questions[n] for n in kept], [answers[n] for n in kept])
     print(f"recall on the misread pages {on_page}, elsewhere {elsewhere}")
     assert on_page < 0.2
     assert elsewhere > 0.8
-    assert accuracy(questions, answers) < accuracy(questions, reports["jenga"].answers) - 0.05
+    assert accuracy(questions, answers) < accuracy(questions, reports["jenga"].answers) - 0.1
 
 
 def is_on_wrong_page(document: Document, key: int) -> bool:

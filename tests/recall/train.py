@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
-
 from recall.model import WEIGHTS, recall_config
 from recall.task import PAIR_TOKENS, QUERY, QUESTION_TOKENS, make_document
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 
 from jenga_sglang.demo.model import random_gemma3
 

@@ -1,4 +1,4 @@
-"""A deliberate fault: attention of the full group reads one page of every history from elsewhere."""
+"""A deliberate fault: the full group reads one page of every history from elsewhere."""
 
 from collections.abc import Callable
 from typing import Any

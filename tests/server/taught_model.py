@@ -85,6 +85,8 @@ def make_taught_model(path: Path) -> Path:
 
 
 def random_model(seed: int) -> Olmo3ForCausalLM:
+    # Other bases of layers with a rotation of their own are lost on SGLang.
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
     config = Olmo3Config(
         vocab_size=VOCAB_SIZE,
         hidden_size=WIDTH,
@@ -94,6 +96,7 @@ def random_model(seed: int) -> Olmo3ForCausalLM:
         num_key_value_heads=2,
         sliding_window=WINDOW,
         max_position_embeddings=CONTEXT_LENGTH,
+        rope_parameters={"full_attention": rope, "sliding_attention": rope},
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=END_ID,

@@ -243,6 +243,15 @@ def test_taking_a_hole_leaves_cached_neighbours_as_recent_as_they_were() -> None
     assert manager.memory.lru.time[large] == served_at > 0
 
 
+def test_a_page_taken_anew_is_as_old_as_can_be_until_a_hit_needs_it() -> None:
+    """Its memory was used a moment ago, for another history."""
+    manager = make_manager(Full(), num_large=8)
+    serve(manager, A)
+    pin = begin(manager, B)
+    assert manager.memory.lru.time[manager.memory.table[0][pin.row, 0]].tolist() == [0] * 8
+    manager.release(pin)
+
+
 @pytest.mark.parametrize("pages", [1, 5, 8])
 def test_eviction_by_count_frees_as_many_virtual_pages_as_it_says(pages: int) -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=32)

@@ -12,7 +12,7 @@ from core_builders import (
 )
 
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.manager import Manager, Pin
 from jenga_sglang.core.policy import CachePolicy
 
 A = tokens(range(100, 112))
@@ -72,36 +72,39 @@ def test_nothing_to_keep_is_the_first_to_go() -> None:
     assert held_pages(manager, 1, A) == []
 
 
-@pytest.mark.parametrize(("hold_hits", "used"), [(True, 2 + 2), (False, 2)])
-def test_a_running_request_holds_the_hits_that_it_leaves_behind(hold_hits: bool, used: int) -> None:
-    """A window alone: the request needs its last two pages, the next asker pages 4 and 5."""
-    geometry = make_geometry([SlidingWindow(3)], 20)
-    policy = CachePolicy(hold_hits=hold_hits)
+def window_alone(num_large: int, policy: CachePolicy) -> tuple[Manager, Pin]:
+    """A request that hit six tokens, has computed twelve, and needs the last two of them."""
+    geometry = make_geometry([SlidingWindow(3)], num_large)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
+    serve(manager, A[:6])
     pin = begin(manager, A)
-    manager.checkpoint(pin, None, A[:6])
-    assert manager.memory.large.num_used[0] == 8
+    assert pin.hit.path.num_pages == 6
     manager.slide(pin, 12)
     manager.check()
-    assert manager.memory.large.num_used[0] == used
+    return manager, pin
+
+
+@pytest.mark.parametrize(("hold_hits", "used"), [(True, 2 + 2), (False, 2)])
+def test_a_running_request_holds_the_hit_that_it_used(hold_hits: bool, used: int) -> None:
+    """The next asker needs tokens 4 and 5."""
+    manager, pin = window_alone(20, CachePolicy(hold_hits=hold_hits))
+    assert manager.memory.large.num_used == [used]
     manager.release(pin)
     manager.check()
-    assert manager.memory.large.num_used[0] == 0
+    assert manager.memory.large.num_used == [0]
 
 
 def test_what_is_held_for_others_is_given_up_when_a_reservation_would_fail() -> None:
-    """Of ten pages the request needs two and holds two; the others have room for six and two."""
-    manager = Manager(make_geometry([SlidingWindow(3)], 10), max_requests=8, max_length=1000)
-    pin = begin(manager, A[:10])
-    manager.checkpoint(pin, None, A[:6])
-    manager.slide(pin, 10)
+    """Of twelve pages the request needs two and holds two more."""
+    manager, _ = window_alone(12, CachePolicy())
     other = manager.lock(manager.miss(None))
-    assert manager.reserve([(other, 6)])
-    assert hit_tokens(manager, A[:6]) == 6
     assert manager.reserve([(other, 8)])
+    assert hit_tokens(manager, A[:6]) == 6
+    assert manager.reserve([(other, 9)])
     manager.check()
-    assert hit_tokens(manager, A[:6]) == 0
-    assert not manager.reserve([(other, 9)])
+    assert hit_tokens(manager, A[:6]) < 6
+    assert manager.reserve([(other, 10)])
+    assert not manager.reserve([(other, 11)])
 
 
 @pytest.mark.parametrize("waiting_prefixes", [True, False])
