@@ -73,6 +73,10 @@ class ManagerMachine(RuleBasedStateMachine):
         self.world.ask_for_room(picker(data))
 
     @rule(data=DATA)
+    def ask_for_a_step(self, data: st.DataObject) -> None:
+        self.world.ask_for_a_step(picker(data))
+
+    @rule(data=DATA)
     def flush(self, data: st.DataObject) -> None:
         self.world.flush(picker(data))
 

@@ -100,6 +100,13 @@ class World(Pair):
         assert at_once <= self.manager.can_serve(pages) <= at_last
         self._check_given_up(needed=not at_once)
 
+    def ask_for_a_step(self, pick: Pick) -> None:
+        """`can_serve_pages` for a step that goes on: what is kept for others is room."""
+        pages = [pick(0, 30)] * len(self.model.groups)
+        at_once, at_last = (self.fits(pages, at_last=x) for x in (False, True))
+        assert self.manager.can_serve_pages(pages[0]) == at_last
+        self._check_given_up(needed=not at_once)
+
     def flush(self, pick: Pick) -> None:
         """Everything ends. Rare, because little is left to find afterwards."""
         if pick(0, 9):
@@ -112,7 +119,7 @@ class World(Pair):
 
     RULES = (
         *["start"] * 4,
-        *["start_twins", "evict", "ask_for_room", "flush"],
+        *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "flush"],
         *["grow"] * 3,
         *["decode", "checkpoint", "finish"] * 2,
         *["slide", "wait", "abort"],

@@ -34,6 +34,7 @@ CONFIDENCE = 20.0  # the logit of a taught byte; all others of its place get 0
 
 CITY = '{"name": "Paris", "population": 2102650}'
 PERSON = '{"name":"Ann","age":30,"city":"Rome"}'
+LOG_ENTRY = "[2024-01-01T12:00:00Z] INFO: System.process - Operation end successfully"
 STORY = " A fox and a crow met.\n"
 CITY_PROMPT = (
     "Introduce the capital of France. Return in a JSON format. The JSON Schema is: "
@@ -60,6 +61,7 @@ COMPLETIONS = {
     "Q: Write a single sentence about a sunny day in the park.\nA:": " The sun shines on us.",
     "Briefly explain what gravity is.": " It is why apples fall.",
     "Generate a simple JSON with name, age, and city:": PERSON,
+    "Generate a log entry:": LOG_ENTRY,
     CITY_PROMPT: CITY,
     MANY_NEW_TOKENS_PROMPT: STORY,
     SUM_PROMPT: "4",
@@ -85,7 +87,7 @@ def make_taught_model(path: Path) -> Path:
 
 
 def random_model(seed: int) -> Olmo3ForCausalLM:
-    # Other bases of layers with a rotation of their own are lost on SGLang.
+    # SGLang takes 10,000 where a configuration names a base for each kind of layer.
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     config = Olmo3Config(
         vocab_size=VOCAB_SIZE,

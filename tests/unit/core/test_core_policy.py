@@ -12,7 +12,8 @@ from core_builders import (
 )
 
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.manager import Manager, Pin
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
 
 A = tokens(range(100, 112))
