@@ -63,6 +63,12 @@ def runtime_hooks() -> list[Hook]:
             _init_req_max_new_tokens,
             HookType.AROUND,
         ),
+        Hook(
+            "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw",
+            ("self", "prefill_delayer_single_pass", "running_batch"),
+            _ask_again,
+            HookType.AROUND,
+        ),
         Hook(f"{batch}.alloc_for_extend", ("batch",), _alloc_for_extend, HookType.AROUND),
         Hook(
             f"{batch}.alloc_for_decode",
@@ -168,6 +174,16 @@ def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req:
         if why:
             req.set_finish_with_abort(why)
     original(scheduler, req)
+
+
+def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:
+    """A batch was full while a chunk held more than its window; the window slides with the chunk,
+    so ask again in every pass, as SGLang does for its own window pools."""
+    from jenga_sglang.adapter.allocator import JengaAllocator
+
+    if isinstance(scheduler.token_to_kv_pool_allocator, JengaAllocator):
+        kwargs["running_batch"].batch_is_full = False
+    return original(scheduler, **kwargs)
 
 
 def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
