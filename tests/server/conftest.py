@@ -41,3 +41,11 @@ def start_jenga(start_server: Callable[..., Any], taught_model: Path) -> Callabl
         return Client(started.port, started.process, started.log_path)
 
     return start
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder `long`: each starts servers, a minute of imports apiece."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("long")
