@@ -14,6 +14,9 @@ INSTALLED := $(VENV)/.installed
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 DEMO_MODEL := $(CACHE)/demo-model/config.json
 
+# SGLang is large: without compiled modules kept, every server and test start compiles it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install serve test test-long test-gpu lint format constraints clean
