@@ -33,7 +33,7 @@ test: lint ## Check style and types, and run the tests that need neither a GPU n
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 test-long: $(INSTALLED) ## Run the tests that take minutes to hours
-	$(BIN)/pytest -m "long and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "long and not gpu" --hypothesis-profile=default $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)

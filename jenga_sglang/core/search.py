@@ -2,8 +2,9 @@
 
 Every large page size that some choice of stripes makes without padding is looked at, and every
 multiple of such a size (of some of the groups) that another small page reaches with a little
-padding. Given the large page, a group's cost does not depend on what the others do, so each
-group takes its cheapest cut apart from the rest; that keeps the search small.
+padding. Where none of these keeps to the bound, so is every size with very many divisors. Given
+the large page, a group's cost does not depend on what the others do, so each group takes its
+cheapest cut apart from the rest; that keeps the search small.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ GOOD_ALIGN_BYTES = 128  # a cache line; wins ties
 COST_DIGITS = 6
 MAX_SIZES = 512  # bounds the search on groups that share no factor
 SLACK = 1.25  # a bound that cannot be kept is raised to this times what is possible
-MAX_TRIES = 64  # bounds the search for a padding that divides
+PRIMORIALS = (2, 6, 30, 210, 2310, 30030)
 
 Origin = tuple[int, int | None]  # index of a given spec; part of its state where split
 Variant = tuple[tuple[LayerGroupSpec, Origin], ...]
@@ -105,11 +106,17 @@ class Search:
         """
         if found := self._candidates(bound_bytes):
             return found, bound_bytes
+        if found := self._candidates(bound_bytes, smooth=True):
+            return found, bound_bytes
         while not found:
             bound_bytes = max(ALIGN_BYTES, 2 * bound_bytes)
-            found = self._candidates(bound_bytes)
-        raised = int(SLACK * min(c.large_page_bytes for c in found))
-        return self._candidates(raised), raised
+            found = self._candidates(bound_bytes, smooth=True)
+        # The raised bound may lie above the last one looked at, and a cut's large page below the
+        # size that it was found with, so a search up to the raised bound could miss it.
+        wider = self._candidates(2 * bound_bytes, smooth=True)
+        wider = list({c.groups: c for c in [*found, *wider]}.values())
+        raised = int(SLACK * min(c.large_page_bytes for c in wider))
+        return [c for c in wider if c.large_page_bytes <= raised], raised
 
     def references(self) -> Iterator[Candidate]:
         """The paper's layouts, one per page size, whatever their large page."""
@@ -119,11 +126,14 @@ class Search:
             size = math.lcm(*(g.small_page_bytes for g in groups))
             yield self._candidate(variant, groups, size)
 
-    def _candidates(self, bound_bytes: int) -> list[Candidate]:
+    def _candidates(self, bound_bytes: int, smooth: bool = False) -> list[Candidate]:
         found: dict[tuple[GroupGeometry, ...], Candidate] = {}
         for page_size, variant in product(self.page_sizes, self._variants()):
             options = [_options(self.limits, spec, page_size) for spec, _ in variant]
-            for size in sorted(self._large_sizes(options, bound_bytes)):
+            sizes = self._large_sizes(options, bound_bytes)
+            if smooth:
+                sizes |= _smooth_sizes(options, bound_bytes)
+            for size in sorted(sizes):
                 cut = self._cut(variant, options, size)
                 if cut is not None:
                     found.setdefault(cut.groups, cut)
@@ -184,6 +194,21 @@ class Search:
         return Candidate(tuple(groups), tuple(origin for _, origin in variant), cost)
 
 
+def _smooth_sizes(options: list[list[_Option]], bound_bytes: int) -> set[int]:
+    """Large pages, in bytes, that have a divisor close above almost any small page.
+
+    Groups whose sizes share no factor meet in no small multiple, padded one by one or not. A
+    multiple of everybody's unit by a product of primorials has the most divisors for its size.
+    """
+    base = math.lcm(*(option.unit_bytes for of_group in options for option in of_group))
+    sizes = {base} if base <= bound_bytes else set()
+    for primorial in PRIMORIALS:
+        for size in tuple(sizes):
+            while (size := size * primorial) <= bound_bytes:
+                sizes.add(size)
+    return sizes
+
+
 @dataclass(frozen=True)
 class _Option:
     """One number of stripes of a group. ``unit_bytes`` is what a small page must be a multiple
@@ -197,14 +222,18 @@ class _Option:
 
     def cut(self, size: int) -> GroupGeometry | None:
         """The stripes with the least padding that divides ``size``; None when it is too much."""
-        densest = size // self.least_bytes
-        for count in range(densest, max(0, densest - MAX_TRIES), -1):
-            small = size // count
-            if small > self.most_bytes:
-                return None
-            if size % count == 0 and small % self.unit_bytes == 0:
+        for small in self._sizes_within(size):
+            if size % small == 0 and small % self.unit_bytes == 0:
                 return replace(self.group, padding_bytes=small - self.payload_bytes)
         return None
+
+    def _sizes_within(self, size: int) -> Iterator[int]:
+        """What may divide ``size``, smallest first: by units or by counts, whichever are fewer."""
+        fewest = -(-size // self.most_bytes)
+        densest = size // self.least_bytes
+        if densest - fewest < (self.most_bytes - self.least_bytes) // self.unit_bytes:
+            return (size // count for count in range(densest, fewest - 1, -1))
+        return iter(range(self.least_bytes, self.most_bytes + 1, self.unit_bytes))
 
 
 def _options(limits: Limits, spec: LayerGroupSpec, page_size: int) -> list[_Option]:
