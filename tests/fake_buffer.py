@@ -73,9 +73,25 @@ class Buffer:
             pages = small[:, stripe].astype(np.int64)
             for layer in range(cut.layers_per_stripe):
                 model_layer = cut.spec.layers[stripe * cut.layers_per_stripe + layer]
-                for part, size in enumerate((cut.spec.k_bytes, cut.spec.v_bytes)):
-                    first = row_address(cut, pages, layer, part, slots.astype(np.int64))
+                spec = cut.spec
+                for part, size in enumerate(spec.state_bytes or (spec.k_bytes, spec.v_bytes)):
+                    if spec.is_state:
+                        first = state_address(cut, pages, layer, part)
+                    else:
+                        first = row_address(cut, pages, layer, part, slots.astype(np.int64))
                     yield (group, model_layer, part), first[:, None] + np.arange(size)
+
+    def copy(self, group: int, source: Ids, target: Ids) -> None:
+        """Copy whole small pages."""
+        size = self.geometry.groups[group].small_page_bytes
+        for src, dst in zip(source.tolist(), target.tolist(), strict=True):
+            self.bytes[dst * size : (dst + 1) * size] = self.bytes[src * size : (src + 1) * size]
+
+    def check_zero(self, group: int, small: Ids) -> None:
+        """Fail unless these small pages hold the state before any token."""
+        size = self.geometry.groups[group].small_page_bytes
+        for page in small.tolist():
+            assert not self.bytes[page * size : (page + 1) * size].any(), "state is not zero"
 
     def poison(self, group: int, small: Ids) -> None:
         size = self.geometry.groups[group].small_page_bytes
@@ -99,3 +115,11 @@ def row_address(
     layer_bytes = cut.page_size * (k_bytes + v_bytes)
     in_layer = slot * k_bytes if part == 0 else k_bytes * cut.page_size + slot * v_bytes
     return page * cut.small_page_bytes + layer * layer_bytes + in_layer
+
+
+def state_address(
+    cut: GroupGeometry, page: NDArray[np.int64], layer: int, part: int
+) -> NDArray[np.int64]:
+    """First byte of a part of a layer's state, as `core.geometry` says."""
+    aligned = [-(-size // 16) * 16 for size in cut.spec.state_bytes]
+    return page * cut.small_page_bytes + layer * sum(aligned) + sum(aligned[:part])

@@ -60,6 +60,8 @@ class FakeEngine:
         self.running: list[Job] = []
         self.counts: Counter[str] = Counter()
         self._held = self._held_pages()
+        self._state_groups = manager.memory.state_groups
+        self._row_groups = manager.memory.row_groups
 
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
@@ -69,6 +71,10 @@ class FakeEngine:
         self._admit()
         batch = self._reserve()
         self.check_needed()
+        for job, length in batch:
+            self._extend(job, length)
+        for job, length in batch:
+            self._save(job, length)
         for job, length in batch:
             self._compute(job, length)
         for job in list(self.running):
@@ -141,24 +147,73 @@ class FakeEngine:
 
     # -- the model ----------------------------------------------------------------------------
 
+    def _extend(self, job: Job, length: int) -> None:
+        self.manager.extend(pin_of(job), length)
+        self._held = self._held_pages()
+
+    def _save(self, job: Job, length: int) -> None:
+        """Making room for a checkpoint frees pages and hands one out: what is freed and not
+        handed out again is poison, and the new one may hold anything."""
+        self.manager.save_states(pin_of(job), job.computed, length, len(job.prompt))
+        self._poison_freed()
+        self.counts["checkpoints"] += len(pin_of(job).saves) // max(1, len(self._state_groups))
+
     def _compute(self, job: Job, length: int) -> None:
         pin = pin_of(job)
-        self.manager.extend(pin, length)
-        self._held = self._held_pages()
         places = np.arange(job.computed, length)
         assert job.computed >= pin.tree_pages * self.page_size, "would write into a shared page"
-        for group, table in enumerate(self.manager.memory.table):
-            small = table[pin.row[places // self.page_size]]
+        self._compute_states(job, length)
+        for group in self._row_groups:
+            small = self.manager.memory.table[group][pin.row[places // self.page_size]]
             assert small.all(), "no page to write to"
             slots = (places % self.page_size).astype(np.int32)
             self.buffer.write(group, small, slots, job.hashes[places])
         job.computed = length
         self.counts["computed tokens"] += len(places)
 
+    def _compute_states(self, job: Job, length: int) -> None:
+        """Move the working states on, from checkpoint to checkpoint."""
+        pin = pin_of(job)
+        for copy in pin.starts:
+            self.buffer.copy(copy.group, copy.source, copy.target)
+        pin.starts.clear()
+        for group in self._state_groups:
+            if not job.computed:
+                self.buffer.check_zero(group, self.manager.memory.table[group][pin.slot])
+            self._check_working_state(group, job)
+        if length == job.computed:
+            assert not pin.saves
+            return
+        for stop, copy in [*pin.saves, (length, None)]:
+            assert job.computed < stop <= length
+            for group in self._state_groups:
+                self._write_working_state(group, job, stop)
+            if copy:
+                self.buffer.copy(copy.group, copy.source, copy.target)
+        pin.saves.clear()
+
+    def _write_working_state(self, group: int, job: Job, length: int) -> None:
+        small = self.manager.memory.table[group][pin_of(job).slot]
+        assert small.all(), "no working state"
+        self.buffer.write(group, small[None], np.zeros(1, np.int32), job.hashes[[length - 1]])
+
+    def _check_working_state(self, group: int, job: Job) -> None:
+        """The state after all computed tokens; a job that has not run yet finds it in the tree."""
+        if not job.computed:
+            return
+        pin = pin_of(job)
+        virtual = pin.slot or pin.row[job.computed // self.page_size - 1]
+        small = self.manager.memory.table[group][virtual]
+        last = job.hashes[[job.computed - 1]]
+        self.buffer.check(group, small[None], np.zeros(1, np.int32), last, f"state {job.computed}")
+
     def check_needed(self) -> None:
         """Read all that every running job still needs."""
         for job in self.running:
-            for group, cut in enumerate(self.geometry.groups):
+            for group in self._state_groups:
+                self._check_working_state(group, job)
+            for group in self._row_groups:
+                cut = self.geometry.groups[group]
                 ranges = cut.spec.dependency.needed(job.computed)
                 places = [t for r in ranges for t in range(r.start, r.stop)]
                 row = pin_of(job).row
@@ -176,6 +231,8 @@ class FakeEngine:
                 for group, table in enumerate(self.manager.memory.table):
                     held = np.flatnonzero(table[node.pages, 0])
                     places = held[:, None] * self.page_size + np.arange(self.page_size)
+                    if group in self._state_groups:
+                        places = places[:, -1:]
                     self._check_tokens(group, node.pages, places.ravel(), hashes)
                 stack += [(child, tokens) for child in node.children.values()]
 

@@ -43,14 +43,14 @@ class Evictor:
         """
         scarce = not self._make_preferred_room(demands)
         if scarce:
-            self._make_any_room(demand)
+            self.make_any_room(demand)
         return scarce
 
     def _make_preferred_room(self, demands: Sequence[tuple[Pin, int]]) -> bool:
         large = self.memory.large
         while True:
             # Evicting can take a request's own holes along, so this is asked anew each time.
-            preferred = sum(self._preferred_large(pin, pages) for pin, pages in demands if pages)
+            preferred = sum(self._preferred_large(pin, pages) for pin, pages in demands)
             if preferred <= large.num_free:
                 return True
             if preferred > large.num_free + sum(large.num_reclaimable):
@@ -62,12 +62,13 @@ class Evictor:
         """Large pages that ``pages`` new pages take when they go into no other request's holes."""
         large = self.memory.large
         total = 0
-        for g, stripes in enumerate(self.memory.stripes):
-            small = max(0, pages * stripes - large.num_holes_of(g, pin.number))
+        for g, count in enumerate(self.memory.small_demand(pages, states=not pin.slot)):
+            small = max(0, count - large.num_holes_of(g, pin.number))
             total += -(-small // large.small_per_large[g])
         return total
 
-    def _make_any_room(self, demand: Sequence[int]) -> None:
+    def make_any_room(self, demand: Sequence[int]) -> None:
+        """Evict until ``demand`` small pages per group fit, wherever they are."""
         large = self.memory.large
         while (missing := large.num_missing(demand)) > 0:
             if not self.evict_large(missing):

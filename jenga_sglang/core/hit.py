@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 
 from jenga_sglang.core.dependency import Dependency, Range, page_ranges
 
-FirstMissing = Callable[[int, Range], int | None]
+Refusal = Callable[[int, Range], int | None]
 
 
 def longest_hit(
-    num_pages: int, page_size: int, dependencies: Sequence[Dependency], first_missing: FirstMissing
+    num_pages: int, page_size: int, dependencies: Sequence[Dependency], refuse: Refusal
 ) -> tuple[int, int | None]:
     """The greatest number of pages, at most ``num_pages``, that every group accepts.
 
-    ``first_missing(group, pages)`` names the first page of a page range that the group does not
-    hold. Also returns the group that cut the hit last, or None when nothing did.
+    ``refuse(group, pages)`` is None when the group holds all of a page range. Otherwise it is the
+    first page that it does not hold, or less where it knows to refuse shorter prefixes too. Also
+    returns the group that cut the hit last, or None when nothing did.
 
     A group that misses page h of what it needs for a prefix refuses every prefix that ends after
     h and no further than this one, because shorter prefixes need all of the same pages up to
@@ -28,7 +29,7 @@ def longest_hit(
         settled = True
         for group, dependency in enumerate(dependencies):
             for pages in page_ranges(dependency.needed(num_pages * page_size), page_size):
-                missing = first_missing(group, pages)
+                missing = refuse(group, pages)
                 if missing is not None:
                     num_pages, cut_by, settled = missing, group, False
                     break

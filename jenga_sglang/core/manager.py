@@ -6,6 +6,7 @@ One request's life::
     pin  = manager.lock(hit)                     the hit's pages cannot be evicted
     manager.reserve([(pin, 700), ...])           all or nothing; evicts what it must
     manager.extend(pin, 700)                     private pages for 700 tokens
+    manager.save_states(pin, 0, 700, 700)        room for checkpoints of recurrent states
     manager.checkpoint(pin, namespace, tokens)   whole pages go to the tree, behind-window unpinned
     manager.slide(pin, 701)                      what 701 tokens no longer need is let go
     manager.release(pin)                         private pages are free, tree pages are cached
@@ -37,6 +38,7 @@ from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.memory import Memory, default_virtual_pages
 from jenga_sglang.core.pin import Counters, Hit, Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.states import States, due
 from jenga_sglang.core.tree import Path, PrefixTree, Tokens
 
 
@@ -60,14 +62,18 @@ class Manager:
         self.policy = policy or CachePolicy()
         self.dependencies = [g.spec.dependency.effective(max_length) for g in geometry.groups]
         # Pages that every longer history needs: losing one puts all that follows out of reach.
-        self._permanent = [self._page_ranges(g, max_length) for g in range(len(geometry.groups))]
+        self._permanent = [
+            () if cut.spec.is_state else self._page_ranges(g, max_length)
+            for g, cut in enumerate(geometry.groups)
+        ]
         self.counters = Counters()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything. No request may hold a pin."""
         num_virtual = default_virtual_pages(self.geometry, self.max_requests, self.max_length)
-        self.memory = Memory(self.geometry, num_virtual)
+        self.memory = Memory(self.geometry, num_virtual, self.max_requests)
+        self.states = States(self.memory)
         self.tree = PrefixTree(self.page_size, num_virtual)
         self.evictor = Evictor(self.memory, self.tree, self._permanent, self.counters)
         self.changes = 0
@@ -87,11 +93,20 @@ class Manager:
             path.num_pages,
             self.page_size,
             self.dependencies,
-            lambda g, wanted: _shift(
-                self.memory.first_missing(g, pages[wanted.start : wanted.stop]), wanted.start
-            ),
+            lambda g, wanted: self._refusal(g, pages, wanted),
         )
         return Hit(Path(path.node, length), path.num_pages, cut_by)
+
+    def _refusal(self, group: int, pages: Ids, wanted: Range) -> int | None:
+        missing = self.memory.first_missing(group, pages[wanted.start : wanted.stop])
+        if missing is None:
+            return None
+        length = wanted.start + missing
+        if group in self.memory.state_groups:
+            # A state is needed exactly at the end: the next prefix that has one there.
+            held = np.flatnonzero(self.memory.table[group][pages[:length], 0])
+            length = int(held[-1]) + 1 if len(held) else 0
+        return length
 
     def miss(self, namespace: Hashable) -> Hit:
         """The empty prefix."""
@@ -116,6 +131,7 @@ class Manager:
     def release(self, pin: Pin) -> None:
         """Drop every pin: private pages are freed, tree pages become cached."""
         del self.pins[pin.number]
+        self.states.stop(pin)
         self._let_go_for_others(pin)
         for g, ranges in enumerate(pin.held):
             for r in ranges:
@@ -143,10 +159,13 @@ class Manager:
         ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
         it. A step holds what the history before it needs and everything it computes; two pages
         more for the boundaries that fall inside pages, and one for every gap between sinks and
-        window.
+        window. Of recurrent states it is the working state; a checkpoint is never needed.
         """
         pages = []
         for g, dependency in enumerate(self.dependencies):
+            if g in self.memory.state_groups:
+                pages.append(1)
+                continue
             ranges = max(1, len(dependency.needed(length)))
             held = -(-(dependency.peak_tokens(length) + fresh) // self.page_size) + 1 + ranges
             pinned = sum(r.size for r in self._page_ranges(g, prefix))
@@ -176,7 +195,8 @@ class Manager:
     def growth_room(self) -> list[int]:
         """Pages per group that the running requests could still grow by, together."""
         room = [0] * len(self.dependencies)
-        for g, dependency in enumerate(self.dependencies):
+        for g in self.memory.row_groups:
+            dependency = self.dependencies[g]
             most = -(-dependency.peak_tokens(self.max_length) // self.page_size) + 2
             for pin in self.pins.values():
                 room[g] += max(0, most - sum(r.size for r in pin.held[g]))
@@ -186,15 +206,17 @@ class Manager:
         """Tokens that fit beside ``pages`` pages per group if every group must hold them all."""
         geometry, books = self.geometry, self.memory.large
         page_bytes = [g.page_bytes for g in geometry.groups]
+        all_rows = sum(page_bytes[g] for g in self.memory.row_groups)
         usable = (books.num_free + sum(books.num_reclaimable)) * geometry.large_page_bytes
         usable += sum(
             books.num_usable(g) * cut.small_page_bytes for g, cut in enumerate(geometry.groups)
         )
         usable -= sum(n * b for n, b in zip(pages, page_bytes, strict=True))
-        return usable // sum(page_bytes) * self.page_size
+        return usable // all_rows * self.page_size if all_rows else self.max_length
 
     def can_serve_pages(self, pages: int) -> bool:
-        """Whether ``pages`` new pages fit in every group at once, as `reserve` would see it."""
+        """Whether ``pages`` new pages fit in every group at once, as `reserve` would see it, for
+        requests that run already."""
         return self._can_serve_at_last(self.memory.small_demand(pages))
 
     def reserve(self, demands: Sequence[tuple[Pin, int]]) -> bool:
@@ -204,7 +226,8 @@ class Manager:
         evicted. After True, `extend` cannot fail for these demands.
         """
         total = sum(pages for _, pages in demands)
-        demand = self.memory.small_demand(total)
+        states = sum(self.states.needs_slot(pin) for pin, _ in demands)
+        demand = self.memory.small_demand(total, states)
         if not self._can_serve_at_last(demand):
             self.counters.refused_reservations += 1
             return False
@@ -224,11 +247,54 @@ class Manager:
 
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
-        pages = self.memory.take(self.new_pages(pin, length), pin.number, scarce=self._scarce)
+        pages = self.memory.take(
+            self.new_pages(pin, length),
+            pin.number,
+            states=self.states.needs_slot(pin),
+            scarce=self._scarce,
+        )
+        self.states.start(pin, scarce=self._scarce)
         if not pin.touched:
             self._count_hit(pin)
-        pin.append(pages)
+        pin.append(pages, self.memory.row_groups)
         return pages
+
+    def save_states(self, pin: Pin, start: int, stop: int, prompt: int) -> None:
+        """Have the step that takes ``pin`` from ``start`` to ``stop`` tokens leave checkpoints of
+        its recurrent states, where a later request may continue: every so many tokens, where
+        this prompt leaves a known history, and before the end of the ``prompt``.
+
+        Called when all of a batch has been extended. A checkpoint that finds no room is skipped
+        and counted.
+        """
+        if not self.memory.state_groups or not self.prefix_cache:
+            return
+        others = [prompt - 1]
+        if self.policy.keep_branches and pin.branch_ahead:
+            others.append(pin.hit.matched_pages * self.page_size)
+        for page in due(start, stop, self.state_interval, others, self.page_size):
+            if not self.states.can_save(pin, page):
+                continue
+            demand = self.memory.small_demand(0, states=1)
+            if not self.memory.large.can_serve(demand):
+                self.counters.skipped_checkpoints += 1
+                continue
+            self.evictor.make_any_room(demand)
+            self.states.save(pin, page, self.page_size)
+            self.counters.saved_checkpoints += 1
+
+    @property
+    def state_interval(self) -> int:
+        """Tokens from one checkpoint of recurrent states to the next."""
+        groups = self.geometry.groups
+        state_bytes = sum(groups[g].page_bytes for g in self.memory.state_groups)
+        row_bytes = sum(
+            groups[g].spec.bytes_per_token
+            for g in self.memory.row_groups
+            if reads_everything(self.dependencies[g], self.max_length)
+        )
+        tokens = max(1, self.policy.state_interval_tokens, state_bytes // max(1, row_bytes))
+        return -(-tokens // self.page_size) * self.page_size
 
     def _count_hit(self, pin: Pin) -> None:
         pin.touched = True
@@ -298,6 +364,7 @@ class Manager:
             own = pin.pages[known:num_pages]
             self.tree.extend(path, tokens, own)
             self._move_to_tree(own, known)
+        self._publish_states(pin, num_pages)
         pin.tree_pages = max(pin.tree_pages, num_pages)
         pin.kept += [len(tokens)] if keep is None else keep
         branch = pin.hit.matched_pages
@@ -309,6 +376,15 @@ class Manager:
         self.memory.tick()
         self._touch(pin.row[: pin.tree_pages], pin.kept)
 
+    def _publish_states(self, pin: Pin, num_pages: int) -> None:
+        """Checkpoints that are in the tree now need no pin, but are worth keeping."""
+        for g in self.memory.state_groups:
+            fresh = intersect(pin.held_for_others[g], [Range(pin.tree_pages, num_pages)])
+            for r in fresh:
+                self.memory.unpin(g, pin.pages[r.start : r.stop])
+                pin.kept += [n * self.page_size for n in range(r.start + 1, r.stop + 1)]
+            pin.held_for_others[g] = subtract(pin.held_for_others[g], fresh)
+
     def prompt_slack(self, prompt_tokens: int) -> int:
         """How far before the end of a prompt a hit is kept possible, in tokens: the policy's
         number, or less where groups that forget would hold more than a twentieth of what the
@@ -317,7 +393,7 @@ class Manager:
         for g, cut in enumerate(self.geometry.groups):
             if reads_everything(self.dependencies[g], self.max_length):
                 lasting += cut.page_bytes
-            else:
+            elif not cut.spec.is_state:
                 fleeting += cut.page_bytes
         if not fleeting:
             return 0
@@ -408,7 +484,3 @@ class Manager:
         """Recount all of it; raise ``AssertionError`` at the first difference."""
         self.memory.check()
         self.tree.check()
-
-
-def _shift(index: int | None, by: int) -> int | None:
-    return None if index is None else index + by

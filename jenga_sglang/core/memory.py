@@ -7,6 +7,9 @@ stripe, or to 0 where the group holds nothing. Virtual page 0 stands for "no pag
 A virtual page is owned by exactly one side: *private* to the request that computed it, or *in the
 tree*. Either way a running request pins what it still needs, per group; a pin count of zero makes
 a tree page cached and sets a private page free.
+
+A page of tokens is backed by a small page in every group of KV rows. In a group of recurrent
+states most have none: `core.states` says which are backed there, and what slots are.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ class Memory:
     virtual page, and ``pins[-1]`` those on the virtual page itself.
     """
 
-    def __init__(self, geometry: Geometry, num_virtual_pages: int) -> None:
+    def __init__(self, geometry: Geometry, num_virtual_pages: int, max_requests: int = 0) -> None:
         self.geometry = geometry
         self.num_groups = len(geometry.groups)
+        self.state_groups = [g for g, cut in enumerate(geometry.groups) if cut.spec.is_state]
+        self.row_groups = [g for g, cut in enumerate(geometry.groups) if not cut.spec.is_state]
         self.num_virtual = num_virtual_pages
+        self.num_slots = max_requests if self.state_groups else 0
         self.large = LargePages(geometry)
         self.lru = LruBuckets(self.large.num_large)
-        rows = num_virtual_pages + 1
+        rows = num_virtual_pages + 1 + self.num_slots
         self.stripes = [g.stripes for g in geometry.groups]
         self.table = [np.zeros((rows, s), np.int32) for s in self.stripes]
         self.pins = np.zeros((self.num_groups + 1, rows), np.int32)
@@ -67,31 +73,47 @@ class Memory:
 
     # -- requests: take, pin, unpin -----------------------------------------------------------
 
-    def small_demand(self, pages: int) -> list[int]:
-        """Small pages per group that ``pages`` new pages of tokens take."""
-        return [pages * s for s in self.stripes]
+    def small_demand(self, pages: int, states: int = 0) -> list[int]:
+        """Small pages per group that ``pages`` new pages of tokens and ``states`` new states
+        take."""
+        counts = [states if cut.spec.is_state else pages for cut in self.geometry.groups]
+        return [n * s for n, s in zip(counts, self.stripes, strict=True)]
 
-    def take(self, pages: int, request: int, *, scarce: bool = False) -> Ids:
-        """Hand ``pages`` new private virtual pages, backed in every group, to ``request``.
+    def take(self, pages: int, request: int, *, states: int = 0, scarce: bool = False) -> Ids:
+        """Hand ``pages`` new private virtual pages, backed in every group of rows, to ``request``.
 
-        The room must have been made before (`Manager.reserve`); raises ``MemoryError`` and
-        changes nothing if not.
+        The room must have been made before (`Manager.reserve`), for ``states`` new states as
+        well; raises ``MemoryError`` and changes nothing if not.
         """
-        room = self.large.num_missing(self.small_demand(pages)) <= 0
+        room = self.large.num_missing(self.small_demand(pages, states)) <= 0
         if not room or pages > self.num_free_virtual:
             raise MemoryError(f"{pages} virtual pages were never reserved")
         self.num_free_virtual -= pages
         virtual = self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
-        for g, stripes in enumerate(self.stripes):
-            small = self.large.take(g, pages * stripes, request, scarce=scarce)
-            # Until something needs it again a page is transient: first to go. A large page with
-            # other tenants keeps their time.
-            large, counts = self.large.by_large(g, small)
-            self.lru.touch(large[self.large.held[large] == counts], 0)
-            self.table[g][virtual] = small.reshape(pages, stripes)
-            self._virtual_of[g][small] = np.repeat(virtual, stripes)
-        self.pins[:, virtual] = 1
+        for g in self.row_groups:
+            self.back(g, virtual, request, scarce=scarce)
+        self.pins[-1][virtual] = 1
         return virtual
+
+    def back(self, group: int, virtual: Ids, request: int, *, scarce: bool = False) -> None:
+        """Give private pages or slots small pages of ``group``, pinned once. The room must have
+        been made before."""
+        stripes = self.stripes[group]
+        small = self.large.take(group, len(virtual) * stripes, request, scarce=scarce)
+        # Until something needs it again a page is transient: first to go. A large page with
+        # other tenants keeps their time.
+        large, counts = self.large.by_large(group, small)
+        self.lru.touch(large[self.large.held[large] == counts], 0)
+        self.table[group][virtual] = small.reshape(len(virtual), stripes)
+        self._virtual_of[group][small] = np.repeat(virtual, stripes)
+        self.pins[group][virtual] = 1
+
+    def open_slot(self, slot: Ids) -> None:
+        """A request's working states live in ``slot`` from now on."""
+        self.pins[-1][slot] = 1
+
+    def close_slot(self, slot: Ids) -> None:
+        self.pins[-1][slot] = 0
 
     def pin(self, group: int, virtual: Ids) -> None:
         """Pin tree pages that ``group`` holds: cached ones become used."""
@@ -242,7 +264,7 @@ class Memory:
         assert int(self.in_tree.sum()) == self.num_tree
         pinned = self.in_tree & (self.pins[-1] > 0)
         assert int(pinned.sum()) == self.num_tree_pinned
-        private = ~self.in_tree & (self.pins[-1] > 0)
+        private = (~self.in_tree & (self.pins[-1] > 0))[: self.num_virtual + 1]
         assert int(private.sum()) + self.num_tree + len(free) == self.num_virtual, (
             "a virtual page is lost"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,16 @@ class Hit:
     path: Path
     matched_pages: int
     cut_by: int | None
+
+
+@dataclass(frozen=True)
+class StateCopy:
+    """A recurrent state of ``group`` to be copied: small pages, one a stripe. Small page 0 is the
+    state before the first token, all zero."""
+
+    group: int
+    source: Ids
+    target: Ids
 
 
 @dataclass(eq=False)
@@ -41,20 +52,26 @@ class Pin:
     shared: list[int] = field(default_factory=list)
     # The known history goes on beyond the hit, and the request has not got there yet.
     branch_ahead: bool = False
+    # Virtual page of the working states (`core.states`), and what the next step copies: before it,
+    # and as soon as it has computed so many tokens.
+    slot: int = 0
+    starts: list[StateCopy] = field(default_factory=list)
+    saves: list[tuple[int, StateCopy]] = field(default_factory=list)
 
     @property
     def row(self) -> Ids:
         """Virtual pages of the request's history, first page first."""
         return self.pages[: self.num_pages]
 
-    def append(self, pages: Ids) -> None:
+    def append(self, pages: Ids, groups: Sequence[int]) -> None:
+        """Go on with private ``pages``, backed in ``groups``."""
         stop = self.num_pages + len(pages)
         if stop > len(self.pages):
             grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int32)
             grown[: self.num_pages] = self.row
             self.pages = grown
         self.pages[self.num_pages : stop] = pages
-        for ranges in self.held:
+        for ranges in (self.held[g] for g in groups):
             if ranges and ranges[-1].stop == self.num_pages:
                 ranges[-1] = Range(ranges[-1].start, stop)
             else:
@@ -70,3 +87,5 @@ class Counters:
     evicted: Counter[int] = field(default_factory=Counter)  # by group, for want of room
     cascaded: Counter[int] = field(default_factory=Counter)  # by group, out of reach
     refused_reservations: int = 0
+    saved_checkpoints: int = 0
+    skipped_checkpoints: int = 0  # of recurrent states, for want of room

@@ -18,12 +18,16 @@ class CachePolicy:
     fail.
 
     ``waiting_prefixes``: refresh what requests in the waiting queue will hit.
+
+    ``state_interval_tokens``: recurrent layers keep a checkpoint at least this far apart, further
+    where checkpoints would take more bytes than the KV rows between them.
     """
 
     prompt_slack_tokens: int = 256
     keep_branches: bool = True
     hold_hits: bool = True
     waiting_prefixes: bool = True
+    state_interval_tokens: int = 512
 
     @classmethod
     def parse(cls, text: str) -> CachePolicy:

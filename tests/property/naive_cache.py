@@ -33,6 +33,9 @@ class Request:
     for_others: list[set[int]]  # places that it keeps for later requests, as long as there is room
     names: set[Page]  # tree pages that it keeps known, held or not
     slid: int
+    prompt_tokens: int
+    matched: int  # pages known when it was locked
+    has_state: bool = False  # a working state of its own in every group of states
 
 
 @cache
@@ -46,6 +49,7 @@ class NaiveCache:
     dependencies: Sequence[Dependency]
     histories: Histories
     max_length: int
+    states: Set[int] = frozenset()  # groups whose page holds a state after its last token
     requests: list[Request] = field(default_factory=list)
     cached: list[set[Page]] = field(default_factory=list)  # in the tree, of each group
 
@@ -67,6 +71,8 @@ class NaiveCache:
 
     def _needed_for_ever(self, group: int) -> set[int]:
         """Places that every history needs that is long enough to have them."""
+        if group in self.states:
+            return set()
         permanent = set(range(self.max_length // self.page_size))
         for length in range(1, self.max_length + 1):
             whole = range(length // self.page_size)
@@ -114,8 +120,14 @@ class NaiveCache:
         return pins
 
     def num_private(self, group: int) -> int:
-        """Pages that requests hold outside the tree."""
-        return sum(place >= r.tree_pages for r in self.requests for place in r.held[group])
+        """Pages and states that requests hold outside the tree."""
+        working = sum(r.has_state for r in self.requests) if group in self.states else 0
+        return working + sum(len(self.private(group, r)) for r in self.requests)
+
+    def private(self, group: int, request: Request) -> set[int]:
+        """Places outside the tree for which the request has a page in ``group``."""
+        saved = request.for_others[group] if group in self.states else set()
+        return {place for place in request.held[group] | saved if place >= request.tree_pages}
 
     def idle(self, group: int) -> set[Page]:
         """Tree pages that may be evicted."""
@@ -123,7 +135,9 @@ class NaiveCache:
 
     # -- what happens -------------------------------------------------------------------------
 
-    def lock(self, namespace: Hashable, tokens: np.ndarray, num_pages: int) -> Request:
+    def lock(
+        self, namespace: Hashable, tokens: np.ndarray, num_pages: int, matched: int
+    ) -> Request:
         pages = self.histories.pages(namespace, tokens)
         length = num_pages * self.page_size
         held = [set(self.needed(g, length)) for g in self.groups]
@@ -138,16 +152,43 @@ class NaiveCache:
             for_others=[set() for _ in self.groups],
             names=set(pages[:num_pages]) & self.present(),
             slid=length,
+            prompt_tokens=len(tokens),
+            matched=matched,
         )
         self.requests.append(request)
         return request
 
     def extend(self, request: Request, length: int) -> None:
         num_pages = max(request.num_pages, -(-length // self.page_size))
-        for held in request.held:
-            held.update(range(request.num_pages, num_pages))
+        for group, held in enumerate(request.held):
+            if group not in self.states:
+                held.update(range(request.num_pages, num_pages))
+        request.has_state = bool(self.states)
         request.num_pages = num_pages
         request.length = max(request.length, length)
+
+    def may_save(self, request: Request, start: int, interval: int) -> set[int]:
+        """Places that end where a checkpoint may be worth it, in the step from ``start`` tokens
+        to now; the branch point is one of them only where that is the policy."""
+        ends = {n for n in range(start + 1, request.length + 1) if n % interval == 0}
+        wanted = {request.prompt_tokens - 1, request.matched * self.page_size}
+        ends |= {n // self.page_size * self.page_size for n in wanted}
+        return {
+            n // self.page_size - 1
+            for n in ends
+            if start < n <= request.length and n // self.page_size > request.tree_pages
+        }
+
+    def save(self, request: Request, places: list[set[int]], allowed: set[int]) -> int:
+        """The manager made room for checkpoints at ``places``. How many are new."""
+        fresh = [places[g] - request.for_others[g] for g in self.groups]
+        for group in self.groups:
+            assert request.for_others[group] <= places[group]
+            assert fresh[group] <= (allowed if group in self.states else set())
+        request.for_others = places
+        numbers = {len(fresh[g]) for g in self.states}
+        assert len(numbers) <= 1, "a checkpoint of some groups only"
+        return max(numbers, default=0)
 
     def append(self, request: Request, token: int) -> None:
         """One more token to compute."""
@@ -158,10 +199,12 @@ class NaiveCache:
         whole = length // self.page_size
         for place in range(request.tree_pages, whole):
             request.names.add(request.pages[place])
-            for group, held in enumerate(request.held):
-                if place in held:
+            for group in self.groups:
+                if place in self.private(group, request):
                     self.cached[group].add(request.pages[place])
-        request.tree_pages = max(request.tree_pages, whole)
+        first, request.tree_pages = request.tree_pages, max(request.tree_pages, whole)
+        for group in self.states:
+            request.for_others[group] -= set(range(first, whole))
         self.slide(request, length)
 
     def slide(self, request: Request, length: int) -> None:
@@ -178,7 +221,7 @@ class NaiveCache:
         for group, chosen in enumerate(places):
             offered = request.for_others[group] | (held[group] - request.held[group])
             assert chosen <= offered, "held for others without having held it before"
-            assert all(place < request.tree_pages for place in chosen)
+            assert all(place < request.tree_pages for place in chosen) or group in self.states
             request.for_others[group] = chosen
 
     def give_up_for_others(self, request: Request, places: list[set[int]]) -> None:

@@ -27,7 +27,8 @@ class Pair:
         )
         self.page_size = pool.geometry.page_size
         dependencies = [g.spec.dependency for g in pool.geometry.groups]
-        self.model = NaiveCache(dependencies, Histories(self.page_size), pool.max_length)
+        states = {g for g, cut in enumerate(pool.geometry.groups) if cut.spec.is_state}
+        self.model = NaiveCache(dependencies, Histories(self.page_size), pool.max_length, states)
         self.pins: dict[Request, Pin] = {}
         self.documents: list[Tokens] = []
         # Small pages as large as large pages: every cached page can be evicted alone.
@@ -83,9 +84,11 @@ class Pair:
             for g in self.model.groups:
                 present = row_holds(self.manager, pin, g)
                 assert request.held[g] <= present
-                assert self.model.needed(g, request.length) <= present
+                working = g in self.model.states and request.has_state
+                assert working or self.model.needed(g, request.length) <= present
+                assert working == bool(pin.slot and self.manager.memory.table[g][pin.slot, 0])
                 private = {p for p in present if p >= pin.tree_pages}
-                assert private == {p for p in request.held[g] if p >= pin.tree_pages}
+                assert private == self.model.private(g, request)
         assert len(set(rows)) == len(rows) and 0 not in rows
         assert not set(rows) & set(seen.virtual.values())
         in_use = len(rows) + len(seen.virtual)
@@ -134,6 +137,19 @@ class Pair:
                 assert hit.cut_by is not None
                 assert not self.model.accepts(hit.cut_by, pages, expected + 1)
 
+    def _private_for_others(self, group: int) -> list[int]:
+        """Virtual pages outside the tree that hold a checkpoint of ``group``."""
+        return [
+            int(self.pins[r].row[place])
+            for r in self.live
+            for place in r.for_others[group]
+            if place >= r.tree_pages
+        ]
+
+    def demand(self, pages: int, states: int) -> list[int]:
+        """``pages`` in every group of rows, ``states`` in every group of states."""
+        return [states if g in self.model.states else pages for g in self.model.groups]
+
     def fits(self, pages: Sequence[int], *, at_last: bool) -> bool:
         """Whether pages in each group fit when only what is pinned stays where it is; ``at_last``
         what requests keep for others goes too."""
@@ -144,6 +160,7 @@ class Pair:
             for g, table in enumerate(self.manager.memory.table):
                 own = self.model.pins(g, for_others=False)
                 rows = [seen.virtual[page] for page in self.model.pins(g) if page not in own]
+                rows += self._private_for_others(g)
                 used[g] -= set(table[rows].ravel().tolist())
         free = geometry.num_large_pages
         missing = 0

@@ -60,6 +60,9 @@ def random_pool(pick: Pick) -> Pool:
         stripes = pick(1, 4)
         layers = stripes * (1 if alike else pick(1, 3))
         first = sum(len(g.spec.layers) for g in groups)
+        if not alike and pick(0, 2) == 0:
+            groups.append(random_states(pick, f"group{number}", first, stripes, page_size))
+            continue
         k_bytes, v_bytes = (4, 4) if alike else (4 * pick(1, 2), 4 * pick(0, 2))
         spec = LayerGroupSpec(
             name=f"group{number}",
@@ -83,8 +86,23 @@ def random_pool(pick: Pick) -> Pool:
             keep_branches=bool(pick(0, 1)),
             hold_hits=bool(pick(0, 1)),
             waiting_prefixes=bool(pick(0, 1)),
+            state_interval_tokens=pick(0, 4) * page_size,
         ),
     )
+
+
+def random_states(
+    pick: Pick, name: str, first_layer: int, stripes: int, page_size: int
+) -> GroupGeometry:
+    """Recurrent layers whose state has one or two parts."""
+    layers = stripes * pick(1, 2)
+    spec = LayerGroupSpec(
+        name=name,
+        layers=tuple(range(first_layer, first_layer + layers)),
+        dependency=LastState(),
+        state_bytes=tuple(4 * pick(1, 12) for _ in range(pick(1, 2))),
+    )
+    return GroupGeometry(spec, page_size, stripes, 16 * pick(0, 1))
 
 
 def random_dependency(pick: Pick, page_size: int) -> Dependency:

@@ -102,9 +102,10 @@ class World(Pair):
 
     def ask_for_a_step(self, pick: Pick) -> None:
         """`can_serve_pages` for a step that goes on: what is kept for others is room."""
-        pages = [pick(0, 30)] * len(self.model.groups)
+        wanted = pick(0, 30)
+        pages = self.demand(wanted, 0)
         at_once, at_last = (self.fits(pages, at_last=x) for x in (False, True))
-        assert self.manager.can_serve_pages(pages[0]) == at_last
+        assert self.manager.can_serve_pages(wanted) == at_last
         self._check_given_up(needed=not at_once)
 
     def flush(self, pick: Pick) -> None:
@@ -132,7 +133,7 @@ class World(Pair):
         pages = self.model.histories.pages(namespace, tokens[:-1])
         expected, matched = self.model.hit(pages, self.model.known())
         assert hit.path.num_pages == expected
-        request = self.model.lock(namespace, tokens, expected)
+        request = self.model.lock(namespace, tokens, expected, matched)
         self.pins[request] = self.manager.lock(hit)
         if self.pool.prefix_cache:
             assert hit.matched_pages == matched
@@ -146,22 +147,45 @@ class World(Pair):
         for (request, length), (_, pages) in zip(batch, demands, strict=True):
             assert pages == max(0, -(-length // self.page_size) - request.num_pages)
         total = sum(pages for _, pages in demands)
-        everywhere = [total] * len(self.model.groups)
-        fits_at_once, fits = (self.fits(everywhere, at_last=x) for x in (False, True))
+        demand = self.demand(total, sum(not r.has_state for r, _ in batch))
+        fits_at_once, fits = (self.fits(demand, at_last=x) for x in (False, True))
         before, times = contents(self.manager), self.times()
+        # Checkpoints outside the tree are not in the cache yet: given up, they are free at once.
+        unpublished = any(self._private_for_others(g) for g in self.model.states)
         free = self.manager.memory.large.num_free
         assert self.manager.reserve(demands) == fits
         self._check_given_up(needed=not fits_at_once)
         if not fits:
-            assert contents(self.manager) == before, "a refused reservation changed something"
+            same = contents(self.manager) == before
+            assert same or unpublished, "a refused reservation changed something"
             return False
         self.model.evict(self.see().cached, times)
-        self._check_no_waste(total, free)
+        self._check_no_waste(sum(demand), free)
+        starts = [request.length for request, _ in batch]
         for request, length in batch:
             new = self.manager.extend(self.pins[request], length)
             assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
             self.model.extend(request, length)
+        for (request, length), start in zip(batch, starts, strict=True):
+            self._save_states(request, start, length)
         return True
+
+    def _save_states(self, request: Request, start: int, length: int) -> None:
+        """Room for checkpoints of the step, each in all groups of states or in none."""
+        counters, times = self.manager.counters, self.times()
+        saved, skipped = counters.saved_checkpoints, counters.skipped_checkpoints
+        pin = self.pins[request]
+        self.manager.save_states(pin, start, length, request.prompt_tokens)
+        self.model.evict(self.see().cached, times)
+        allowed = self.model.may_save(request, start, self.manager.state_interval)
+        fresh = self.model.save(request, self.kept_for_others(request), allowed)
+        assert counters.saved_checkpoints - saved == fresh
+        if counters.skipped_checkpoints > skipped:
+            assert not self.fits(self.demand(0, 1), at_last=False), "skipped although there is room"
+        copies = [(n // self.page_size - 1, copy.group) for n, copy in pin.saves]
+        assert len(copies) == fresh * len(self.model.states)
+        pin.starts.clear()
+        pin.saves.clear()
 
     def _check_given_up(self, *, needed: bool) -> None:
         """What requests keep for others goes only for want of room."""
@@ -170,10 +194,9 @@ class World(Pair):
             assert needed or kept == request.for_others
             self.model.give_up_for_others(request, kept)
 
-    def _check_no_waste(self, pages: int, free_before: int) -> None:
+    def _check_no_waste(self, demand: int, free_before: int) -> None:
         """Where a page of any group is one large page, just what is missing is evicted."""
         if self.exact_order and all(s == 1 for s in self.manager.memory.stripes):
-            demand = pages * len(self.model.groups)
             assert self.manager.memory.large.num_free == max(free_before, demand)
 
     def _checkpoint(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:

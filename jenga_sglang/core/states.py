@@ -1,0 +1,103 @@
+"""Recurrent layers: one working state a request, and checkpoints of it in the prefix tree.
+
+A request updates its *working state* in place. A *checkpoint* is a copy of it that belongs to a
+position: it is the group's small page of the virtual page that ends there, and nobody writes to it
+again. So a hit is possible exactly where a checkpoint is held, and continuing from one always
+starts with a copy::
+
+    row of a request   [ p1 ][ p2 ][ p3 ][ p4 ][ p5 .
+    rows of KV           k1    k2    k3    k4    k5
+    checkpoints                c2          c4             after 2 and after 4 pages
+    working state                                   w     after the last token; private
+
+A working state is the small page of a *slot*: a virtual page beyond those that name tokens, one
+for every request that may run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from jenga_sglang.core.dependency import Range, union
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.memory import Memory
+from jenga_sglang.core.pin import Pin, StateCopy
+
+
+@dataclass(eq=False)
+class States:
+    """Hands out working states and room for checkpoints of every group of recurrent states."""
+
+    memory: Memory
+
+    def __post_init__(self) -> None:
+        first = self.memory.num_virtual + 1
+        self._free = list(range(first + self.memory.num_slots - 1, first - 1, -1))
+
+    @property
+    def groups(self) -> list[int]:
+        return self.memory.state_groups
+
+    def needs_slot(self, pin: Pin) -> bool:
+        """Whether ``pin`` will take a working state when it is first extended."""
+        return bool(self.groups) and not pin.slot
+
+    def start(self, pin: Pin, *, scarce: bool) -> None:
+        """Give ``pin`` a working state, to be copied from the checkpoint that its hit ends with,
+        or from the zero page. Its room must have been reserved."""
+        if not self.needs_slot(pin):
+            return
+        pin.slot = self._free.pop()
+        slot = np.array([pin.slot], np.int32)
+        self.memory.open_slot(slot)
+        length = pin.hit.path.num_pages
+        for g in self.groups:
+            self.memory.back(g, slot, pin.number, scarce=scarce)
+            table = self.memory.table[g]
+            checkpoint = table[pin.pages[length - 1]] if length else np.zeros_like(table[0])
+            pin.starts.append(StateCopy(g, checkpoint.copy(), table[pin.slot].copy()))
+
+    def stop(self, pin: Pin) -> None:
+        """Free the working state of ``pin``."""
+        if not pin.slot:
+            return
+        slot = np.array([pin.slot], np.int32)
+        for g in self.groups:
+            self.memory.unpin(g, slot)
+        self.memory.close_slot(slot)
+        self._free.append(pin.slot)
+        pin.slot = 0
+        pin.starts.clear()
+        pin.saves.clear()
+
+    def save(self, pin: Pin, page: int, page_size: int) -> None:
+        """Make the state after ``page`` pages of ``pin`` a checkpoint; there is room for it. The
+        request holds it for others until it is in the tree."""
+        virtual = pin.pages[page - 1 : page]
+        for g in self.groups:
+            # Holes first: what was made room for one group must be left for the next.
+            self.memory.back(g, virtual, pin.number, scarce=True)
+            copy = StateCopy(g, self.memory.table[g][pin.slot].copy(), self._small(g, virtual))
+            pin.saves.append((page * page_size, copy))
+            pin.held_for_others[g] = union([*pin.held_for_others[g], Range(page - 1, page)])
+
+    def can_save(self, pin: Pin, page: int) -> bool:
+        """Whether the state after ``page`` pages may become a checkpoint of ``pin``: its page is
+        private, and has none yet."""
+        if not pin.slot or not pin.tree_pages < page <= pin.num_pages:
+            return False
+        return not any(self.memory.table[g][pin.pages[page - 1], 0] for g in self.groups)
+
+    def _small(self, group: int, virtual: Ids) -> Ids:
+        return self.memory.table[group][virtual[0]].copy()
+
+
+def due(start: int, stop: int, interval: int, others: Iterable[int], page_size: int) -> list[int]:
+    """Pages after which a step from ``start`` to ``stop`` tokens passes a checkpoint: every
+    ``interval`` tokens, and at the ``others``, rounded down to whole pages; ascending."""
+    regular = range(start // interval * interval, stop + 1, interval)
+    lengths = {n // page_size for n in (*regular, *others)}
+    return sorted(n for n in lengths if start < n * page_size <= stop)

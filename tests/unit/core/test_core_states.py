@@ -1,0 +1,213 @@
+"""Recurrent layers: working states, checkpoints, and where a later request may continue."""
+
+import pytest
+from core_builders import UNIT_BYTES, begin, grow, held_pages, hit_tokens, tokens
+
+from jenga_sglang.core.dependency import Full, LastState
+from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.states import due
+from jenga_sglang.core.tree import Tokens
+
+PAGE = 2
+ROWS, STATES = 0, 1
+A = tokens(range(100, 116))
+
+
+def make(num_large: int, *, interval: int = 8, prefix_cache: bool = True) -> Manager:
+    """A page of two tokens and a state take one large page each."""
+    rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
+    states = LayerGroupSpec("states", (1,), LastState(), state_bytes=(PAGE * UNIT_BYTES,))
+    cuts = (GroupGeometry(rows, PAGE), GroupGeometry(states, PAGE))
+    geometry = Geometry(cuts, PAGE, (num_large + 1) * PAGE * UNIT_BYTES)
+    return Manager(
+        geometry,
+        max_requests=4,
+        max_length=64,
+        prefix_cache=prefix_cache,
+        policy=CachePolicy(state_interval_tokens=interval),
+    )
+
+
+def compute(manager: Manager, history: Tokens) -> Pin:
+    """Begin a request, and compute its whole prompt in one step."""
+    pin = begin(manager, history)
+    start = pin.hit.path.num_pages * PAGE
+    manager.save_states(pin, start, len(history), len(history))
+    return pin
+
+
+def serve(manager: Manager, history: Tokens) -> Pin:
+    pin = compute(manager, history)
+    manager.checkpoint(pin, None, history)
+    manager.release(pin)
+    manager.check_idle()
+    return pin
+
+
+def saved(pin: Pin) -> list[int]:
+    return [length for length, _ in pin.saves]
+
+
+def test_a_request_holds_one_state_however_long_it_grows() -> None:
+    manager = make(40)
+    pin = begin(manager, A)
+    grow(manager, pin, 40)
+    assert manager.memory.large.num_used == [20, 1]
+    manager.check()
+    manager.release(pin)
+    manager.check_idle()
+    assert manager.memory.large.num_held == [0, 0]
+
+
+def test_checkpoints_are_left_every_interval_and_before_the_end_of_the_prompt() -> None:
+    """The last token of a prompt is never matched, so of 16 the 14 before its page are worth it."""
+    manager = make(40)
+    pin = compute(manager, A)
+    assert saved(pin) == [8, 14, 16]
+    assert all(copy.source == manager.memory.table[STATES][pin.slot] for _, copy in pin.saves)
+    manager.checkpoint(pin, None, A)
+    assert [page + 1 for page in held_pages(manager, STATES, A)] == [4, 7, 8]
+    assert manager.counters.saved_checkpoints == 3
+
+
+def test_a_hit_ends_exactly_at_a_checkpoint() -> None:
+    manager = make(40)
+    serve(manager, A)
+    assert [hit_tokens(manager, A[:n]) for n in (7, 8, 13, 14, 15, 16)] == [0, 8, 8, 14, 14, 16]
+    hit = manager.match(None, A[:13])
+    assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (4, 6, STATES)
+
+
+def test_the_first_state_is_zero_and_a_later_one_a_copy_of_the_checkpoint() -> None:
+    """Copy on write: the checkpoint stays what it was, so two requests can go on from it."""
+    manager = make(40)
+    first = compute(manager, A)
+    (start,) = first.starts
+    assert start.source.tolist() == [0]
+    assert start.target == manager.memory.table[STATES][first.slot]
+    manager.checkpoint(first, None, A)
+    twins = [begin(manager, tokens(A, n)) for n in (1, 2)]
+    page = manager.tree.pages(manager.tree.find(None, A))[-1]
+    copies = [twin.starts[0] for twin in twins]
+    assert [c.source for c in copies] == [manager.memory.table[STATES][page]] * 2
+    assert len({int(c.target[0]) for c in copies} | {int(copies[0].source[0])}) == 3
+    manager.check()
+
+
+def test_where_a_prompt_leaves_a_known_history_a_checkpoint_is_left() -> None:
+    manager = make(60, interval=64)
+    serve(manager, A)
+    fork = tokens(A[:6], range(200, 209))
+    pin = compute(manager, fork)
+    assert saved(pin) == [6, 14]
+    manager.checkpoint(pin, None, fork)
+    assert hit_tokens(manager, tokens(A[:6], 300, 301, 302)) == 6
+
+
+def test_decoding_leaves_checkpoints_too() -> None:
+    manager = make(60)
+    pin = compute(manager, A)
+    pin.saves.clear()
+    for length in range(17, 26):
+        grow(manager, pin, length)
+        manager.save_states(pin, length - 1, length, len(A))
+    assert saved(pin) == [24]
+    manager.checkpoint(pin, None, tokens(A, range(9)))
+    assert hit_tokens(manager, tokens(A, range(9))) == 24
+
+
+def test_a_checkpoint_without_room_is_skipped_and_counted() -> None:
+    manager = make(8 + 1 + 1)
+    pin = compute(manager, A)
+    assert saved(pin) == [8]
+    assert manager.counters.skipped_checkpoints == 2
+    manager.checkpoint(pin, None, A)
+    manager.release(pin)
+    manager.check_idle()
+    assert hit_tokens(manager, A) == 8
+
+
+def test_a_checkpoint_is_given_up_before_a_reservation_fails() -> None:
+    manager = make(8 + 1 + 3)
+    pin = compute(manager, A)
+    assert len(pin.saves) == 3
+    assert manager.reserve([(pin, 3)])
+    assert manager.memory.large.num_used == [8, 1]
+    manager.check()
+    assert not manager.reserve([(pin, 4)])
+
+
+def test_a_checkpoint_takes_the_place_of_what_is_merely_cached() -> None:
+    manager = make(8 + 1 + 3)
+    serve(manager, A)
+    other = tokens(range(300, 316))
+    pin = compute(manager, other)
+    assert saved(pin) == [8, 14, 16]
+    manager.check()
+
+
+def test_equal_checkpoints_are_kept_once() -> None:
+    manager = make(60)
+    pins = [begin(manager, A) for _ in range(2)]
+    for pin in pins:
+        manager.save_states(pin, 0, len(A), len(A))
+    assert manager.memory.large.num_held[STATES] == 2 + 2 * 3
+    for pin in pins:
+        manager.checkpoint(pin, None, A)
+        manager.release(pin)
+    manager.check_idle()
+    assert manager.memory.large.num_held == [8, 3]
+
+
+def test_nothing_is_saved_without_a_prefix_cache() -> None:
+    manager = make(40, prefix_cache=False)
+    pin = compute(manager, A)
+    assert not pin.saves
+    assert manager.counters.skipped_checkpoints == 0
+
+
+def test_a_request_is_refused_when_there_is_no_room_for_its_state() -> None:
+    manager = make(8)
+    pin = manager.lock(manager.miss(None))
+    assert not manager.reserve([(pin, 8)])
+    assert manager.reserve([(pin, 7)])
+
+
+def test_admission_counts_one_state_a_request() -> None:
+    manager = make(40)
+    assert manager.request_pages(60, 16, 0) == [30, 1]
+    assert manager.longest_request(16) == 64
+    assert make(12).longest_request(16) == 2 * 11
+
+
+def test_the_interval_grows_until_checkpoints_take_no_more_than_the_rows() -> None:
+    rows = LayerGroupSpec("rows", (0,), Full(), 8, 8)
+    states = LayerGroupSpec("states", (1, 2), LastState(), state_bytes=(512,))
+    cuts = (GroupGeometry(rows, 4), GroupGeometry(states, 4))
+    for wanted, tokens_apart in ((32, 64), (100, 100), (65, 68)):
+        manager = Manager(
+            Geometry(cuts, 4, 1 << 16),
+            max_requests=4,
+            max_length=64,
+            policy=CachePolicy(state_interval_tokens=wanted),
+        )
+        assert manager.state_interval == tokens_apart
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "others", "pages"),
+    [
+        (0, 40, (), [4, 8]),
+        (16, 40, (17, 35, 99), [8]),
+        (15, 31, (20,), [4, 5]),
+        (0, 3, (3,), []),
+        (16, 32, (), [8]),
+    ],
+)
+def test_a_checkpoint_is_due_where_a_step_passes_it(
+    start: int, stop: int, others: tuple[int, ...], pages: list[int]
+) -> None:
+    assert due(start, stop, 16, others, 4) == pages
