@@ -32,10 +32,12 @@ class KernelLimits:
     latent: bool = False
 
 
-# fa2_prefill takes unequal K and V strides through a second module that FlashInfer compiles.
+# fa2_prefill takes unequal K and V strides through a second module that FlashInfer compiles. It is
+# instantiated for any head_dim; below 64 no tile is valid, and rows that are no multiple of 128
+# bytes in bf16 do not fit its shared memory swizzle.
 KERNELS = {
     "fa2_decode": KernelLimits("page", True, (64, 128, 256, 512)),
-    "fa2_prefill": KernelLimits("page", False),
+    "fa2_prefill": KernelLimits("page", False, (64, 128, 192, 256, 512)),
     "fa3_prefill": KernelLimits("page", True, (64, 128, 256)),
     "xqa": KernelLimits(
         "page", True, tuple(range(16, 513, 16)), page_sizes=(16, 32, 64, 128), whole_heads=True

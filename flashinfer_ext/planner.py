@@ -36,6 +36,7 @@ class GroupPlanner:
         in_flight: int = 2,
     ) -> None:
         self.spec = spec
+        self.max_batch = max_batch
         self.device = float_workspace.device
         self.float_workspace = float_workspace
         self.schedule_bytes = int_workspace_bytes(max_batch, max_rows, spec.num_qo_heads)
@@ -77,7 +78,8 @@ class GroupPlanner:
     def _new_plan(self, kind: str, tables: GroupTables, cuda_graph: bool) -> AttentionPlan:
         offsets = self._offsets
         if kind == "prefill":
-            batch = tables.last_page_len.numel()
+            # An eager plan is kept for batches of any size.
+            batch = tables.last_page_len.numel() if cuda_graph else self.max_batch
             offsets = torch.zeros(batch + 1, dtype=torch.int32, device=self.device)
         wrapper = self._wrapper(kind, tables, offsets, cuda_graph)
         schedule = self._graph_schedule if cuda_graph else self._new_schedule()

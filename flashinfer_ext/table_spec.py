@@ -66,8 +66,8 @@ class GroupTables:
     """Output of one group. Tensors are views of the builder's buffers.
 
     indptr: (B + 1,) int32. kv_lens, last_page_len: (B,) int32, after the trim.
-    indices: per stripe (B * max_entries,) int32, the first indptr[B] are valid.
-    block_tables: per stripe (B, max_entries) int32.
+    indices: per stripe (B * max_entries,), the first indptr[B] are valid.
+    block_tables: per stripe (B, max_entries). Both have the builder's index dtype.
     slots: per stripe (num tokens,) int64.
     """
 

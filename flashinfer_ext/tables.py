@@ -32,6 +32,9 @@ BLOCK_SLOTS = 256
 class TableBuilder:
     """Owns the output buffers of all groups and fills them with one launch per step.
 
+    `index_dtype` is the dtype of CSR entries and dense tables: int32 for FlashInfer, int64 for
+    kernels that multiply an entry by a stride in the entry's own width.
+
     Entries past a request's count are the null page up to the next multiple of BLOCK_ENTRIES;
     farther ones keep what an earlier step wrote, which names a page as well.
     """
@@ -43,6 +46,7 @@ class TableBuilder:
         max_batch: int,
         max_tokens: int,
         device: torch.device | str,
+        index_dtype: torch.dtype = torch.int32,
     ) -> None:
         if not specs:
             raise ValueError("specs: expected at least one group, got none")
@@ -64,8 +68,9 @@ class TableBuilder:
         self.indptr = torch.zeros((groups, max_batch + 1), **ints)
         self.kv_lens = torch.zeros((groups, max_batch), **ints)
         self.last_page_len = torch.ones((groups, max_batch), **ints)
-        self.indices = torch.full((csr_size,), NULL_PAGE, **ints)
-        self.dense = torch.full((dense_size,), NULL_PAGE, **ints)
+        entries = {"dtype": index_dtype, "device": device}
+        self.indices = torch.full((csr_size,), NULL_PAGE, **entries)
+        self.dense = torch.full((dense_size,), NULL_PAGE, **entries)
         self.slots = torch.full((self.num_tables, max_tokens), -1, dtype=torch.int64, device=device)
 
     def build(

@@ -56,6 +56,17 @@ class Memory:
         self.num_tree_pinned = 0
         self.now = 0
         self._freed: list[tuple[int, Ids]] | None = None
+        self._changed: list[Ids] | None = None
+
+    def record_changes(self) -> None:
+        """Keep note of the pages and slots whose table entries change, for `take_changes`."""
+        self._changed = self._changed or []
+
+    def take_changes(self) -> Ids:
+        """Virtual pages and slots whose entry in some group changed since the last call:
+        ascending, once each. A copy of the tables that follows them is equal to the tables."""
+        changed, self._changed = self._changed or [], []
+        return np.unique(np.concatenate(changed)) if changed else np.empty(0, np.int32)
 
     def record_freed(self) -> None:
         """Keep note of the small pages that are freed, for `take_freed` (a debugging aid)."""
@@ -106,6 +117,7 @@ class Memory:
         self.lru.touch(large[self.large.held[large] == counts], 0)
         self.table[group][virtual] = small.reshape(len(virtual), stripes)
         self._virtual_of[group][small] = np.repeat(virtual, stripes)
+        self._note_change(virtual)
         self.pins[group][virtual] = 1
 
     def open_slot(self, slot: Ids) -> None:
@@ -190,6 +202,7 @@ class Memory:
         self._virtual_of[group][small.ravel()] = np.repeat(tree, self.stripes[group])
         self.pins[group][tree] = self.pins[group][private]
         self.pins[group][private] = 0
+        self._note_change(tree, private)
 
     def drop(self, group: int, virtual: Ids) -> None:
         """Free cached pages of ``group``; passes over pages that the group does not hold."""
@@ -245,9 +258,14 @@ class Memory:
         small = self._small(group, virtual)
         self.table[group][virtual] = 0
         self._virtual_of[group][small] = 0
+        self._note_change(virtual)
         if self._freed is not None:
             self._freed.append((group, small))
         return small
+
+    def _note_change(self, *virtual: Ids) -> None:
+        if self._changed is not None:
+            self._changed += virtual
 
     def _free_virtual(self, virtual: Ids) -> None:
         end = self.num_free_virtual + len(virtual)
