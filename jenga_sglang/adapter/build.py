@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 POISON_VARIABLE = "JENGA_POISON_FREED"
 LAYOUT_VARIABLE = "JENGA_LAYOUT"
 POLICY_VARIABLE = "JENGA_POLICIES"
+# Room for the request that SGLang warms up with; a server that cannot serve that ends at once.
+SMALLEST_REQUEST_TOKENS = 64
 
 
 def build_pools(configurator: Any, sizes: Any) -> Any:
@@ -56,6 +58,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         prefix_cache=not get_memory().disable_radix_cache,
         policy=CachePolicy.parse(os.environ.get(POLICY_VARIABLE, "")),
     )
+    _refuse_pool_without_room(manager)
     pool = JengaKVPool(
         manager,
         groups,
@@ -91,10 +94,23 @@ def choose_geometry(
         logger.info("Jenga geometry\n%s", "\n".join(plan.explain()))
         return plan.geometry
     except ValueError as error:
-        raise flags.refuse(
-            f"--max-total-tokens {get_schedule().max_total_tokens}",
-            f"{error}; give the pool more memory or choose a smaller --page-size",
-        ) from error
+        raise _too_small(str(error)) from error
+
+
+def _refuse_pool_without_room(manager: Manager) -> None:
+    least = min(SMALLEST_REQUEST_TOKENS, manager.max_length)
+    longest = manager.longest_request(least)
+    if longest < least:
+        raise _too_small(
+            f"the longest request that fits has {longest} tokens, and SGLang's own warm-up needs "
+            f"room for {least}"
+        )
+
+
+def _too_small(why: str) -> SystemExit:
+    tokens = get_schedule().max_total_tokens
+    flag = "--mem-fraction-static" if tokens is None else f"--max-total-tokens {tokens}"
+    return flags.refuse(flag, f"{why}; give the pool more memory or choose a smaller --page-size")
 
 
 def stock_token_bytes(configurator: Any) -> int:

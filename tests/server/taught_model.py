@@ -73,6 +73,16 @@ CHATS = [
     ([HELPFUL, {"role": "user", "content": CITY_PROMPT}], CITY),
     ([HELPFUL, {"role": "user", "content": MANY_NEW_TOKENS_PROMPT}], STORY),
     ([HELPFUL, {"role": "user", "content": "What is 2 + 2?"}], "4"),
+    (
+        [
+            {
+                "role": "system",
+                "content": "You are a helpful AI assistant that gives a short answer.",
+            },
+            {"role": "user", "content": "What is the capital of Bulgaria?"},
+        ],
+        '{"city": "Sofia"}',
+    ),
 ]
 
 

@@ -27,11 +27,12 @@ def answer(server: Client) -> list[int]:
 @pytest.fixture(autouse=True)
 def nothing_is_lost(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test: clean books, and the same answer from the cache and without it."""
-    yield
     if "server" not in request.fixturenames:
+        yield
         return
     server: Client = request.getfixturevalue("server")
     answer = request.getfixturevalue("answer")
+    yield
     server.assert_clean()
     assert server.generate(QUESTION)["output_ids"] == answer
     server.flush_cache()
@@ -39,7 +40,6 @@ def nothing_is_lost(request: pytest.FixtureRequest) -> Iterator[None]:
     server.assert_clean()
 
 
-@pytest.mark.usefixtures("answer")
 class TestPrompts:
     def test_one_longer_than_the_pool_is_refused_with_what_fits(self, server: Client) -> None:
         longest = server.facts()["longest_request_tokens"]
@@ -88,7 +88,6 @@ for line in connection.getresponse():
 """
 
 
-@pytest.mark.usefixtures("answer")
 class TestClientsThatLeave:
     def test_kill_9_in_the_middle_of_a_stream(self, server: Client) -> None:
         command = [sys.executable, "-c", STREAMING_CLIENT, str(server.port), json.dumps(QUESTION)]

@@ -12,23 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from client import Client
 from sglang.test import kl_test_utils
 from sglang.test.kits import (
     abort_timeout_kit,
+    anthropic_messages_kit,
     basic_api_contract_kit,
     basic_decode_correctness_kit,
     basic_scheduler_stress_kit,
     cache_hit_kit,
     ebnf_constrained_kit,
     json_constrained_kit,
+    json_mode_kit,
     kl_divergence_kit,
     matched_stop_kit,
     pause_generation_kit,
     prefix_cache_branching_kit,
     radix_cache_server_kit,
     regex_constrained_kit,
+    spec_server_kits,
     unified_radix_cache_kit,
 )
 
@@ -91,6 +95,17 @@ class TestJSONConstrained(json_constrained_kit.JSONConstrainedMixin, unittest.Te
 
 
 @pytest.mark.usefixtures("on_server")
+class TestJSONMode(json_mode_kit.JSONModeMixin, unittest.TestCase):
+    def setUp(self) -> None:
+        self.client = openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none")
+
+
+@pytest.mark.usefixtures("on_server")
+class TestAnthropicMessages(anthropic_messages_kit.AnthropicMessagesMixin, unittest.TestCase):
+    api_key = "none"
+
+
+@pytest.mark.usefixtures("on_server")
 class TestRegexConstrained(regex_constrained_kit.RegexConstrainedMixin, unittest.TestCase):
     pass
 
@@ -115,6 +130,12 @@ class TestPauseResumeInPlace(pause_generation_kit.PauseResumeInPlaceMixin, unitt
     pause_num_requests = 8
     pause_duration = 1
     pause_ignore_eos = True
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("on_server")
+class TestLogprobs(spec_server_kits.SpecLogprobKit, unittest.TestCase):
+    logprob_match_delta = 1e-3
 
 
 @pytest.mark.usefixtures("on_server", "prompts")
