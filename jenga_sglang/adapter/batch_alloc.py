@@ -31,9 +31,13 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
     rows = alloc_req_slots(batch.req_to_token_pool, batch.reqs, cache)
     lengths = batch.seq_lens_cpu.tolist()
     pins = [cache.bind_row(req) for req in batch.reqs]
-    for pin, prefix, holds_kv in zip(pins, batch.prefix_lens, continuing, strict=True):
+    for req, pin, prefix, holds_kv in zip(
+        batch.reqs, pins, batch.prefix_lens, continuing, strict=True
+    ):
         if holds_kv:
             cache.manager.slide(pin, prefix)
+        else:
+            cache.count_prompt(len(req.full_untruncated_fill_ids), prefix)
     _reserve(
         cache, [(p, cache.manager.new_pages(p, n)) for p, n in zip(pins, lengths, strict=True)]
     )
@@ -75,6 +79,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     where = (batch.req_pool_indices, batch.seq_lens.clone())
     batch.req_to_token_pool.write(where, out.to(torch.int32))
     for req in batch.reqs:
+        req.lock.receipt.length = req.kv.kv_allocated_len + 1
         req.kv.kv_allocated_len += 1
         req.kv.kv_committed_len += 1
     return out

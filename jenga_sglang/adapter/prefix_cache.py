@@ -129,6 +129,11 @@ class JengaPrefixCache(BasePrefixCache):
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
         self.pin_of_row.pop(req.kv.req_pool_idx, None)
 
+    def count_prompt(self, prompt_tokens: int, hit_tokens: int) -> None:
+        """A request begins to compute a prompt, of which the cache spared ``hit_tokens``."""
+        self.manager.counters.prompt_tokens += prompt_tokens
+        self.manager.counters.hit_tokens += hit_tokens
+
     # -- publishing ---------------------------------------------------------------------------
 
     def checkpoint(self, req: Req, *, up_to: int, **kwargs: Any) -> None:

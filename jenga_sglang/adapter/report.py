@@ -13,6 +13,7 @@ from sglang.srt.runtime_context import get_schedule
 
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.stats import pool_stats
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -23,39 +24,9 @@ logger = logging.getLogger(__name__)
 def describe(pool: JengaKVPool) -> dict[str, Any]:
     """The facts of the start-up table and the state of every group, as plain values."""
     manager = pool.manager
-    geometry = manager.geometry
-    books = manager.memory.large
-    groups = [
-        {
-            "name": cut.spec.name,
-            "layers": len(cut.spec.layers),
-            "dependency": str(manager.dependencies[g]),
-            "bytes_per_token": cut.spec.bytes_per_token,
-            "stripes": cut.stripes,
-            "small_page_bytes": cut.small_page_bytes,
-            "small_pages_per_large_page": geometry.small_per_large(g),
-            "max_pages": geometry.max_pages(g),
-            "large_pages": books.num_owned[g],
-            "used_bytes": books.num_used[g] * cut.small_page_bytes,
-            "cached_bytes": (books.num_held[g] - books.num_used[g]) * cut.small_page_bytes,
-            "free_bytes": books.num_holes(g) * cut.small_page_bytes,
-            "lost_hit_tokens": manager.counters.lost_hit_tokens[g],
-            "evicted_pages": manager.counters.evicted[g],
-            "cascaded_pages": manager.counters.cascaded[g],
-        }
-        for g, cut in enumerate(geometry.groups)
-    ]
-    return {
-        "pool_bytes": geometry.pool_bytes,
-        "page_size": geometry.page_size,
-        "large_page_bytes": geometry.large_page_bytes,
-        "num_large_pages": books.num_large,
-        "free_large_pages": books.num_free,
-        "max_length": manager.max_length,
+    return pool_stats(manager) | {
         "full_length_requests": full_length_requests(manager),
         "longest_request_tokens": manager.longest_request(_step_tokens(manager)),
-        "refused_reservations": manager.counters.refused_reservations,
-        "groups": groups,
     }
 
 

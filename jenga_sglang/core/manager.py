@@ -118,6 +118,7 @@ class Manager:
         held = [list(self._page_ranges(g, len(pages) * self.page_size)) for g in self._groups]
         self._next_pin += 1
         pin = Pin(self._next_pin, pages, len(pages), len(pages), held, hit)
+        pin.length = len(pages) * self.page_size
         pin.held_for_others = [[] for _ in self._groups]
         pin.branch_ahead = hit.matched_pages > hit.path.num_pages
         for g, ranges in enumerate(held):
@@ -138,7 +139,7 @@ class Manager:
                 self.memory.unpin(g, pin.pages[r.start : r.stop])
         self.memory.unpin_virtual(pin.row)
         self.evictor.forget_hollow(pin.row)
-        pin.num_pages = pin.tree_pages = 0
+        pin.num_pages = pin.tree_pages = pin.length = 0
         self.changes += 1
 
     # -- room ---------------------------------------------------------------------------------
@@ -257,6 +258,7 @@ class Manager:
         if not pin.touched:
             self._count_hit(pin)
         pin.append(pages, self.memory.row_groups)
+        pin.length = length
         return pages
 
     def save_states(self, pin: Pin, start: int, stop: int, prompt: int) -> None:

@@ -43,6 +43,7 @@ class Pin:
     tree_pages: int
     held: list[list[Range]]
     hit: Hit
+    length: int = 0  # tokens in the row; the last page may have room for more
     touched: bool = False
     # Pinned as well, but given up before a reservation fails: what other requests may ask for.
     held_for_others: list[list[Range]] = field(default_factory=list)
@@ -62,6 +63,10 @@ class Pin:
     def row(self) -> Ids:
         """Virtual pages of the request's history, first page first."""
         return self.pages[: self.num_pages]
+
+    def holds_last_page(self, group: int) -> bool:
+        ranges = self.held[group]
+        return bool(ranges) and ranges[-1].stop == self.num_pages
 
     def append(self, pages: Ids, groups: Sequence[int]) -> None:
         """Go on with private ``pages``, backed in ``groups``."""
@@ -87,5 +92,10 @@ class Counters:
     evicted: Counter[int] = field(default_factory=Counter)  # by group, for want of room
     cascaded: Counter[int] = field(default_factory=Counter)  # by group, out of reach
     refused_reservations: int = 0
+<<<<<<< HEAD
     saved_checkpoints: int = 0
     skipped_checkpoints: int = 0  # of recurrent states, for want of room
+=======
+    prompt_tokens: int = 0  # of all prompts computed, again after a retraction
+    hit_tokens: int = 0  # of those, what a hit spared
+>>>>>>> 4706743 (Core: statistics, a map of large pages, and whether a request fits, as integers that add up)

@@ -1,0 +1,99 @@
+"""The pool in numbers: what every group holds, what it lost, and a map of the large pages.
+
+Read only, and all of it integers. Bytes add up, whatever happens::
+
+    Σ_g (used + cached + free)[g] + free + unusable == pool_bytes
+
+``free`` of a group are the holes in large pages that it owns: nobody else can use them. ``waste``
+is the part of used and cached that holds nothing: padding, and token slots nobody has written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jenga_sglang.core.manager import Manager
+
+MAP_LEVELS = 15
+
+
+def pool_stats(manager: Manager) -> dict[str, Any]:
+    """The state of the pool and of every group, as plain integers, units in the names."""
+    geometry, books = manager.geometry, manager.memory.large
+    large_bytes = geometry.large_page_bytes
+    counters = manager.counters
+    return {
+        "pool_bytes": geometry.pool_bytes,
+        "page_size": geometry.page_size,
+        "large_page_bytes": large_bytes,
+        "num_large_pages": books.num_large,
+        "free_large_pages": books.num_free,
+        "free_bytes": books.num_free * large_bytes,
+        "unusable_bytes": geometry.pool_bytes - books.num_large * large_bytes,
+        "running_requests": len(manager.pins),
+        "max_length": manager.max_length,
+        "refused_reservations": counters.refused_reservations,
+        "prompt_tokens": counters.prompt_tokens,
+        "hit_tokens": counters.hit_tokens,
+        "groups": [group_stats(manager, g) for g in range(len(geometry.groups))],
+    }
+
+
+def group_stats(manager: Manager, group: int) -> dict[str, Any]:
+    """One group's geometry, bytes and counters."""
+    cut = manager.geometry.groups[group]
+    books, counters = manager.memory.large, manager.counters
+    used, held = books.num_used[group], books.num_held[group]
+    return {
+        "name": cut.spec.name,
+        "layers": len(cut.spec.layers),
+        "dependency": str(manager.dependencies[group]),
+        "bytes_per_token": cut.spec.bytes_per_token,
+        "stripes": cut.stripes,
+        "small_page_bytes": cut.small_page_bytes,
+        "small_pages_per_large_page": manager.geometry.small_per_large(group),
+        "max_pages": manager.geometry.max_pages(group),
+        "large_pages": books.num_owned[group],
+        "used_bytes": used * cut.small_page_bytes,
+        "cached_bytes": (held - used) * cut.small_page_bytes,
+        "free_bytes": books.num_holes(group) * cut.small_page_bytes,
+        "waste_bytes": _waste_bytes(manager, group),
+        "lost_hit_tokens": counters.lost_hit_tokens[group],
+        "evicted_pages": counters.evicted[group],
+        "cascaded_pages": counters.cascaded[group],
+    }
+
+
+def _waste_bytes(manager: Manager, group: int) -> int:
+    cut = manager.geometry.groups[group]
+    held = manager.memory.large.num_held[group]
+    unwritten = sum(
+        pin.num_pages * manager.page_size - pin.length
+        for pin in manager.pins.values()
+        if pin.num_pages and pin.holds_last_page(group)
+    )
+    return held * cut.padding_bytes + unwritten * cut.spec.bytes_per_token
+
+
+def large_page_map(manager: Manager) -> bytes:
+    """Two bytes per large page, in order of address, the reserved one left out.
+
+    The first is 0 for a free page, else 1 + the group that owns it. The second has the share of
+    used bytes in its high and of cached bytes in its low four bits, in fifteenths; what there is
+    of either shows as at least one.
+    """
+    books = manager.memory.large
+    owner = books.owner[1:].astype(np.int32)
+    per_large = np.array([*books.small_per_large, 1], np.int32)[owner]  # -1: free
+    used, held = books.used[1:], books.held[1:]
+    levels = [_level(used, per_large), _level(held - used, per_large)]
+    cells = np.empty((books.num_large, 2), np.uint8)
+    cells[:, 0] = owner + 1
+    cells[:, 1] = np.where(owner < 0, 0, levels[0] << 4 | levels[1])
+    return cells.tobytes()
+
+
+def _level(count: Any, per_large: Any) -> Any:
+    return np.where(count > 0, np.maximum(1, MAP_LEVELS * count // per_large), 0)
