@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from jenga_sglang import flags
 
 SUPPORTED_SGLANG = SpecifierSet("==0.5.23")
+HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,19 @@ def check_version(installed: str) -> None:
         )
 
 
-def activate() -> None:
-    """Hook this process, and have every process that it spawns do the same."""
+def activate(*, serves_http: bool = False) -> None:
+    """Hook this process, and have every process that it spawns do the same.
+
+    ``serves_http``: this process is going to run SGLang's HTTP server.
+    """
     os.environ[flags.ACTIVE_VARIABLE] = "1"
     # Only now: these modules import the scheduler and the model runner.
     from jenga_sglang.adapter import hooks
 
     hooks.register_backends()
     install(hooks.runtime_hooks())
+    if serves_http or HTTP_SERVER in sys.modules:
+        install(hooks.http_hooks())
 
 
 def install(hooks: Sequence[Hook]) -> None:
@@ -117,7 +124,7 @@ def _add_flag(result: Any, parser: Any) -> None:
 
 def _from_cli_args(original: Callable[..., Any], cls: type, args: Any) -> Any:
     if flags.apply_flag(vars(args)):
-        activate()
+        activate(serves_http=True)
     return original(cls, args)
 
 

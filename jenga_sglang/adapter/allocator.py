@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
-from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.budget import JengaPrefillBudget, Refusal
 from jenga_sglang.adapter.report import digest
+from jenga_sglang.adapter.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -36,6 +37,9 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
             need_sort=False,
         )
         self._checked_at = -1
+        # Of the last admission pass.
+        self.budget: JengaPrefillBudget | None = None
+        self.watchdog = Watchdog.from_environment()
 
     def available_size(self) -> int:
         return self.manager.memory.num_free_virtual * self.page_size
@@ -46,7 +50,14 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
     def create_prefill_budget(
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
     ) -> JengaPrefillBudget:
-        return JengaPrefillBudget(self.manager, num_mixed_decode_tokens=num_mixed_decode_tokens)
+        budget = JengaPrefillBudget(self.manager, num_mixed_decode_tokens=num_mixed_decode_tokens)
+        self.budget = budget
+        return budget
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What the last admission pass could not fit, if anything."""
+        return None if self.budget is None else self.budget.refusal
 
     def why_refused(self, input_tokens: int, chunk_size: int | None) -> str | None:
         """Why no request with a prompt of this length can ever be served, or None."""

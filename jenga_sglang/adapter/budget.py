@@ -8,10 +8,20 @@ A prompt is never truncated here: two truncated requests in one pass would overw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from jenga_sglang.core.admission import Weighing, weigh
 from jenga_sglang.core.manager import Manager
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a pass stopped admitting: a candidate, or the next chunk of a prompt, did not fit."""
+
+    weighing: Weighing
+    of_chunk: bool
 
 
 class JengaPrefillBudget:
@@ -28,6 +38,8 @@ class JengaPrefillBudget:
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
         self._blocked = False
         self._room = manager.growth_room()
+        # The last candidate that did not fit in this pass.
+        self.refusal: Refusal | None = None
 
     def ceil_paged_tokens(self, tokens: int) -> int:
         return -(-tokens // self.page_size) * self.page_size
@@ -50,7 +62,11 @@ class JengaPrefillBudget:
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         length = input_tokens + max_new_tokens
         self._candidate = self.manager.request_pages(length, fresh, prefix)
-        return (True, chunk_limit) if self._fits(self._candidate) else (False, None)
+        if self._fits(self._candidate):
+            return True, chunk_limit
+        if not self._blocked:
+            self.refusal = Refusal(self.weigh_candidate(), of_chunk=False)
+        return False, None
 
     def can_allocate_prefill(
         self,
@@ -83,6 +99,7 @@ class JengaPrefillBudget:
         if self.manager.can_serve(self._with_pending(self._candidate)):
             return chunk_limit
         self._blocked = True
+        self.refusal = Refusal(weigh(self.manager, self._pending, self._candidate), of_chunk=True)
         return None
 
     def reserve(
@@ -119,6 +136,11 @@ class JengaPrefillBudget:
     @property
     def remaining_swa(self) -> int:
         return 0
+
+    def weigh_candidate(self) -> Weighing:
+        """The last candidate, beside everything admitted and everything still to grow."""
+        assert self._candidate is not None
+        return weigh(self.manager, self._with_pending(self._growth()), self._candidate)
 
     # -- arithmetic ---------------------------------------------------------------------------
 

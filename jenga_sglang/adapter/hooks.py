@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.plugins.hook_registry import HookType
 
-from jenga_sglang import flags
+from jenga_sglang import flags, questions
 from jenga_sglang.plugin import Hook
 
 
@@ -89,9 +89,42 @@ def runtime_hooks() -> list[Hook]:
             HookType.AFTER,
         ),
         Hook(
+            f"{components}.internal_state.SchedulerInternalStateController.get_internal_state",
+            ("self", "recv_req"),
+            _answer,
+            HookType.AROUND,
+        ),
+        Hook(
             f"{components}.internal_state.SchedulerInternalStateController._add_memory_usage",
             ("self", "state"),
             _add_memory_usage,
+            HookType.AFTER,
+        ),
+    ]
+
+
+def http_hooks() -> list[Hook]:
+    """What the process that answers HTTP needs beside them."""
+    return [
+        Hook(
+            "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+            (
+                "server_args",
+                "tokenizer_manager",
+                "template_manager",
+                "port_args",
+                "scheduler_infos",
+                "subprocess_watchdog",
+                "execute_warmup_func",
+                "launch_callback",
+            ),
+            _serve_page,
+            HookType.AROUND,
+        ),
+        Hook(
+            "sglang.srt.utils.auth.add_api_key_middleware",
+            ("app", "api_key", "admin_api_key"),
+            _offer_key_form,
             HookType.AFTER,
         ),
     ]
@@ -178,12 +211,18 @@ def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req:
 
 def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:
     """A batch was full while a chunk held more than its window; the window slides with the chunk,
-    so ask again in every pass, as SGLang does for its own window pools."""
+    so ask again in every pass, as SGLang does for its own window pools. The watchdog looks at what
+    came of it."""
     from jenga_sglang.adapter.allocator import JengaAllocator
 
-    if isinstance(scheduler.token_to_kv_pool_allocator, JengaAllocator):
-        kwargs["running_batch"].batch_is_full = False
-    return original(scheduler, **kwargs)
+    allocator = scheduler.token_to_kv_pool_allocator
+    if not isinstance(allocator, JengaAllocator):
+        return original(scheduler, **kwargs)
+    kwargs["running_batch"].batch_is_full = False
+    allocator.budget = None
+    plan = original(scheduler, **kwargs)
+    allocator.watchdog.look(scheduler)
+    return plan
 
 
 def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
@@ -211,13 +250,40 @@ def _enable_fused_set_kv_buffer(original: Callable[..., bool], forward_batch: An
 
 def _token_info(stats: Any, observer: Any) -> Any:
     """Token usage is the share of the pool's bytes in use: with a pool that groups share, no
-    count of tokens is full when memory is."""
-    from jenga_sglang.adapter.kv_pool import JengaKVPool
+    count of tokens is full when memory is. Published with it: `sglang:jenga_*`."""
+    from jenga_sglang.adapter.metrics import with_metrics
+    from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 
-    pool = observer.token_to_kv_pool_allocator.get_kvcache()
-    if isinstance(pool, JengaKVPool):
-        stats.full_token_usage = pool.manager.used_share()
-    return stats
+    cache = observer.tree_cache
+    return with_metrics(stats, cache) if isinstance(cache, JengaPrefixCache) else stats
+
+
+def _answer(original: Callable[..., Any], controller: Any, recv_req: Any) -> Any:
+    """Questions about the pool travel as requests for the internal state, marked by their id."""
+    from jenga_sglang.adapter import observe
+
+    if questions.is_question(recv_req.rid):
+        return observe.answer(controller.scheduler, recv_req.rid)
+    return original(controller, recv_req)
+
+
+def _serve_page(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Put `/jenga` on SGLang's HTTP server before it starts."""
+    if is_jenga():
+        from sglang.srt.entrypoints import http_server
+
+        from jenga_sglang.web.routes import add_routes
+
+        add_routes(http_server.app, http_server.get_global_state)
+    return original(*args, **kwargs)
+
+
+def _offer_key_form(result: None, app: Any, **keys: Any) -> None:
+    """Who opens `/jenga` without the key is still refused, with the page's own form for it."""
+    if is_jenga():
+        from jenga_sglang.web.key_form import KeyForm
+
+        app.add_middleware(KeyForm)
 
 
 def _add_memory_usage(result: None, controller: Any, state: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     TreeLock,
 )
 
+from jenga_sglang.adapter.metrics import JengaMetrics
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit, Pin
@@ -63,8 +64,10 @@ class JengaPrefixCache(BasePrefixCache):
         self.pin_of_row: dict[int, Pin] = self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
         self.last_page = np.zeros(rows, np.int64)
         self._evicted_pages = 0
+        self.metrics: JengaMetrics | None = None
         if params.enable_metrics:
             self.init_metrics_collector()
+            self.metrics = JengaMetrics(self.metrics_collector.labels)
 
     def reset(self) -> None:
         self.manager.reset()

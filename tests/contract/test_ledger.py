@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from jenga_sglang.adapter.hooks import runtime_hooks
+from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks
 from jenga_sglang.plugin import _command_line_hooks
 
 LEDGER = Path(__file__).parents[2] / "patches" / "README.md"
@@ -11,7 +11,7 @@ LEDGER = Path(__file__).parents[2] / "patches" / "README.md"
 
 def test_the_ledger_has_one_row_per_hook() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| (after|around) \|", LEDGER.read_text(), re.MULTILINE)
-    hooks = [*_command_line_hooks(), *runtime_hooks()]
+    hooks = [*_command_line_hooks(), *runtime_hooks(), *http_hooks()]
     assert sorted(rows) == sorted(
         (hook.target.removeprefix("sglang.srt."), hook.kind.value) for hook in hooks
     )

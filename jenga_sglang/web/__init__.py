@@ -1,0 +1,1 @@
+"""The page map on SGLang's HTTP server: JSON, one page without external assets, its key form."""

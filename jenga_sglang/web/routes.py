@@ -1,0 +1,87 @@
+"""`GET /jenga`, `/jenga/stats` and `/jenga/explain`, beside SGLang's own routes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+import zlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+from fastapi.responses import HTMLResponse, JSONResponse
+from sglang.srt.managers.io_struct import GetInternalStateReq
+
+from jenga_sglang import questions
+from jenga_sglang.web.page import page
+
+ANSWER_SECONDS = 10.0
+DEFAULT_NEW_TOKENS = 128  # as SGLang's own default
+
+
+class Scheduler:
+    """Asks the scheduler through SGLang's own channel for its internal state."""
+
+    def __init__(self, global_state: Callable[[], Any]) -> None:
+        self._global_state = global_state
+        self._asked: dict[str, asyncio.Task[dict[str, Any]]] = {}
+
+    async def ask(self, question: str) -> dict[str, Any]:
+        """The answer of the first data-parallel rank. Raises ``TimeoutError``.
+
+        Who asks while the same question is under way shares its answer. The request itself is
+        never given up: its late answer would reach whoever asks next.
+        """
+        task = self._asked.get(question)
+        if task is None:
+            task = self._asked[question] = asyncio.ensure_future(self._send(question))
+            task.add_done_callback(lambda _: self._asked.pop(question))
+        return await asyncio.wait_for(asyncio.shield(task), ANSWER_SECONDS)
+
+    async def _send(self, question: str) -> dict[str, Any]:
+        tokenizer = self._global_state().tokenizer_manager
+        tokenizer.auto_create_handle_loop()
+        replies = await tokenizer.get_internal_state_communicator(GetInternalStateReq(rid=question))
+        first: dict[str, Any] = replies[0].internal_state
+        return first | {"data_parallel_ranks": len(replies)}
+
+    @property
+    def model(self) -> str:
+        return str(self._global_state().tokenizer_manager.served_model_name)
+
+
+def add_routes(app: FastAPI, global_state: Callable[[], Any]) -> None:
+    """Add the three routes; SGLang's key, where it has one, guards them like all others."""
+    scheduler = Scheduler(global_state)
+
+    @app.get("/jenga", response_class=HTMLResponse, include_in_schema=False)
+    async def show_page() -> HTMLResponse:
+        return HTMLResponse(page())
+
+    @app.get("/jenga/stats")
+    async def stats() -> JSONResponse:
+        """The pool, its groups, the queue and the map of large pages."""
+        return await _reply(scheduler, questions.STATS)
+
+    @app.get("/jenga/explain")
+    async def explain(
+        prompt_tokens: Annotated[int, Query(ge=0)],
+        max_new_tokens: Annotated[int, Query(ge=0)] = DEFAULT_NEW_TOKENS,
+    ) -> JSONResponse:
+        """Whether and why a prompt of this length would be admitted now, nothing of it cached."""
+        return await _reply(scheduler, questions.explain(prompt_tokens, max_new_tokens))
+
+
+async def _reply(scheduler: Scheduler, question: str) -> JSONResponse:
+    try:
+        answer = await scheduler.ask(question)
+    except TimeoutError:
+        error = f"the scheduler did not answer within {ANSWER_SECONDS:.0f} s: it is busy or stuck"
+        return JSONResponse({"error": error}, status_code=504)
+    if "map" in answer:
+        answer["map"] = base64.b64encode(zlib.compress(answer["map"], 1)).decode()
+    headers = {"Cache-Control": "no-store"}
+    return JSONResponse(
+        answer | {"model": scheduler.model, "time_seconds": time.time()}, headers=headers
+    )
