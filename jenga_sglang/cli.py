@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from jenga_sglang.plan import command as plan
+from jenga_sglang.watch import explain, report, top
 
-COMMANDS = (plan,)
+COMMANDS = (plan, top, report, explain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,30 @@
+"""`jenga explain URL --prompt-tokens N`: would a prompt of this length be admitted now, and why."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jenga_sglang.watch.client import add_arguments, server_of
+
+WORDS = {"now": "Yes, now", "later": "Not now", "never": "Never"}
+STATUS = {"now": 0, "later": 1, "never": 3}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="say whether a prompt would be admitted now, and why",
+        description="Says whether a prompt of a length, nothing of it cached, would be admitted "
+        "now. Exit status: 0 now, 1 later, 3 never, 2 no answer.",
+    )
+    add_arguments(parser)
+    parser.add_argument("--prompt-tokens", type=int, required=True)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    answer = server_of(arguments).explain(arguments.prompt_tokens, arguments.max_new_tokens)
+    print(f"{WORDS[answer['answer']]}: {answer['reason']}")
+    return STATUS[answer["answer"]]

@@ -1,0 +1,47 @@
+"""`jenga report URL -o report.html`: the page with what it would show, as one file to send."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from jenga_sglang.watch.client import Server, add_arguments, server_of
+from jenga_sglang.web.page import recorded_page
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write what the page map shows into one file",
+        description="Watches a server for a while and writes one HTML file that needs nothing "
+        "else, to attach to a bug report. It has token counts and request ids, no prompt text.",
+    )
+    add_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to watch")
+    parser.add_argument("--interval", type=float, default=0.5, help="seconds between samples")
+    parser.add_argument("--json", type=Path, help="write the samples there as well")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    samples = record(server_of(arguments), arguments.seconds, arguments.interval)
+    arguments.output.write_text(recorded_page(samples), encoding="utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(samples))
+    print(f"{len(samples)} samples in {arguments.output}")
+    return 0
+
+
+def record(server: Server, seconds: float, interval: float) -> list[dict[str, Any]]:
+    """Samples of ``seconds``, at least one; only the last keeps its map, which is large."""
+    samples = [server.stats()]
+    end = time.monotonic() + seconds
+    while time.monotonic() + interval < end:
+        time.sleep(interval)
+        samples[-1].pop("map", None)
+        samples.append(server.stats())
+    return samples

@@ -1,0 +1,119 @@
+"""`jenga top`, `report` and `explain` against a server that replays a recorded run."""
+
+import io
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from jenga_sglang.cli import main
+from jenga_sglang.watch.top import page_map, render
+
+KEY = "secret"
+VERDICTS = {500: "now", 5000: "later", 100_000: "never"}
+
+
+@pytest.fixture
+def url(samples: list[dict[str, Any]]) -> Iterator[str]:
+    """Of a server that wants a key and answers like the recorded one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = self.answer()
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def answer(self) -> tuple[int, Any]:
+            if self.headers["Authorization"] != f"Bearer {KEY}":
+                return 401, {"error": "Unauthorized"}
+            if self.path == "/jenga/stats":
+                return 200, samples[-1]
+            asked = re.fullmatch(r"/jenga/explain\?prompt_tokens=(\d+)&max_new_tokens=7", self.path)
+            if asked is None:
+                return 404, {}
+            return 200, {"answer": VERDICTS[int(asked[1])], "reason": "because"}
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "status", "said"),
+    [(500, 0, "Yes, now"), (5000, 1, "Not now"), (100_000, 3, "Never")],
+)
+def test_explain_says_so_and_exits_with_it(
+    tokens: int, status: int, said: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = ["--prompt-tokens", str(tokens), "--max-new-tokens", "7"]
+    assert main(["explain", url, "--api-key", KEY, *numbers]) == status
+    assert capsys.readouterr().out == f"{said}: because\n"
+
+
+def test_report_writes_a_page_with_the_samples_inside(
+    url: str, samples: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    page, raw = tmp_path / "report.html", tmp_path / "samples.json"
+    command = ["report", url, "--api-key", KEY, "-o", str(page), "--json", str(raw)]
+    assert main([*command, "--seconds", "0.2", "--interval", "0.05"]) == 0
+    recorded = json.loads(raw.read_text())
+    assert len(recorded) >= 2 and recorded[-1] == samples[-1]
+    assert all("map" not in sample for sample in recorded[:-1])
+    assert samples[-1]["queue"]["head"]["request_id"] in page.read_text()
+
+
+def test_top_shows_the_groups_and_why_the_next_request_waits(
+    url: str, samples: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["top", url, "--api-key", KEY, "--once"]) == 0
+    said = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())
+    head = samples[-1]["queue"]["head"]
+    assert head["request_id"] in said and head["reason"].split(":")[0] in said
+    for group in samples[-1]["groups"]:
+        assert group["dependency"].split()[0] in said and f"{group['lost_hit_tokens']:,}" in said
+
+
+def test_the_map_in_a_terminal_stands_for_every_large_page(samples: list[dict[str, Any]]) -> None:
+    now = samples[-1]
+    for width in (20, 80, 200):
+        rows = page_map(now, width).plain.split("\n")
+        assert len(rows) <= 8 and all(len(row) == width for row in rows[:-1])
+        characters = sum(map(len, rows))
+        per_character = -(-now["num_large_pages"] // (8 * width))
+        assert characters == -(-now["num_large_pages"] // per_character)
+    console = Console(width=60, file=io.StringIO())
+    console.print(render(now, samples[0], 60))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "wants its API key"), (["--api-key", "wrong"], "wants its API key")],
+)
+def test_a_missing_key_is_one_line(
+    arguments: list[str], said: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["top", url, "--once", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1
+
+
+def test_no_server_and_no_jenga_are_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "http://127.0.0.1:9", "--once"]) == 2
+    assert "no server answers" in capsys.readouterr().err
+    numbers = ["--prompt-tokens", "1"]  # the recorded server knows 7 new tokens only
+    assert main(["explain", url, "--api-key", KEY, *numbers]) == 2
+    assert "--memory-backend jenga" in capsys.readouterr().err
