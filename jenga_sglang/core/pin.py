@@ -92,10 +92,7 @@ class Counters:
     evicted: Counter[int] = field(default_factory=Counter)  # by group, for want of room
     cascaded: Counter[int] = field(default_factory=Counter)  # by group, out of reach
     refused_reservations: int = 0
-<<<<<<< HEAD
     saved_checkpoints: int = 0
     skipped_checkpoints: int = 0  # of recurrent states, for want of room
-=======
     prompt_tokens: int = 0  # of all prompts computed, again after a retraction
     hit_tokens: int = 0  # of those, what a hit spared
->>>>>>> 4706743 (Core: statistics, a map of large pages, and whether a request fits, as integers that add up)
