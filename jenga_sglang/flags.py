@@ -11,7 +11,9 @@ FLAG = "--memory-backend"
 BACKENDS = ("default", "jenga")
 RADIX_CACHE_BACKEND = "jenga"
 TORCH_BACKEND = "jenga_torch"
-ATTENTION_BACKENDS = (TORCH_BACKEND,)
+FLASHINFER_BACKEND = "flashinfer"
+TRITON_BACKEND = "triton"
+ATTENTION_BACKENDS = (FLASHINFER_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
 DEFAULT_PAGE_SIZE = 16
 # Inherited by every process that the server spawns: they load plug-ins before they see any flag.
 ACTIVE_VARIABLE = "JENGA_SGLANG_ACTIVE"
@@ -103,6 +105,7 @@ def _check_page_size(values: MutableMapping[str, Any]) -> None:
 
 
 def _check_attention(values: MutableMapping[str, Any]) -> None:
+    chosen: set[str] = set()
     for field in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
         backend = values.get(field)
         if backend not in (None, *ATTENTION_BACKENDS):
@@ -111,9 +114,32 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
                 f"--{field.replace('_', '-')} {backend}",
                 f"cannot read Jenga pages; with {FLAG} jenga choose one of {known} or none",
             )
-    values["attention_backend"] = TORCH_BACKEND
-    # Page tables are read on the host for every batch, which no captured graph can do.
-    values["disable_cuda_graph"] = True
+        chosen |= {backend} if backend else set()
+    if len(chosen) > 1:
+        raise refuse(
+            f"attention backends {' and '.join(sorted(chosen))}",
+            f"do not share their page tables; with {FLAG} jenga name one with --attention-backend",
+        )
+    backend = chosen.pop() if chosen else default_attention_backend(values.get("device"))
+    if backend != TORCH_BACKEND and values.get("cuda_graph_backend_prefill") == "full":
+        raise refuse(
+            "--cuda-graph-backend-prefill full",
+            f"captures attention of a fixed shape; with {FLAG} jenga choose breakable or disabled",
+        )
+    values["attention_backend"] = backend
+    if backend == TORCH_BACKEND:
+        # Page tables are read on the host for every batch, which no captured graph can do.
+        values["disable_cuda_graph"] = True
+
+
+def default_attention_backend(device: str | None) -> str:
+    """FlashInfer on NVIDIA's GPUs, Triton on AMD's, plain torch elsewhere. ``device`` is the
+    user's choice, as `--device` takes it."""
+    import torch
+
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return TORCH_BACKEND
+    return TRITON_BACKEND if torch.version.hip else FLASHINFER_BACKEND
 
 
 def refuse(what: str, why: str) -> SystemExit:

@@ -10,6 +10,10 @@ from typing import Any
 
 import msgspec
 from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+from sglang.srt.layers.attention.attention_registry import (
+    ATTENTION_BACKENDS,
+    register_attention_backend,
+)
 from sglang.srt.mem_cache.registry import (
     TreeCacheBuildContext,
     get_radix_cache_factory,
@@ -28,9 +32,12 @@ def register_backends() -> None:
     register_radix_cache_backend(flags.RADIX_CACHE_BACKEND, _build_prefix_cache)
     if flags.TORCH_BACKEND not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([flags.TORCH_BACKEND])
-    from sglang.srt.layers.attention.attention_registry import register_attention_backend
-
     register_attention_backend(flags.TORCH_BACKEND)(_build_torch_backend)
+    for name, build in (
+        (flags.TRITON_BACKEND, _build_triton_backend),
+        (flags.FLASHINFER_BACKEND, _build_flashinfer_backend),
+    ):
+        register_attention_backend(name)(_on_jenga_pages(build, ATTENTION_BACKENDS[name]))
 
 
 def runtime_hooks() -> list[Hook]:
@@ -67,6 +74,12 @@ def runtime_hooks() -> list[Hook]:
             "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw",
             ("self", "prefill_delayer_single_pass", "running_batch"),
             _ask_again,
+            HookType.AROUND,
+        ),
+        Hook(
+            "sglang.srt.arg_groups.model_hook.handle_model_specific_adjustments",
+            ("server_args",),
+            _model_adjustments,
             HookType.AROUND,
         ),
         Hook(f"{batch}.alloc_for_extend", ("batch",), _alloc_for_extend, HookType.AROUND),
@@ -154,6 +167,66 @@ def _build_torch_backend(runner: Any) -> Any:
     from jenga_sglang.adapter.torch_backend import JengaTorchBackend
 
     return JengaTorchBackend(runner)
+
+
+def _build_triton_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+
+    return JengaTritonBackend(runner)
+
+
+def _build_flashinfer_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
+
+    return JengaFlashInferBackend(runner)
+
+
+def _on_jenga_pages(build: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A name of SGLang's: ours on our pools, SGLang's on its own."""
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+    def choose(runner: Any) -> Any:
+        is_ours = isinstance(runner.token_to_kv_pool, JengaKVPool)
+        return build(runner) if is_ours else stock(runner)
+
+    return choose
+
+
+# SGLang lists, per model class, which of its own backends have windows or sinks. All three of
+# ours do; they pass as the one that is on every such list and on no list of exceptions.
+LISTED_BACKEND = "trtllm_mha"
+
+
+def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
+    """While SGLang compares its lists, and nowhere else, ours have a name that is on them."""
+    from sglang.srt.arg_groups import model_hook
+
+    stock = model_hook.resolved_view
+
+    def listed(server_args: Any) -> Any:
+        view = stock(server_args)
+        is_ours = view.radix_cache_backend == flags.RADIX_CACHE_BACKEND
+        return ListedView(view) if is_ours else view
+
+    model_hook.resolved_view = listed
+    try:
+        return original(server_args)
+    finally:
+        model_hook.resolved_view = stock
+
+
+class ListedView:
+    """Server arguments as they are, but for the name of the attention backend."""
+
+    attention_backend = LISTED_BACKEND
+    prefill_attention_backend = None
+    decode_attention_backend = None
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
 
 
 def _init_pools(
