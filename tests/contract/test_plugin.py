@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sglang.srt.plugins.hook_registry as registry
+import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from jenga_sglang import flags, plugin
@@ -150,9 +151,65 @@ class TestFlag:
         "field", ["attention_backend", "prefill_attention_backend", "decode_attention_backend"]
     )
     def test_an_attention_backend_that_cannot_read_the_pages_is_refused(self, field: str) -> None:
-        values = {"memory_backend": "jenga", field: "triton"}
+        values = {"memory_backend": "jenga", field: "fa3"}
         line = refusal(lambda: flags.apply_flag(values))
-        assert f"--{field.replace('_', '-')} triton" in line and flags.TORCH_BACKEND in line
+        assert f"--{field.replace('_', '-')} fa3" in line
+        assert "flashinfer, triton, jenga_torch" in line
+
+    def test_two_attention_backends_at_once_are_refused(self) -> None:
+        values = {
+            "memory_backend": "jenga",
+            "prefill_attention_backend": "triton",
+            "decode_attention_backend": "flashinfer",
+        }
+        line = refusal(lambda: flags.apply_flag(values))
+        assert "flashinfer and triton" in line and "--attention-backend" in line
+
+    @pytest.mark.parametrize("backend", ["flashinfer", "triton"])
+    def test_whole_prefills_in_a_graph_are_refused(self, backend: str) -> None:
+        values = {
+            "memory_backend": "jenga",
+            "attention_backend": backend,
+            "cuda_graph_backend_prefill": "full",
+        }
+        line = refusal(lambda: flags.apply_flag(values))
+        assert "--cuda-graph-backend-prefill full" in line and "breakable" in line
+
+    @pytest.mark.parametrize(
+        ("backend", "disables_graphs"),
+        [("flashinfer", False), ("triton", False), ("jenga_torch", True)],
+    )
+    def test_cuda_graphs_stay_on_where_the_backend_has_them(
+        self, backend: str, disables_graphs: bool
+    ) -> None:
+        values: dict[str, Any] = {"memory_backend": "jenga", "decode_attention_backend": backend}
+        assert flags.apply_flag(values)
+        assert values["attention_backend"] == backend
+        assert values.get("disable_cuda_graph", False) is disables_graphs
+
+    @pytest.mark.parametrize(
+        ("device", "has_gpu", "hip", "expected"),
+        [
+            (None, True, None, "flashinfer"),
+            ("cuda", True, None, "flashinfer"),
+            ("cuda", True, "7.0", "triton"),
+            ("cpu", True, None, "jenga_torch"),
+            (None, False, None, "jenga_torch"),
+        ],
+    )
+    def test_the_platform_chooses_the_attention_backend(
+        self,
+        device: str | None,
+        has_gpu: bool,
+        hip: str | None,
+        expected: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        values: dict[str, Any] = {"memory_backend": "jenga", "device": device}
+        assert flags.apply_flag(values)
+        assert values["attention_backend"] == expected
 
     def test_another_prefix_cache_is_refused(self) -> None:
         values = {"memory_backend": "jenga", "radix_cache_backend": "unified"}

@@ -1,0 +1,224 @@
+"""FlashInfer without a GPU: its own wrappers, their compiled modules replaced by the reference.
+
+    with flashinfer_on_host() as host:
+        plan.plan(counts)               # FlashInfer's Python runs as it is
+        out = plan.run(q, k, v)         # the reference computes from what the kernel would be given
+
+What a kernel takes from a schedule, the stand-in takes from where the schedule lies: the workspace
+that `plan` has filled last. And it checks that the arrays on the device say what the schedule says.
+Rows that a kernel reads and masks are multiplied by zero, so NaN in them spoils the result, as it
+would on a GPU; rows past a request's last token are not read, as kernels fill them with zeros.
+
+For tests. Needs flashinfer, but neither its kernels nor a compiler.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+
+from . import reference
+from .reference import Mask
+
+# Positions of arguments of FlashInfer 0.7.2's modules, after the three workspaces of `plan` and
+# the two and the plan of `run`.
+PLAN_HEAD = RUN_HEAD = 3
+DECODE_TAIL = {"cap": 15, "scale": 16}
+PREFILL_TAIL = {"cap": 22, "scale": 23}
+VARIANT_TAIL = {"tensor": 16, "scale": 17}
+CAUSAL = 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What one `plan` was told. qo_indptr, kv_indptr: (B + 1,) int32."""
+
+    qo_indptr: list[int]
+    kv_indptr: list[int]
+    window_left: int
+    in_graph: bool
+
+
+@dataclass
+class Host:
+    """All schedules in the order of their plans, and how often a kernel ran."""
+
+    schedules: list[Schedule] = field(default_factory=list)
+    runs: int = 0
+
+    def keep(self, schedule: Schedule, workspaces: Sequence[torch.Tensor]) -> list[int]:
+        """Write the schedule's number to where FlashInfer copies the schedule."""
+        _, on_device, pinned = workspaces
+        for workspace in (pinned, on_device):
+            workspace[:8].view(torch.int64).fill_(len(self.schedules))
+        self.schedules.append(schedule)
+        return [len(self.schedules)]
+
+    def scheduled(self, workspace: torch.Tensor) -> Schedule:
+        return self.schedules[int(workspace[:8].view(torch.int64))]
+
+
+@dataclass(frozen=True)
+class DecodeModule:
+    """Decode on CUDA cores: one query per request."""
+
+    host: Host
+
+    def plan(self, *given: Any) -> list[int]:
+        indptr, batch = given[PLAN_HEAD], given[PLAN_HEAD + 1]
+        in_graph, window_left = given[8], given[9]
+        schedule = Schedule(list(range(batch + 1)), indptr.tolist(), window_left, in_graph)
+        return self.host.keep(schedule, given[:PLAN_HEAD])
+
+    def run(self, *given: Any) -> None:
+        q, k, v, indptr, indices, last, out = given[RUN_HEAD : RUN_HEAD + 7]
+        schedule = self.host.scheduled(given[1])
+        assert given[12] == schedule.window_left
+        paged = Paged(schedule.qo_indptr, indptr, indices, last)
+        tail = DECODE_TAIL
+        attend(
+            self.host, schedule, paged, q, k, v, out, True, given[tail["scale"]], given[tail["cap"]]
+        )
+
+
+@dataclass(frozen=True)
+class PrefillModule:
+    """Prefill, and decode on tensor cores; `has_sinks` for the variant with sinks."""
+
+    host: Host
+    has_sinks: bool = False
+
+    def plan(self, *given: Any) -> list[int]:
+        qo_indptr, kv_indptr = given[PLAN_HEAD : PLAN_HEAD + 2]
+        in_graph, window_left = given[11], given[15]
+        schedule = Schedule(qo_indptr.tolist(), kv_indptr.tolist(), window_left, in_graph)
+        return self.host.keep(schedule, given[:PLAN_HEAD])
+
+    def paged_run(self, *given: Any) -> None:
+        q, k, v, qo_indptr, indptr, indices, last, out, _, mask = given[RUN_HEAD : RUN_HEAD + 10]
+        schedule = self.host.scheduled(given[1])
+        assert given[14] == schedule.window_left
+        assert qo_indptr[: len(schedule.qo_indptr)].tolist() == schedule.qo_indptr
+        paged = Paged(schedule.qo_indptr, indptr, indices, last)
+        sinks, cap = None, 0.0
+        if self.has_sinks:
+            sinks, scale = given[VARIANT_TAIL["tensor"]], given[VARIANT_TAIL["scale"]]
+        else:
+            scale, cap = given[PREFILL_TAIL["scale"]], given[PREFILL_TAIL["cap"]]
+        # One query per request needs no mask for causality.
+        queries = torch.tensor(schedule.qo_indptr).diff()
+        is_causal = mask == CAUSAL or bool((queries <= 1).all())
+        attend(self.host, schedule, paged, q, k, v, out, is_causal, scale, cap, sinks)
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Tables of a batch: query offsets of the schedule, the rest as it lies on the device."""
+
+    qo_indptr: list[int]
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    last_page_len: torch.Tensor
+
+
+def attend(
+    host: Host,
+    schedule: Schedule,
+    paged: Paged,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    is_causal: bool,
+    scale: float,
+    cap: float,
+    sinks: torch.Tensor | None = None,
+) -> None:
+    """Fill `out` (rows, Hq, Dv) as the kernel would."""
+    host.runs += 1
+    batch = len(schedule.kv_indptr) - 1
+    assert paged.indptr[: batch + 1].tolist() == schedule.kv_indptr, "planned for other lengths"
+    mask = Mask(is_causal, schedule.window_left)
+    for request in range(batch):
+        rows = slice(*schedule.qo_indptr[request : request + 2])
+        first, end = schedule.kv_indptr[request : request + 2]
+        if first == end:
+            out[rows] = 0
+            continue
+        pages = paged.indices[first:end].long()
+        kv_len = (end - first - 1) * k.shape[1] + int(paged.last_page_len[request])
+        keys, values = (cache[pages].flatten(0, 1)[:kv_len].to(q.dtype) for cache in (k, v))
+        positions = torch.arange(kv_len)
+        visible = mask.visible(positions[kv_len - (rows.stop - rows.start) :], positions)
+        logits = None if sinks is None else sinks.to(q.dtype)
+        out[rows] = reference.attention(q[rows], keys, values, visible, scale, cap, logits)[0]
+
+
+def xqa(host: Host) -> Any:
+    """`xqa_batch_decode_with_kv_cache`, from dense tables and lengths alone."""
+
+    def run(
+        q: torch.Tensor,
+        caches: tuple[torch.Tensor, torch.Tensor],
+        workspace: torch.Tensor,
+        block_tables: torch.Tensor,
+        lengths: torch.Tensor,
+        max_len: int,
+        bmm1_scale: float,
+        bmm2_scale: float,
+        window_left: int,
+        out: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        host.runs += 1
+        assert int(lengths.long().max()) <= max_len
+        tokens = caches[0].shape[1]
+        outs = []
+        for row, pages, length in zip(q, block_tables, lengths.long().tolist(), strict=True):
+            used = pages[: -(-length // tokens)].long()
+            keys, values = (c[used].flatten(0, 1)[:length].to(q.dtype) for c in caches)
+            positions = torch.arange(length)
+            visible = Mask(True, window_left).visible(positions[-1:], positions)
+            logits = None if sinks is None else sinks.to(q.dtype)
+            attended = reference.attention(
+                row[None], keys, values, visible, bmm1_scale, sinks=logits
+            )[0]
+            outs.append(attended * bmm2_scale)
+        return torch.cat(outs)
+
+    return run
+
+
+@contextmanager
+def flashinfer_on_host() -> Iterator[Host]:
+    """Let FlashInfer's wrappers run on host tensors inside the block."""
+    with warnings.catch_warnings(action="ignore"):
+        import flashinfer.decode
+        import flashinfer.prefill
+    host = Host()
+    plain_empty = torch.empty
+
+    def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        return plain_empty(*args, **kwargs)
+
+    with ExitStack() as stack:
+
+        def put(place: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(place, name, value))
+
+        put(torch, "empty", empty)
+        decode, prefill = flashinfer.decode, flashinfer.prefill
+        for place in (decode, prefill):
+            put(place, "device_support_pdl", lambda device: False)
+            put(place, "get_batch_prefill_module", lambda *args: PrefillModule(host))
+        put(decode, "get_batch_decode_module", lambda *args: DecodeModule(host))
+        put(decode, "xqa_batch_decode_with_kv_cache", xqa(host))
+        put(prefill, "get_customize_batch_prefill_module", lambda *args, **kwargs: None)
+        put(prefill, "get_batch_prefill_jit_module", lambda *args: PrefillModule(host, True))
+        yield host

@@ -1,0 +1,242 @@
+"""Small models of attention layers alone, on Jenga pools, driven batch by batch.
+
+A `Bench` has a pool with requests in it and one attention backend. Two benches that are told the
+same steps must give the same results and leave the same bytes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from jenga_sglang.adapter.discovery import discover_groups
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.planner import plan_geometry
+
+PAGE_SIZE = 4
+MAX_LENGTH = 200
+MAX_REQUESTS = 6
+POOL_BYTES = 1 << 19
+HEADS, KV_HEADS, DIM = 4, 2, 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """Layers as strings: "full", "window 9" (the query counted), "chunk", and "again" for one
+    that uses the KV of the layer before it."""
+
+    layers: tuple[str, ...]
+    chunk: int = 0
+    soft_cap: float = 0.0
+    has_sinks: bool = False
+    dim_v: int = DIM
+
+    def modules(self) -> torch.nn.ModuleList:
+        layers: list[RadixAttention] = []
+        for kind in self.layers:
+            same = kind == "again"
+            window = int(kind.split()[1]) - 1 if kind.startswith("window") else -1
+            layers.append(
+                RadixAttention(
+                    HEADS,
+                    DIM,
+                    DIM**-0.5,
+                    KV_HEADS,
+                    layer_id=layers[-1].layer_id if same else len(layers),
+                    logit_cap=self.soft_cap,
+                    v_head_dim=self.dim_v,
+                    sliding_window_size=layers[-1].sliding_window_size if same else window,
+                    use_irope=kind == "chunk",
+                )
+            )
+        return torch.nn.ModuleList(layers)
+
+
+@dataclass
+class Request:
+    row: int
+    pin: Pin
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The inputs of one layer in one step."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    sinks: torch.Tensor | None
+
+
+class Bench:
+    def __init__(self, model: Model, backend: Callable[[Any], Any]) -> None:
+        self.model = model
+        self.layers = model.modules()
+        groups = discover_groups(
+            self.layers, store_dtype=torch.float32, max_length=MAX_LENGTH, chunk=model.chunk
+        )
+        specs = tuple(group.spec for group in groups)
+        geometry = plan_geometry(
+            specs, pool_bytes=POOL_BYTES, max_length=MAX_LENGTH, page_size=PAGE_SIZE
+        ).geometry
+        self.manager = Manager(geometry, max_requests=MAX_REQUESTS, max_length=MAX_LENGTH)
+        self.pool = JengaKVPool(
+            self.manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
+        )
+        # What nobody has written is NaN, but for the null pages.
+        self.pool.buffer[geometry.large_page_bytes :] = 255
+        rows = SimpleNamespace(
+            size=MAX_REQUESTS,
+            req_to_token=torch.zeros((MAX_REQUESTS + 1, MAX_LENGTH), dtype=torch.int32),
+        )
+        self.runner = SimpleNamespace(
+            token_to_kv_pool=self.pool,
+            req_to_token_pool=rows,
+            model=self.layers,
+            model_config=SimpleNamespace(context_len=MAX_LENGTH),
+            device="cpu",
+            dtype=torch.float32,
+            page_size=PAGE_SIZE,
+            gpu_id=0,
+        )
+        self.req_to_token = rows.req_to_token
+        self.backend = backend(self.runner)
+        self.requests: dict[int, Request] = {}
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def start(self, row: int) -> None:
+        pin = self.manager.lock(self.manager.miss(row))
+        self.requests[row] = Request(row, pin)
+        self.pool.pin_of_row[row] = pin
+
+    def finish(self, row: int) -> None:
+        self.manager.release(self.requests.pop(row).pin)
+        del self.pool.pin_of_row[row]
+
+    def grow(self, row: int, new_tokens: int) -> None:
+        """Pages for the new tokens; what the history before them does not need is let go."""
+        request = self.requests[row]
+        pin, length = request.pin, request.length + new_tokens
+        self.manager.slide(pin, request.length)
+        assert self.manager.reserve([(pin, self.manager.new_pages(pin, length))])
+        self.manager.extend(pin, length)
+        ids = pin.row.astype(np.int64)[:, None] * PAGE_SIZE + np.arange(PAGE_SIZE)
+        self.req_to_token[row, :length] = torch.from_numpy(ids.ravel()[:length])
+        request.length = length
+
+    def batch(self, mode: ForwardMode, new: dict[int, int], padding: int = 0) -> Any:
+        """What SGLang would hand over; padding requests are those of a CUDA graph's batch."""
+        lengths = [self.requests[row].length for row in new] + [1] * padding
+        rows = [*new] + [0] * padding
+        locs = [
+            self.req_to_token[row, self.requests[row].length - n : self.requests[row].length]
+            for row, n in new.items()
+        ]
+        q_lens = list(new.values())
+        prefixes = [length - n for length, n in zip(lengths, q_lens, strict=False)]
+        return SimpleNamespace(
+            forward_mode=mode,
+            batch_size=len(rows),
+            seq_lens=torch.tensor(lengths),
+            seq_lens_cpu=torch.tensor(lengths),
+            req_pool_indices=torch.tensor(rows),
+            req_pool_indices_cpu=torch.tensor(rows),
+            extend_seq_lens=torch.tensor(q_lens),
+            extend_seq_lens_cpu=q_lens,
+            extend_prefix_lens=torch.tensor(prefixes),
+            extend_prefix_lens_cpu=prefixes,
+            out_cache_loc=torch.cat(locs).to(torch.int64) if locs else torch.zeros(0).long(),
+        )
+
+    # -- layers -------------------------------------------------------------------------------
+
+    def run(self, batch: Any, inputs: Sequence[Layer]) -> list[torch.Tensor]:
+        outs = []
+        for layer, kind, given in zip(self.layers, self.model.layers, inputs, strict=True):
+            own = kind != "again"
+            extra = {} if given.sinks is None else {"sinks": given.sinks}
+            outs.append(
+                self.backend.forward(
+                    given.q,
+                    given.k if own else None,
+                    given.v if own else None,
+                    layer,
+                    batch,
+                    save_kv_cache=own,
+                    **extra,
+                )
+            )
+        return outs
+
+
+@dataclass
+class Pair:
+    """Two benches over one model; ``checked`` is the backend under test."""
+
+    model: Model
+    expected: Bench
+    checked: Bench
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def each(self, do: Callable[[Bench], None]) -> None:
+        do(self.expected)
+        do(self.checked)
+
+    def inputs(self, tokens: int) -> list[Layer]:
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=self.generator)
+
+        return [
+            Layer(
+                normal(tokens, HEADS * DIM),
+                normal(tokens, KV_HEADS, DIM),
+                normal(tokens, KV_HEADS, self.model.dim_v),
+                normal(HEADS) if self.model.has_sinks else None,
+            )
+            for _ in self.model.layers
+        ]
+
+    def step(self, mode: ForwardMode, new: dict[int, int]) -> None:
+        """Run a batch of ``new`` tokens per row on both sides and compare all they did."""
+        for row, tokens in new.items():
+            self.each(lambda bench, row=row, n=tokens: bench.grow(row, n))
+        inputs = self.inputs(sum(new.values()))
+        outs = []
+        for bench in (self.expected, self.checked):
+            batch = bench.batch(mode, new)
+            bench.backend.init_forward_metadata(batch)
+            outs.append(bench.run(batch, inputs))
+        self.compare(*outs)
+
+    def replay(self, new: dict[int, int], graph_batch: int) -> None:
+        """A decode of a captured batch size, the rest padding, against an eager one."""
+        for row in new:
+            self.each(lambda bench, row=row: bench.grow(row, 1))
+        inputs = self.inputs(graph_batch)
+        real = len(new)
+        cut = [
+            Layer(given.q[:real], given.k[:real], given.v[:real], given.sinks) for given in inputs
+        ]
+        batch = self.expected.batch(ForwardMode.DECODE, new)
+        self.expected.backend.init_forward_metadata(batch)
+        expected = self.expected.run(batch, cut)
+        batch = self.checked.batch(ForwardMode.DECODE, new, padding=graph_batch - real)
+        self.checked.backend.init_forward_metadata_out_graph(batch)
+        self.compare(expected, [out[:real] for out in self.checked.run(batch, inputs)])
+
+    def compare(self, expected: list[torch.Tensor], checked: list[torch.Tensor]) -> None:
+        for number, (theirs, ours) in enumerate(zip(expected, checked, strict=True)):
+            torch.testing.assert_close(
+                ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda text, n=number: f"layer {n}: {text}"
+            )
+        # Bytes, as most of the pool is NaN.
+        assert torch.equal(self.expected.pool.buffer, self.checked.pool.buffer)

@@ -1,0 +1,207 @@
+"""Each backend against `jenga_torch`, which reads the page tables on the host: same outputs of
+every layer, same bytes in the pool, in every kind of batch SGLang makes."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pools import MAX_REQUESTS, Bench, Model, Pair
+from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from flashinfer_ext import variants
+from flashinfer_ext.host_modules import Host, flashinfer_on_host
+from jenga_sglang.adapter import flashinfer_backend, triton_backend
+from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
+from jenga_sglang.adapter.torch_backend import JengaTorchBackend
+from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+
+EXTEND, MIXED, DECODE = ForwardMode.EXTEND, ForwardMode.MIXED, ForwardMode.DECODE
+GRAPH_BATCH = 4
+
+MODELS = {
+    "windows": Model(("window 9", "full", "window 9", "window 21")),
+    "soft cap": Model(("window 9", "full"), soft_cap=3.0),
+    "sinks": Model(("window 9", "full", "window 9"), has_sinks=True),
+    "chunks": Model(("chunk", "full", "chunk"), chunk=16),
+    "shared KV": Model(("window 9", "again", "full", "again")),
+}
+
+# Empty splits of SGLang's decode kernel subtract infinities, and lanes that are masked overflow.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    schedule = SimpleNamespace(chunked_prefill_size=64, max_prefill_tokens=64)
+    monkeypatch.setattr(flashinfer_backend, "get_schedule", lambda: schedule)
+    monkeypatch.setattr(flashinfer_backend, "max_prefill_buffer_tokens", lambda: 64)
+    monkeypatch.setattr(flashinfer_backend, "get_cuda_graph_max_batch_size", lambda size: size)
+    # The kernels want half precision and whole cache lines; the reference does not.
+    monkeypatch.setattr(JengaFlashInferBackend, "kernels", lambda self, group: ())
+    monkeypatch.setitem(variants.DTYPE_NAMES, torch.float32, "f32")
+    execution = SimpleNamespace(kernel=SimpleNamespace(triton_attention_num_kv_splits=2))
+    monkeypatch.setattr(triton_backend, "get_exec", lambda: execution)
+    with flashinfer_on_host() as made:
+        yield made
+
+
+@pytest.fixture(params=["flashinfer", "flashinfer with XQA", "triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, host: Host) -> Any:
+    if request.param == "flashinfer with XQA":
+        monkeypatch.setenv(flashinfer_backend.DECODE_VARIABLE, "xqa")
+    return JengaTritonBackend if request.param == "triton" else JengaFlashInferBackend
+
+
+def pair_of(model: Model, backend: Any) -> Pair:
+    return Pair(model, Bench(model, JengaTorchBackend), Bench(model, backend))
+
+
+def skip_what_xqa_lacks(model: Model, backend: Any) -> None:
+    is_xqa = flashinfer_backend.Kernels.from_environment().decode == "xqa"
+    if is_xqa and backend is JengaFlashInferBackend and model.soft_cap:
+        pytest.skip("XQA has no soft cap")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_batch(name: str, backend: Any) -> None:
+    model = MODELS[name]
+    skip_what_xqa_lacks(model, backend)
+    pair = pair_of(model, backend)
+    for row in (3, 1, 5):
+        pair.each(lambda bench, row=row: bench.start(row))
+    pair.step(EXTEND, {3: 30, 1: 1})
+    pair.step(EXTEND, {5: 18, 3: 7})  # a new prompt, and the next chunk of another
+    pair.step(MIXED, {1: 1, 3: 23, 5: 1})
+    for _ in range(2):
+        pair.step(DECODE, {5: 1, 3: 1, 1: 1})
+    # Pages change hands.
+    pair.each(lambda bench: bench.finish(3))
+    pair.each(lambda bench: bench.start(2))
+    pair.step(EXTEND, {2: 40})
+    pair.step(DECODE, {1: 1, 2: 1})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_captured_decode_follows_lengths_pages_and_padding(name: str, backend: Any) -> None:
+    model = MODELS[name]
+    skip_what_xqa_lacks(model, backend)
+    pair = pair_of(model, backend)
+    ours = pair.checked
+    ours.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH)
+    warm_up = ours.batch(DECODE, {}, padding=GRAPH_BATCH)
+    before = ours.pool.buffer.clone()
+    ours.backend.init_forward_metadata_out_graph(warm_up, in_capture=True)
+    ours.run(warm_up, pair.inputs(GRAPH_BATCH))
+    assert torch.equal(before, ours.pool.buffer), "padding was written"
+    addresses = graph_addresses(ours)
+
+    for row in (1, 4):
+        pair.each(lambda bench, row=row: bench.start(row))
+    pair.step(EXTEND, {1: 14, 4: 33})
+    for _ in range(3):
+        pair.replay({4: 1, 1: 1}, GRAPH_BATCH)
+    pair.each(lambda bench: bench.finish(1))
+    pair.each(lambda bench: bench.start(6 % (MAX_REQUESTS + 1)))
+    pair.step(EXTEND, {6: 20})
+    pair.replay({6: 1, 4: 1}, GRAPH_BATCH)
+    assert graph_addresses(ours) == addresses, "a graph would read what is no longer written"
+
+
+def graph_addresses(bench: Bench) -> list[int]:
+    """Where the kernels of a captured decode read and write."""
+    step = bench.backend._step
+    tensors = []
+    for of_group in step.groups.values():
+        tables = of_group.tables
+        tensors += [tables.indptr, tables.kv_lens, tables.last_page_len]
+        tensors += [*tables.indices, *tables.block_tables, *tables.slots]
+    for plan in getattr(bench.backend, "_plans", {}).values():
+        wrapper = plan.wrapper
+        tensors += [wrapper._paged_kv_indptr_buf, wrapper._paged_kv_last_page_len_buf]
+        tensors += [wrapper._int_workspace_buffer]
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def test_a_flushed_cache_begins_with_new_tables(backend: Any) -> None:
+    pair = pair_of(MODELS["windows"], backend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    for bench in (pair.expected, pair.checked):
+        bench.finish(1)
+        bench.manager.reset()
+        bench.start(2)
+    pair.step(EXTEND, {2: 12})
+    pair.step(DECODE, {2: 1})
+
+
+def test_unequal_heads_of_k_and_v(host: Host) -> None:
+    pair = pair_of(Model(("window 9", "full"), dim_v=8), JengaFlashInferBackend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    pair.step(DECODE, {1: 1})
+
+
+def test_layers_and_stripes_of_a_group_share_one_plan_a_step(host: Host) -> None:
+    pair = pair_of(MODELS["windows"], JengaFlashInferBackend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    groups = len(pair.checked.backend.groups)
+    stripes = max(pair.checked.manager.memory.stripes)
+    assert (groups, stripes, len(host.schedules), host.runs) == (3, 2, 3, 4)
+    pair.step(EXTEND, {1: 5})
+    assert (len(host.schedules), host.runs) == (2 * 3, 2 * 4)
+
+
+def test_a_windowed_table_ends_where_the_window_does(host: Host) -> None:
+    pair = pair_of(Model(("window 9", "full")), JengaFlashInferBackend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 120})
+    pair.step(DECODE, {1: 1})
+    windowed, full = (g.counts.num_entries for g in pair.checked.backend._step.groups.values())
+    assert (windowed, full) == (3, 31)
+
+
+@pytest.mark.parametrize("name", ["flashinfer", "triton"])
+@pytest.mark.parametrize("what", ["cross-attention", "encoder_only", "positions"])
+def test_attention_that_the_kernels_lack_is_refused(name: str, what: str, host: Host) -> None:
+    backend = {"flashinfer": JengaFlashInferBackend, "triton": JengaTritonBackend}[name]
+
+    def refused(runner: Any) -> Any:
+        layer = runner.model[0]
+        if what == "cross-attention":
+            layer.is_cross_attention = True
+        elif what == "encoder_only":
+            layer.attn_type = AttentionType.ENCODER_ONLY
+        else:
+            layer.pos_encoding_mode = "ROPE_LLAMA"
+        with pytest.raises(SystemExit) as stop:
+            backend(runner)
+        line = str(stop.value)
+        assert f"--attention-backend {name}" in line and "'full'" in line and what in line
+        assert "choose --attention-backend" in line and "jenga_torch" in line
+
+    Bench(Model(("full",)), refused)
+
+
+def test_shapes_that_no_kernel_has_are_refused_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(runner: Any) -> Any:
+        with pytest.raises(SystemExit, match="head_dim: expected one of") as stop:
+            JengaFlashInferBackend(runner)
+        assert "--attention-backend triton or jenga_torch" in str(stop.value)
+
+    Bench(Model(("full",)), refused)
+
+
+def test_unequal_rows_have_no_row_view(host: Host) -> None:
+    def refused(runner: Any) -> Any:
+        with pytest.raises(SystemExit, match="equal K and V") as stop:
+            JengaTritonBackend(runner)
+        assert "--attention-backend jenga_torch" in str(stop.value)
+
+    Bench(Model(("full",), dim_v=8), refused)
