@@ -52,6 +52,8 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
         _write_row(batch, row, start if holds_kv else 0, ids)
         new_ids.append(ids[start:])
         req.kv.kv_allocated_len = req.kv.kv_committed_len = length
+    for req, pin, start, length in zip(batch.reqs, pins, batch.prefix_lens, lengths, strict=True):
+        cache.manager.save_states(pin, start, length, len(req.origin_input_ids))
     rows_cpu = torch.tensor(rows, dtype=torch.int64)
     out = torch.from_numpy(np.concatenate(new_ids))
     return _to_device(out, batch), _to_device(rows_cpu, batch), rows_cpu
@@ -74,6 +76,10 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         for index, (pin, _) in zip(opening, demands, strict=True):
             pages = cache.manager.extend(pin, int(lengths[index]) + 1)
             cache.last_page[rows[index]] = pages[0]
+    for index in np.flatnonzero((lengths + 1) % cache.page_size == 0).tolist():
+        req, length = batch.reqs[index], int(lengths[index])
+        prompt = len(req.origin_input_ids)
+        cache.manager.save_states(req.lock.receipt, length, length + 1, prompt)
     out = torch.from_numpy(cache.last_page[rows] * cache.page_size + lengths % cache.page_size)
     out = _to_device(out, batch)
     where = (batch.req_pool_indices, batch.seq_lens.clone())

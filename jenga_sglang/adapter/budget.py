@@ -95,7 +95,7 @@ class JengaPrefillBudget:
         """The whole next chunk, or None for this pass."""
         tokens = min(extend_input_len, chunk_limit)
         pages = -(-tokens // self.page_size) + 1
-        self._candidate = [pages] * len(self._pending)
+        self._candidate = self.manager.step_pages(pages)
         if self.manager.can_serve(self._with_pending(self._candidate)):
             return chunk_limit
         self._blocked = True

@@ -7,7 +7,9 @@ import os
 from typing import Any
 
 import torch
+from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 
 from jenga_sglang import flags
@@ -15,10 +17,12 @@ from jenga_sglang.adapter.allocator import JengaAllocator
 from jenga_sglang.adapter.discovery import attention_layers, discover_groups
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.report import log_start
+from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.planner import plan_geometry
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.search import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +47,11 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         max_length=max_length,
         chunk=getattr(configurator.model_config, "attention_chunk_size", None),
     )
+    config = configurator.mambaish_config
+    states = discover_states(config) if config is not None else None
     pool_bytes = stock_pool_bytes(configurator, sizes)
     geometry = choose_geometry(
-        tuple(g.spec for g in groups),
+        tuple(g.spec for g in (*groups, states) if g),
         configurator.page_size,
         pool_bytes,
         max_length,
@@ -62,6 +68,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     pool = JengaKVPool(
         manager,
         groups,
+        states,
         dtype=configurator.kv_cache_dtype,
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
@@ -69,11 +76,26 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     )
     log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
     return _InitializedPools(
-        req_to_token_pool=configurator._build_req_to_token_pool(
-            max_num_reqs=sizes.max_running_requests
-        ),
+        req_to_token_pool=_request_rows(configurator, sizes, pool),
         token_to_kv_pool=pool,
         token_to_kv_pool_allocator=JengaAllocator(pool),
+    )
+
+
+def _request_rows(configurator: Any, sizes: Any, pool: JengaKVPool) -> ReqToTokenPool:
+    """SGLang's table of request rows; with recurrent states, one that names them."""
+    if pool.states is None:
+        rows: ReqToTokenPool = configurator._build_req_to_token_pool(
+            max_num_reqs=sizes.max_running_requests
+        )
+        return rows
+    return JengaReqToTokenPool(
+        views=pool.states,
+        size=sizes.max_running_requests,
+        max_context_len=configurator.model_config.context_len
+        + get_req_to_token_extra_context_len(),
+        device=configurator.device,
+        enable_memory_saver=get_exec().features.enable_memory_saver,
     )
 
 
@@ -89,7 +111,12 @@ def choose_geometry(
         if layout == "exact-lcm":
             return exact_lcm(specs, page_size, pool_bytes)
         plan = plan_geometry(
-            specs, pool_bytes=pool_bytes, max_length=max_length, page_size=page_size
+            specs,
+            pool_bytes=pool_bytes,
+            max_length=max_length,
+            page_size=page_size,
+            # SGLang's kernels find the convolution and the temporal part by one index.
+            limits=Limits(split_states=False),
         )
         logger.info("Jenga geometry\n%s", "\n".join(plan.explain()))
         return plan.geometry
@@ -118,14 +145,17 @@ def stock_token_bytes(configurator: Any) -> int:
     config = configurator.model_config
     heads = config.get_num_kv_heads(*_attention_parallel())
     row = heads * (config.head_dim + config.v_head_dim) * configurator.kv_cache_dtype.itemsize
-    return int(configurator.layer_info.num_effective_layers * row)
+    if configurator.mambaish_config is None:
+        return int(configurator.layer_info.num_effective_layers * row)
+    return int(len(configurator.mambaish_config.full_attention_layer_ids) * row)
 
 
 def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
     """Bytes that SGLang's own pools would take for these sizes, padding page included."""
     page = configurator.pool_page_size
     if not configurator.is_hybrid_swa:
-        return stock_token_bytes(configurator) * (sizes.max_total_num_tokens + page)
+        rows = stock_token_bytes(configurator) * (sizes.max_total_num_tokens + page)
+        return rows + _stock_state_bytes(configurator)
     head = configurator._unified_swa_head_geometry()
     itemsize = configurator.kv_cache_dtype.itemsize
     full = head.head_num * (head.head_dim + head.v_head_dim) * itemsize
@@ -137,6 +167,14 @@ def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
     )
 
 
+def _stock_state_bytes(configurator: Any) -> int:
+    """Bytes of SGLang's pool of recurrent states, padding slot included."""
+    if configurator.mambaish_config is None:
+        return 0
+    slots = get_schedule().max_mamba_cache_size + 1
+    return int(slots * configurator.mambaish_config.mamba2_cache_params.mamba_cache_per_req)
+
+
 def _attention_parallel() -> tuple[int, int]:
     from sglang.srt.runtime_context import get_parallel
 
@@ -145,9 +183,7 @@ def _attention_parallel() -> tuple[int, int]:
 
 def _refuse_models(configurator: Any) -> None:
     what = None
-    if configurator.mambaish_config is not None:
-        what = "recurrent state"
-    elif configurator.use_mla_backend:
+    if configurator.use_mla_backend:
         what = "latent (MLA) attention"
     elif any(layer.is_cross_attention for layer in attention_layers(configurator.model)):
         what = "cross-attention"

@@ -64,6 +64,7 @@ def runtime_hooks() -> list[Hook]:
             _forget_hybrid_swa,
             HookType.AFTER,
         ),
+        *_state_hooks(),
         Hook(
             "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
             ("self", "req"),
@@ -139,6 +140,50 @@ def http_hooks() -> list[Hook]:
             ("app", "api_key", "admin_api_key"),
             _offer_key_form,
             HookType.AFTER,
+        ),
+    ]
+
+
+def _state_hooks() -> list[Hook]:
+    """For models with recurrent layers."""
+    convolution = "sglang.srt.models.lfm2.causal_conv1d"
+    return [
+        Hook(
+            "sglang.srt.arg_groups.model_hook.handle_mamba_radix_cache",
+            ("server_args", "hf_config"),
+            _handle_mamba_radix_cache,
+            HookType.AROUND,
+        ),
+        Hook(
+            "sglang.srt.mem_cache.kv_cache_builder.uses_ssm_state",
+            ("model_config",),
+            _uses_ssm_state,
+            HookType.AROUND,
+        ),
+        Hook(
+            "sglang.srt.model_executor.model_runner_components.attention_backend_setup"
+            ".attn_backend_wrapper",
+            ("runner", "full_attn_backend"),
+            _attn_backend_wrapper,
+            HookType.AROUND,
+        ),
+        Hook(
+            f"{convolution}_fn",
+            (
+                *("x", "weight", "bias", "query_start_loc", "cache_indices"),
+                *("has_initial_state", "conv_states", "activation", "pad_slot_id", "kwargs"),
+            ),
+            _short_convolution,
+            HookType.AROUND,
+        ),
+        Hook(
+            f"{convolution}_update",
+            (
+                *("x", "conv_state", "weight", "bias", "activation", "cache_seqlens"),
+                *("conv_state_indices", "pad_slot_id"),
+            ),
+            _short_convolution,
+            HookType.AROUND,
         ),
     ]
 
@@ -367,3 +412,37 @@ def _add_memory_usage(result: None, controller: Any, state: dict[str, Any]) -> N
     pool = allocator.get_kvcache()
     if isinstance(pool, JengaKVPool):
         state["jenga"] = describe(pool) | {"recounted": allocator.is_recounted}
+
+
+def _handle_mamba_radix_cache(
+    original: Callable[..., None], server_args: Any, hf_config: Any
+) -> None:
+    """SGLang's own prefix cache of states wants pages of one token or no overlap; ours has
+    neither limit and keeps its checkpoints itself."""
+    if server_args.radix_cache_backend != flags.RADIX_CACHE_BACKEND:
+        original(server_args, hf_config)
+
+
+def _uses_ssm_state(original: Callable[..., bool], model_config: Any) -> bool:
+    """The scheduler must not look for a second pool: states are in ours."""
+    return not is_jenga() and original(model_config)
+
+
+def _attn_backend_wrapper(original: Callable[..., Any], runner: Any, full_attn_backend: Any) -> Any:
+    backend = original(runner, full_attn_backend)
+    from jenga_sglang.adapter.states import JengaReqToTokenPool
+
+    if isinstance(runner.req_to_token_pool, JengaReqToTokenPool):
+        from jenga_sglang.adapter.state_backend import replace_linear_backend
+
+        replace_linear_backend(backend, runner)
+    return backend
+
+
+def _short_convolution(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from jenga_sglang.adapter.state_backend import convolution_backend
+
+    backend = convolution_backend()
+    return (
+        backend.run_convolution(original, *args, **kwargs) if backend else original(*args, **kwargs)
+    )

@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.memory_pool import KVCache
 from flashinfer_ext.layout import GroupLayout
 from flashinfer_ext.views import page_views
 from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.adapter.states import DiscoveredStates, StateViews
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
@@ -43,6 +44,7 @@ class JengaKVPool(KVCache):
         self,
         manager: Manager,
         groups: list[DiscoveredGroup],
+        states: DiscoveredStates | None = None,
         *,
         dtype: torch.dtype,
         device: str,
@@ -63,6 +65,7 @@ class JengaKVPool(KVCache):
         )
         self.manager = manager
         self.groups = groups
+        num_rows = len(groups)
         self.layouts = [
             GroupLayout(
                 num_layers=cut.layers_per_stripe,
@@ -73,7 +76,7 @@ class JengaKVPool(KVCache):
                 dtype=dtype,
                 small_page_bytes=cut.small_page_bytes,
             )
-            for cut, group in zip(geometry.groups, groups, strict=True)
+            for cut, group in zip(geometry.groups[:num_rows], groups, strict=True)
         ]
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
@@ -84,6 +87,9 @@ class JengaKVPool(KVCache):
         self.v_pages: dict[int, torch.Tensor] = {}
         for g in range(len(groups)):
             self._view_layers(g)
+        # Recurrent states are the last group.
+        self.state_group = num_rows if states else None
+        self.states = StateViews(self.buffer, states, geometry.groups[-1]) if states else None
         self.mem_usage = geometry.pool_bytes / GiB
         self._poison_freed = poison_freed
         if poison_freed:
@@ -116,12 +122,10 @@ class JengaKVPool(KVCache):
         if not self._poison_freed:
             return
         for group, small in self.manager.memory.take_freed():
-            layout = self.layouts[group]
+            size = self.manager.geometry.groups[group].small_page_bytes
             pages = torch.from_numpy(small.astype(np.int64)).to(self.device)
-            flat = self.buffer[
-                : len(self.buffer) // layout.small_page_bytes * layout.small_page_bytes
-            ]
-            flat.view(-1, layout.small_page_bytes)[pages] = 0xFF  # NaN in every float format
+            flat = self.buffer[: len(self.buffer) // size * size]
+            flat.view(-1, size)[pages] = 0xFF  # NaN in every float format
 
     # -- SGLang's interface -------------------------------------------------------------------
 

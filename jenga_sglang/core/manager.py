@@ -215,6 +215,10 @@ class Manager:
         usable -= sum(n * b for n, b in zip(pages, page_bytes, strict=True))
         return usable // all_rows * self.page_size if all_rows else self.max_length
 
+    def step_pages(self, pages: int) -> list[int]:
+        """Pages per group that ``pages`` new pages of a request that runs already take."""
+        return [pages if g in self.memory.row_groups else 0 for g in self._groups]
+
     def can_serve_pages(self, pages: int) -> bool:
         """Whether ``pages`` new pages fit in every group at once, as `reserve` would see it, for
         requests that run already."""

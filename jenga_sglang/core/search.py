@@ -32,7 +32,8 @@ class Limits:
     """What a geometry must keep to. ``None`` derives the bound of the large page from the pool.
 
     ``keep_row_grid`` allows only padding by whole rows, so that every row of the pool keeps lying
-    on one grid and kernels for one-token pages can read it.
+    on one grid and kernels for one-token pages can read it. ``split_states`` allows the parts of
+    a state to lie apart; kernels that find all of them by one number need them together.
     """
 
     large_page_bytes: int | None = None
@@ -40,6 +41,7 @@ class Limits:
     large_page_max_bytes: int = 32 << 20
     max_padding: float = 1 / 32  # of the small page's payload
     keep_row_grid: bool = True
+    split_states: bool = True
 
     def bound_bytes(self, pool_bytes: int) -> int:
         """The most that a large page may take."""
@@ -148,7 +150,8 @@ class Search:
                 (replace(spec, name=f"{spec.name}.{p}", state_bytes=(size,)), (index, p))
                 for p, size in enumerate(spec.state_bytes)
             )
-            choices.append([whole, parts] if len(parts) > 1 else [whole])
+            splits = self.limits.split_states and len(parts) > 1
+            choices.append([whole, parts] if splits else [whole])
         for choice in product(*choices):
             yield tuple(pair for pairs in choice for pair in pairs)
 

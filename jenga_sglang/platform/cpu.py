@@ -34,6 +34,12 @@ class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
         defaults.bound_pool(server_args)
         share_cores(server_args.tp_size * server_args.pp_size * server_args.dp_size)
 
+    def init_backend(self) -> None:
+        """Give recurrent layers operators that run here."""
+        from jenga_sglang.platform import operators
+
+        operators.install()
+
     def get_default_attention_backend(self) -> str:
         return defaults.STOCK_ATTENTION_BACKEND
 

@@ -17,12 +17,13 @@ from jenga_sglang.demo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make
 WINDOW = 48
 MAX_LENGTH = 2048
 HEAD_DIM = 16
-LAYER_TYPES = {"w": "sliding_attention", "f": "full_attention"}
+LAYER_TYPES = {"w": "sliding_attention", "f": "full_attention", "c": "conv"}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Hugging Face's class names without their endings, and the layers: w for window, f for full.
+    """Hugging Face's class names without their endings, and the layers: w for window, f for full,
+    c for a short convolution.
 
     Where ``layers`` says full for a model whose config has a window, SGLang's class ignores it.
     """
@@ -34,11 +35,13 @@ class Architecture:
     weight_scale: float = 0.2
     # Constants for the norms whose names end so.
     norms: dict[str, float] = field(default_factory=dict)
+    # Layers keep a recurrent state beside what their letter says.
+    states: bool = False
 
     @property
     def num_groups(self) -> int:
         """Layer groups that a server should find."""
-        return len(set(self.layers))
+        return len(set(self.layers)) + self.states
 
     def make_config(self) -> PreTrainedConfig:
         fields: dict[str, Any] = {
@@ -55,8 +58,9 @@ class Architecture:
             "eos_token_id": EOS_ID,
             "pad_token_id": PAD_ID,
         }
-        if "w" in self.layers:
+        if set(self.layers) != {"f"}:
             fields["layer_types"] = [LAYER_TYPES[letter] for letter in self.layers]
+        if "w" in self.layers:
             fields["sliding_window"] = WINDOW
         config_class = getattr(transformers, f"{self.config}Config")
         return config_class(**fields | self.fields)
@@ -93,6 +97,23 @@ ARCHITECTURES = {
     ),
     "cohere2": Architecture("Cohere2", "Cohere2", "wwwfwwwf", {"logit_scale": 1.0}),
     "olmo3": Architecture("Olmo3", "Olmo3", "wwwfwwwf"),
+    "falcon_h1": Architecture(
+        "FalconH1",
+        "FalconH1",
+        "fff",
+        {
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 16,
+            "mamba_chunk_size": 16,
+        },
+        states=True,
+    ),
+    "lfm2": Architecture(
+        "Lfm2", "Lfm2", "ccfccf", {"conv_L_cache": 3, "block_auto_adjust_ff_dim": False}
+    ),
 }
 
 

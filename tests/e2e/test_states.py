@@ -1,0 +1,79 @@
+"""Models with recurrent layers: Jenga's answers are stock's, Hugging Face's, and a cold run's.
+
+A convolution's state is kept in bfloat16 by default, also in a float32 model; the tests compare
+to the last bits, so they ask for float32.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from e2e.checks import (
+    POISON,
+    assert_outputs_vary,
+    assert_same_answers,
+    server_flags,
+)
+from e2e.engine import Job, run_jobs
+from e2e.stream import Request, StreamShape, make_stream
+from models.tiny import ARCHITECTURES
+from transformers import AutoModelForCausalLM
+
+SHAPE = StreamShape(num_requests=70, longest_prompt=400)
+EXACT_STATES = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
+# What SGLang's own prefix cache of states asks for.
+STOCK = {
+    "memory_backend": "default",
+    "page_size": 1,
+    "mamba_radix_cache_strategy": "no_buffer",
+    "disable_overlap_schedule": True,
+}
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1"])
+def test_every_answer_is_stocks_and_hits_change_nothing(
+    architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = tiny_model(architecture)
+    requests = make_stream(SHAPE, seed=1)
+    flags = server_flags(path, 16) | {"max_mamba_cache_size": 60, "max_running_requests": 20}
+    jenga = flags | {"memory_backend": "jenga"}
+    reports = run_jobs(
+        {
+            "stock": Job(flags | STOCK, requests, env=EXACT_STATES),
+            "jenga": Job(jenga, requests, env=EXACT_STATES | POISON),
+            "cold": Job(jenga | {"disable_radix_cache": True}, requests, env=EXACT_STATES),
+        },
+        tmp_path,
+    )
+    ours = reports["jenga"]
+    assert_same_answers(f"{architecture}, stock", reports["stock"].answers, ours.answers)
+    assert_same_answers(f"{architecture}, cold", reports["cold"].answers, ours.answers)
+    assert_outputs_vary(ours.answers)
+    assert ours.cached_tokens > 500 and reports["cold"].cached_tokens == 0
+    assert len(ours.state["groups"]) == ARCHITECTURES[architecture].num_groups
+    for group in ours.state["groups"]:
+        assert group["evicted_pages"] > 0 and group["used_bytes"] == 0, group
+    assert ours.state["saved_checkpoints"] > 50
+    expected = [greedy_tokens(path, r, len(a.tokens)) for r, a in some(requests, ours.answers)]
+    assert expected == [answer.tokens for _, answer in some(requests, ours.answers)]
+
+
+def some(requests: Sequence[Request], answers: Sequence[object]) -> list[tuple[Request, object]]:
+    """Every ninth request with its answer."""
+    return list(zip(requests, answers, strict=True))[::9]
+
+
+def greedy_tokens(path: Path, request: Request, num_tokens: int) -> list[int]:
+    """What Hugging Face's model says, token by token."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        out = model.generate(
+            torch.tensor([request.prompt]),
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+        )
+    return out[0, len(request.prompt) :].tolist()
