@@ -47,7 +47,6 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "prefill_only_disable_kv_cache": ("--prefill-only-disable-kv-cache", False),
     "disaggregation_mode": ("--disaggregation-mode", "null"),
     "dllm_algorithm": ("--dllm-algorithm", None),
-    "kv_events_config": ("--kv-events-config", None),
     "dcp_size": ("--dcp-size", 1),
     "attn_cp_size": ("--attn-cp-size", 1),
     "pp_size": ("--pp-size", 1),

@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     TreeLock,
 )
 
+from jenga_sglang.adapter.kv_events import KvEvents
 from jenga_sglang.adapter.metrics import JengaMetrics
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
@@ -64,6 +65,10 @@ class JengaPrefixCache(BasePrefixCache):
         self.pin_of_row: dict[int, Pin] = self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
         self.last_page = np.zeros(rows, np.int64)
         self._evicted_pages = 0
+        if params.enable_kv_cache_events:
+            self.kv_events = KvEvents(
+                manager, params.kv_event_lora_names, dynamo_format=params.dynamo_kv_event_format
+            )
         self.metrics: JengaMetrics | None = None
         if params.enable_metrics:
             self.init_metrics_collector()
@@ -72,6 +77,8 @@ class JengaPrefixCache(BasePrefixCache):
     def reset(self) -> None:
         self.manager.reset()
         self.pin_of_row.clear()
+        if self.kv_events is not None:
+            self.kv_events.reset()
         self._evicted_pages = 0
 
     # -- matching -----------------------------------------------------------------------------
@@ -148,6 +155,8 @@ class JengaPrefixCache(BasePrefixCache):
         before = pin.row[first:].copy()
         tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
         self.manager.checkpoint(pin, _namespace(req), tokens, self._lengths_to_keep(req, up_to))
+        if self.kv_events is not None:
+            self.kv_events.published(_namespace(req), tokens, pin.row[: pin.tree_pages])
         self._rewrite_row(req, pin, first, before)
         req.kv.cache_protected_len = pin.tree_pages * self.page_size
 

@@ -14,6 +14,8 @@ states most have none: `core.states` says which are backed there, and what slots
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,15 @@ from jenga_sglang.core.dependency import reads_everything
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.large_pages import Ids, LargePages
 from jenga_sglang.core.lru import LruBuckets
+
+
+@dataclass(frozen=True)
+class TreeChange:
+    """Pages that ``group`` has begun to hold for the tree, or holds no more; in order."""
+
+    group: int
+    held: bool
+    virtual: Ids
 
 
 class Memory:
@@ -56,6 +67,7 @@ class Memory:
         self.num_tree_pinned = 0
         self.now = 0
         self._freed: list[tuple[int, Ids]] | None = None
+        self._tree_changes: list[TreeChange] | None = None
         self._changed: list[Ids] | None = None
 
     def record_changes(self) -> None:
@@ -76,6 +88,15 @@ class Memory:
         """(group, small pages) freed since the last call, in order."""
         freed, self._freed = self._freed or [], []
         return freed
+
+    def record_tree(self) -> None:
+        """Keep note of what the tree's pages gain and lose, for `take_tree_changes`."""
+        self._tree_changes = []
+
+    def take_tree_changes(self) -> list[TreeChange]:
+        """What happened since the last call, in order."""
+        changes, self._tree_changes = self._tree_changes or [], []
+        return changes
 
     def tick(self) -> int:
         """Advance logical time: the only clock there is, so that every rank decides alike."""
@@ -178,6 +199,12 @@ class Memory:
         self.depth[virtual] = depth
         self.num_tree += len(virtual)
         self.num_tree_pinned += len(virtual)
+        for g in range(self.num_groups):
+            self._note_tree(g, True, virtual[self.table[g][virtual, 0] != 0])
+
+    def _note_tree(self, group: int, held: bool, virtual: Ids) -> None:
+        if self._tree_changes is not None and len(virtual):
+            self._tree_changes.append(TreeChange(group, held, virtual))
 
     def merge(self, private: Ids, tree: Ids) -> None:
         """Replace private pages by tree pages of the same tokens, position by position.
@@ -203,6 +230,7 @@ class Memory:
         self.pins[group][tree] = self.pins[group][private]
         self.pins[group][private] = 0
         self._note_change(tree, private)
+        self._note_tree(group, True, tree)
 
     def drop(self, group: int, virtual: Ids) -> None:
         """Free cached pages of ``group``; passes over pages that the group does not hold."""
@@ -256,6 +284,7 @@ class Memory:
 
     def _clear(self, group: int, virtual: Ids) -> Ids:
         small = self._small(group, virtual)
+        self._note_tree(group, False, virtual[self.in_tree[virtual]])
         self.table[group][virtual] = 0
         self._virtual_of[group][small] = 0
         self._note_change(virtual)

@@ -1,0 +1,148 @@
+"""KV events: the hashes are SGLang's, and who follows them knows what every group holds."""
+
+import random
+from collections import defaultdict
+from collections.abc import Hashable
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from core_builders import grow, make_manager, tokens
+from core_inspector import Histories, snapshot
+from sglang.srt.disaggregation.kv_events import KVEventBatch
+from sglang.srt.mem_cache.events import KVCacheEventRecorder, KvEventLoraNames
+from sglang.srt.mem_cache.radix_cache import RadixKey
+
+from jenga_sglang.adapter.kv_events import KvEvents
+from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.tree import Tokens
+
+PLAIN = (None, None)
+
+
+def make(*, page_size: int = 4, num_large: int = 40, dynamo_format: bool = False) -> KvEvents:
+    manager = make_manager(Full(), SlidingWindow(6), num_large=num_large, page_size=page_size)
+    events = KvEvents(manager, KvEventLoraNames(), dynamo_format=dynamo_format)
+    events.take()
+    return events
+
+
+def serve(events: KvEvents, history: Tokens, namespace: Hashable = PLAIN) -> None:
+    """Compute ``history``, publish it, end."""
+    manager = events.manager
+    pin = manager.lock(manager.match(namespace, history[:-1]))
+    grow(manager, pin, len(history))
+    publish(events, pin, namespace, history)
+    manager.release(pin)
+
+
+def publish(events: KvEvents, pin: Any, namespace: Hashable, history: Tokens) -> None:
+    events.manager.checkpoint(pin, namespace, history)
+    events.published(namespace, history, pin.row[: pin.tree_pages])
+
+
+def stock_hashes(history: Tokens, namespace: Any, *, dynamo_format: bool) -> list[int]:
+    """The hashes that SGLang's own cache publishes for one history."""
+    recorder = KVCacheEventRecorder(enabled=True, page_size=4, dynamo_format=dynamo_format)
+    extra_key, cache_salt = namespace
+    empty = RadixKey([], extra_key, cache_salt=cache_salt)
+    root = SimpleNamespace(parent=None, hash_value=[], event_hash_value=None, key=empty)
+    key = RadixKey(history.tolist(), extra_key, cache_salt=cache_salt)
+    node = SimpleNamespace(parent=root, hash_value=None, event_hash_value=None, key=key)
+    recorder.record_store(node)
+    return [h for event in recorder.take() for h in event.block_hashes]
+
+
+@pytest.mark.parametrize("dynamo_format", [False, True])
+@pytest.mark.parametrize("namespace", [PLAIN, (None, "salt"), ("extra", None), ("extra", "salt")])
+def test_hashes_are_those_of_sglangs_own_cache(namespace: Any, dynamo_format: bool) -> None:
+    events = make(dynamo_format=dynamo_format)
+    history = tokens(range(24))
+    serve(events, history[:12], namespace)
+    serve(events, history, namespace)
+    stored = [e for e in events.take() if e.group_idx == 0]
+    hashes = [h for event in stored for h in event.block_hashes]
+    assert hashes == stock_hashes(history, namespace, dynamo_format=dynamo_format)
+    assert [t for event in stored for t in event.token_ids] == history.tolist()
+    assert stored[0].parent_block_hash is None
+    assert stored[1].parent_block_hash == hashes[2]
+
+
+def test_a_consumer_that_knows_no_groups_can_read_them() -> None:
+    events = make()
+    serve(events, tokens(range(8)))
+    payload = msgspec.msgpack.encode(KVEventBatch(ts=1.0, events=events.take()))
+    batch = msgspec.msgpack.decode(payload, type=KVEventBatch)
+    assert [type(event).__name__ for event in batch.events] == ["BlockStored", "BlockStored"]
+    _, raw, _ = msgspec.msgpack.decode(payload)
+    assert [(event["group_idx"], event["group"]) for event in raw] == [
+        (0, "full"),
+        (1, "window 6"),
+    ]
+
+
+def test_a_flush_is_one_event() -> None:
+    events = make()
+    serve(events, tokens(range(8)))
+    events.manager.reset()
+    events.reset()
+    assert [type(e).__name__ for e in events.take()][-1] == "AllBlocksCleared"
+    serve(events, tokens(range(8)))
+    assert len(events.take()) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_follower_knows_what_every_group_holds(seed: int) -> None:
+    """Random requests on few documents in a small pool; the events alone, replayed, name the
+    pages that each group holds in the tree."""
+    generator = random.Random(seed)
+    events = make(num_large=generator.randint(12, 40))
+    manager, histories = events.manager, Histories(4)
+    number_of: dict[int, int] = {}
+    follower: dict[int, set[int]] = defaultdict(set)
+    documents = [np.random.default_rng(n).integers(0, 9, 60) for n in range(3)]
+    running: list[tuple[Any, Tokens]] = []
+    for _ in range(80):
+        if running and (len(running) == 4 or generator.random() < 0.5):
+            pin, history = running.pop(generator.randrange(len(running)))
+            if generator.random() < 0.8:
+                publish(events, pin, PLAIN, history)
+            manager.release(pin)
+        else:
+            start(manager, generator.choice(documents)[: generator.randint(4, 60)], running)
+        follow(events, follower, number_of, histories)
+        held = snapshot(manager, histories).cached
+        for group, pages in enumerate(held):
+            assert {number_of[h] for h in follower[group]} == pages
+    assert all(manager.counters.evicted.values()), "nothing was ever evicted"
+
+
+def start(manager: Manager, history: Tokens, running: list[tuple[Any, Tokens]]) -> None:
+    pin = manager.lock(manager.match(PLAIN, history[:-1]))
+    if manager.reserve([(pin, manager.new_pages(pin, len(history)))]):
+        manager.extend(pin, len(history))
+        running.append((pin, history))
+    else:
+        manager.release(pin)
+
+
+def follow(
+    events: KvEvents,
+    follower: dict[int, set[int]],
+    number_of: dict[int, int],
+    histories: Histories,
+) -> None:
+    """What a router does with events; ``number_of`` numbers the history behind each hash."""
+    for event in events.take():
+        if type(event).__name__ == "GroupBlockRemoved":
+            assert follower[event.group_idx] >= set(event.block_hashes), "removed but never stored"
+            follower[event.group_idx] -= set(event.block_hashes)
+            continue
+        parent = number_of[event.parent_block_hash] if event.parent_block_hash is not None else 0
+        page_tokens = np.array(event.token_ids).reshape(-1, event.block_size)
+        for block, page in zip(event.block_hashes, page_tokens, strict=True):
+            parent = number_of[block] = histories._number(PLAIN, parent, page.tobytes())
+            follower[event.group_idx].add(block)
