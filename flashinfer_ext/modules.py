@@ -44,8 +44,8 @@ def gpu_test_modules() -> list[Module]:
     windows = (True, False)
     modules = [stock(kind, 128, w) for kind in ("decode", "fa2", "fa3") for w in windows]
     modules += [stock("decode", 128, False, soft_cap=True), stock("fa2", 128, False, kv_dtype=FP8)]
-    modules += [xqa(128, 4, w) for w in windows]
-    modules.append(of_variant(Variant("sink", BF16, BF16, 64, 64, window=True)))
+    modules += [xqa(128, group, w) for group in (2, 4) for w in windows]
+    modules += [of_variant(Variant("sink", BF16, BF16, 64, 64, window=w)) for w in windows]
     modules.append(of_variant(Variant("page_mask", BF16, BF16, 128, 128, window=False)))
     return modules
 

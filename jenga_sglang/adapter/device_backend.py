@@ -10,13 +10,14 @@ captured with; a step that the host prepares early cannot disturb the one at wor
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 
 from flashinfer_ext import check_kernel_limits
@@ -28,12 +29,15 @@ from jenga_sglang import flags
 from jenga_sglang.adapter.discovery import attention_layers
 from jenga_sglang.adapter.kv_pool import JengaKVPool, LayerPlace
 from jenga_sglang.adapter.page_tables import PageTableCopy
+from jenga_sglang.adapter.report import size
 from jenga_sglang.adapter.step_tables import GroupStep, Rows, StepTables, trim_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class DeviceBackend(AttentionBackend):
         self._eager = self._tables()
         self._graph: StepTables | None = None
         self._step: Step | None = None
+        self._fp8_scales: dict[int, Fp8Scales] = {}
 
     # -- what a backend says of itself --------------------------------------------------------
 
@@ -174,16 +179,19 @@ class DeviceBackend(AttentionBackend):
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         if max_num_tokens != max_bs:
             raise NotImplementedError("CUDA graphs under Jenga hold one token per request")
+        if self.pool.states is not None:
+            raise NotImplementedError("CUDA graphs of recurrent layers under Jenga")
         self._graph = self._tables(max_bs)
+        logger.info(
+            "Page tables of captured decodes: %s for %d requests in %d tables",
+            size(self._graph.num_bytes),
+            max_bs,
+            len(self._copy.entries),
+        )
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         # A padding request reads one token of the null page; no kernel needs an empty history.
         return 1
-
-    def shared_read_ends(self, fm: ForwardMode) -> SharedReadEnds:
-        # Once the tables are built nothing reads the scheduler's rows and locations any more.
-        is_plain = fm.is_decode() or fm.is_extend_or_draft_extend_or_mixed()
-        return SharedReadEnds.PRE_REPLAY if is_plain else SharedReadEnds.UNKNOWN
 
     # -- once a batch -------------------------------------------------------------------------
 
@@ -270,10 +278,19 @@ class DeviceBackend(AttentionBackend):
     def _scales(self, k: torch.Tensor, layer: RadixAttention) -> Fp8Scales | None:
         if self.pool.dtype not in FP8_DTYPES or k.dtype in FP8_DTYPES:
             return None
-        if layer.k_scale is None or layer.v_scale is None:
-            one = torch.ones(1, dtype=torch.float32, device=self.device)
-            return Fp8Scales(one, one)
-        return Fp8Scales(layer.k_scale.float().view(1), layer.v_scale.float().view(1))
+        # Made while a graph is warmed up: it cannot hold copies from the host.
+        if layer.layer_id not in self._fp8_scales:
+            self._fp8_scales[layer.layer_id] = Fp8Scales(
+                *(self._on_device(value) for value in fp8_scales(layer))
+            )
+        return self._fp8_scales[layer.layer_id]
+
+    def _on_device(self, value: float) -> torch.Tensor:
+        return torch.tensor([value], dtype=torch.float32, device=self.device)
+
+    def descales(self, layer: RadixAttention) -> tuple[float, float]:
+        """What K and V in the layer's pages are multiplied with."""
+        return fp8_scales(layer) if self.pool.dtype in FP8_DTYPES else (1.0, 1.0)
 
 
 def check_attention(layer: RadixAttention) -> None:
@@ -286,6 +303,13 @@ def check_attention(layer: RadixAttention) -> None:
             f"layer {layer.layer_id}: positions {layer.pos_encoding_mode} and logit cap "
             f"{layer.logit_capping_method} inside the kernel"
         )
+
+
+def fp8_scales(layer: RadixAttention) -> tuple[float, float]:
+    """What the model's checkpoint wants K and V divided by before they become fp8."""
+    if layer.k_scale_float is None or layer.v_scale_float is None:
+        return 1.0, 1.0
+    return layer.k_scale_float, layer.v_scale_float
 
 
 def host_lengths(host: Any, device: torch.Tensor) -> torch.Tensor:

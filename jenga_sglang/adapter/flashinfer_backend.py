@@ -20,7 +20,6 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_schedule, max_prefill_buffer_tokens
 from sglang.srt.utils import get_cuda_graph_max_batch_size
 
-from flashinfer_ext.layout import FP8_DTYPES
 from flashinfer_ext.plan import AttentionPlan
 from flashinfer_ext.plan_spec import AttentionSpec
 from flashinfer_ext.planner import GroupPlanner
@@ -96,6 +95,7 @@ class JengaFlashInferBackend(DeviceBackend):
         self._max_parts = get_cuda_graph_max_batch_size(self.max_batch)
         if self._chunks:
             self._max_parts = 2 * self._max_parts + self._max_rows // self._chunks[0]
+        self._keys: dict[tuple[RadixAttention, bool, bool], Key] = {}
         self._planners: dict[Key, GroupPlanner] = {}
         self._xqa: dict[Key, XqaDecode] = {}
         self._plans: dict[Key, AttentionPlan] = {}
@@ -165,10 +165,11 @@ class JengaFlashInferBackend(DeviceBackend):
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         place = self.pool.place[layer.layer_id]
-        key = (place.group, self._spec(layer, place.group, step.is_decode, sinks is not None))
+        key = self._key(layer, place.group, step.is_decode, sinks is not None)
         caches = self.pool.get_kv_buffer(layer.layer_id)
         sink_logits = None if sinks is None else sinks.float()
-        scales = self._scale_options(layer)
+        k_scale, v_scale = self.descales(layer)
+        scales = {"k_scale": k_scale, "v_scale": v_scale}
         if step.is_decode and self.use.decode == "xqa":
             tables = step.groups[place.group].tables
             return self._xqa_decode(key).run(
@@ -177,6 +178,13 @@ class JengaFlashInferBackend(DeviceBackend):
         plan = self._plans.get(key) or self._plan(key, step)
         extra = () if sink_logits is None else (sink_logits,)
         return plan.run(q, *caches, *extra, stripe=place.stripe, **scales)
+
+    def _key(self, layer: RadixAttention, group: int, is_decode: bool, has_sinks: bool) -> Key:
+        """The layer's kind, worked out once."""
+        asked = (layer, is_decode, has_sinks)
+        if asked not in self._keys:
+            self._keys[asked] = (group, self._spec(layer, group, is_decode, has_sinks))
+        return self._keys[asked]
 
     def _spec(
         self, layer: RadixAttention, group: int, is_decode: bool, has_sinks: bool
@@ -229,9 +237,3 @@ class JengaFlashInferBackend(DeviceBackend):
         if key not in self._xqa:
             self._xqa[key] = XqaDecode(key[1], self._xqa_workspace)
         return self._xqa[key]
-
-    def _scale_options(self, layer: RadixAttention) -> dict[str, float]:
-        """What K and V of an fp8 cache are multiplied with."""
-        if self.pool.dtype not in FP8_DTYPES or layer.k_scale_float is None:
-            return {}
-        return {"k_scale": layer.k_scale_float, "v_scale": layer.v_scale_float}

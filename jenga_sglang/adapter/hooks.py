@@ -255,9 +255,27 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
 
     model_hook.resolved_view = listed
     try:
-        return original(server_args)
+        result = original(server_args)
     finally:
         model_hook.resolved_view = stock
+    if stock(server_args).radix_cache_backend == flags.RADIX_CACHE_BACKEND:
+        _forbid_graphs_of_states(server_args)
+    return result
+
+
+def _forbid_graphs_of_states(server_args: Any) -> None:
+    """Recurrent layers read their page tables on the host for every batch, which no captured graph
+    can do."""
+    from sglang.srt.arg_groups import model_hook
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+
+    if mambaish_config(model_hook.model_config_of(server_args)) is None:
+        return
+    config = model_hook.resolving_view(server_args).cuda_graph_config
+    for phase in Phase.ALL:
+        config = with_phase(config, phase, backend=Backend.DISABLED)
+    model_hook.declare_resolution(server_args, "jenga", cuda_graph_config=config)
 
 
 class ListedView:

@@ -112,6 +112,12 @@ class StepTables:
         else:
             self._make(1, 1, [1] * len(specs))
 
+    @property
+    def num_bytes(self) -> int:
+        """What the tables take on the device."""
+        builder = self.builder
+        return sum(t.numel() * t.itemsize for t in (builder.indices, builder.dense, builder.slots))
+
     def build(
         self,
         rows: Sequence[Rows],

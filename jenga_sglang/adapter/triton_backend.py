@@ -19,7 +19,6 @@ from sglang.kernels.ops.attention.metadata import get_num_kv_splits_triton
 from sglang.srt.runtime_context import get_exec
 from sglang.srt.utils import get_device_core_count
 
-from flashinfer_ext.layout import FP8_DTYPES
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.views import KV, row_views
 from jenga_sglang.adapter.device_backend import DeviceBackend, Step
@@ -180,7 +179,7 @@ class JengaTritonBackend(DeviceBackend):
             self._splits[place.group],
             self.max_splits,
             layer.scaling,
-            *self._descales(layer),
+            *self.descales(layer),
             logit_cap=layer.logit_cap,
             sinks=sinks,
             xai_temperature_len=layer.xai_temperature_len,
@@ -233,17 +232,10 @@ class JengaTritonBackend(DeviceBackend):
             True,
             None,
             longest,
-            *self._descales(layer),
+            *self.descales(layer),
             layer.scaling,
             logit_cap=layer.logit_cap,
             sliding_window_size=self.trim(place.group).window_left,
             sinks=sinks,
             xai_temperature_len=layer.xai_temperature_len,
         )
-
-    def _descales(self, layer: RadixAttention) -> tuple[float, float]:
-        """What K and V of an fp8 cache are multiplied with."""
-        scales = (layer.k_scale_float, layer.v_scale_float)
-        if self.pool.dtype not in FP8_DTYPES or None in scales:
-            return 1.0, 1.0
-        return scales

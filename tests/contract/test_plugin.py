@@ -1,6 +1,7 @@
 """The plug-in fails closed: whatever does not fit ends the start with one line that says why."""
 
 import inspect
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from types import ModuleType
@@ -232,3 +233,77 @@ class TestFlag:
         assert flags.apply_flag(values)
         assert values["radix_cache_backend"] == "jenga" and values["page_size"] == 16
         assert values["attention_backend"] in flags.ATTENTION_BACKENDS
+
+
+class TestModelLists:
+    """SGLang's lists of attention backends per model class, which name its own alone."""
+
+    def seen(self, radix_cache_backend: str) -> tuple[str, tuple[str, str]]:
+        """What the code that compares the lists sees of a server's attention backend."""
+        from sglang.srt.arg_groups import model_hook
+        from sglang.srt.configs import hybrid_arch
+
+        from jenga_sglang.adapter.hooks import _model_adjustments
+
+        view = Namespace(
+            radix_cache_backend=radix_cache_backend,
+            attention_backend="flashinfer",
+            prefill_attention_backend="flashinfer",
+            decode_attention_backend=None,
+            page_size=16,
+        )
+
+        def compare(server_args: Namespace) -> tuple[str, tuple[str, str]]:
+            seen = model_hook.resolved_view(server_args)
+            assert seen.page_size == 16
+            return seen.attention_backend, model_hook.attention_backends_of(seen)
+
+        stock = model_hook.resolved_view
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model_hook, "resolved_view", lambda server_args: view)
+            patch.setattr(model_hook, "model_config_of", lambda server_args: None)
+            patch.setattr(hybrid_arch, "mambaish_config", lambda config: None)
+            found = _model_adjustments(compare, view)
+            assert model_hook.resolved_view(view) is view, "put back"
+        assert model_hook.resolved_view is stock
+        return found
+
+    def test_ours_pass_under_a_name_that_is_on_them(self) -> None:
+        assert self.seen("jenga") == ("trtllm_mha", ("trtllm_mha", "trtllm_mha"))
+
+    def test_a_stock_server_is_seen_as_it_is(self) -> None:
+        assert self.seen("unified") == ("flashinfer", ("flashinfer", "flashinfer"))
+
+    def test_recurrent_layers_are_not_captured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sglang.srt.arg_groups import model_hook
+        from sglang.srt.configs import hybrid_arch
+        from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
+
+        from jenga_sglang.adapter.hooks import _model_adjustments
+
+        declared: dict[str, Any] = {}
+        config = CudaGraphConfig()
+        config.decode.backend = config.prefill.backend = "full"
+        view = Namespace(radix_cache_backend="jenga", cuda_graph_config=config)
+        for name, value in {
+            "resolved_view": lambda server_args: view,
+            "resolving_view": lambda server_args: view,
+            "model_config_of": lambda server_args: None,
+            "declare_resolution": lambda *args, **fields: declared.update(fields),
+        }.items():
+            monkeypatch.setattr(model_hook, name, value)
+        for states, backend in ((None, None), (Namespace(), "disabled")):
+            monkeypatch.setattr(hybrid_arch, "mambaish_config", lambda config, s=states: s)
+            _model_adjustments(lambda server_args: None, view)
+            found = declared.get("cuda_graph_config")
+            phases = {found.decode.backend, found.prefill.backend} if found else {None}
+            assert phases == {backend}
+
+    def test_every_list_has_that_name(self) -> None:
+        """Where a list of accepted backends begins with Triton or FA3, the name follows."""
+        from sglang.srt.arg_groups import model_hook
+
+        source = inspect.getsource(inspect.unwrap(model_hook.handle_model_specific_adjustments))
+        lists = re.findall(r"[\[({]\s*\"(?:triton|fa3|trtllm_mha)\"[^\])}]*[\])}]", source)
+        assert len(lists) == 4
+        assert all('"trtllm_mha"' in names for names in lists)

@@ -38,14 +38,15 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Job:
-    """A stream for one scheduler. ``flags`` are fields of SGLang's `ServerArgs`; ``before`` runs
-    in the process once its pools exist."""
+    """A stream for one scheduler. ``flags`` are fields of SGLang's `ServerArgs`; ``prepare`` runs
+    in the process before anything is built, ``before`` once its pools exist."""
 
     flags: dict[str, Any]
     requests: Sequence[Request]
     concurrency: int = 30
     env: dict[str, str] = field(default_factory=dict)
     before: Callable[[Any], None] | None = None
+    prepare: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def run(job: Job) -> Report:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
+    if job.prepare is not None:
+        job.prepare()
     scheduler, feed = _build(job)
     if job.before is not None:
         job.before(scheduler)

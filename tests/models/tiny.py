@@ -119,9 +119,14 @@ ARCHITECTURES = {
 
 def make_tiny_model(path: Path, architecture: str) -> Path:
     """Write model, tokenizer and generation settings into directory ``path`` and return it."""
-    # Of their own for each: two architectures may have the same shape.
+    # A seed of its own for each: two architectures may have the same shape.
     seed = list(ARCHITECTURES).index(architecture)
-    model = random_model(ARCHITECTURES[architecture], seed)
+    return write_model(path, ARCHITECTURES[architecture], seed)
+
+
+def write_model(path: Path, kind: Architecture, seed: int) -> Path:
+    """The same for an architecture that is not on the list."""
+    model = random_model(kind, seed)
     model.generation_config = GenerationConfig(
         bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pools import MAX_REQUESTS, Bench, Model, Pair
+from backend_bench import Bench, Model, Pair
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
@@ -15,10 +15,9 @@ from flashinfer_ext import variants
 from flashinfer_ext.host_modules import Host, flashinfer_on_host
 from jenga_sglang.adapter import flashinfer_backend, triton_backend
 from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
-from jenga_sglang.adapter.torch_backend import JengaTorchBackend
 from jenga_sglang.adapter.triton_backend import JengaTritonBackend
 
-EXTEND, MIXED, DECODE = ForwardMode.EXTEND, ForwardMode.MIXED, ForwardMode.DECODE
+EXTEND, DECODE = ForwardMode.EXTEND, ForwardMode.DECODE
 GRAPH_BATCH = 4
 
 MODELS = {
@@ -58,10 +57,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, hos
     return JengaTritonBackend if request.param == "triton" else JengaFlashInferBackend
 
 
-def pair_of(model: Model, backend: Any) -> Pair:
-    return Pair(model, Bench(model, JengaTorchBackend), Bench(model, backend))
-
-
 def skip_what_xqa_lacks(model: Model, backend: Any) -> None:
     is_xqa = flashinfer_backend.Kernels.from_environment().decode == "xqa"
     if is_xqa and backend is JengaFlashInferBackend and model.soft_cap:
@@ -72,26 +67,15 @@ def skip_what_xqa_lacks(model: Model, backend: Any) -> None:
 def test_every_kind_of_batch(name: str, backend: Any) -> None:
     model = MODELS[name]
     skip_what_xqa_lacks(model, backend)
-    pair = pair_of(model, backend)
-    for row in (3, 1, 5):
-        pair.each(lambda bench, row=row: bench.start(row))
-    pair.step(EXTEND, {3: 30, 1: 1})
-    pair.step(EXTEND, {5: 18, 3: 7})  # a new prompt, and the next chunk of another
-    pair.step(MIXED, {1: 1, 3: 23, 5: 1})
-    for _ in range(2):
-        pair.step(DECODE, {5: 1, 3: 1, 1: 1})
-    # Pages change hands.
-    pair.each(lambda bench: bench.finish(3))
-    pair.each(lambda bench: bench.start(2))
-    pair.step(EXTEND, {2: 40})
-    pair.step(DECODE, {1: 1, 2: 1})
+    pair = Pair.of(model, backend)
+    pair.serve()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_captured_decode_follows_lengths_pages_and_padding(name: str, backend: Any) -> None:
     model = MODELS[name]
     skip_what_xqa_lacks(model, backend)
-    pair = pair_of(model, backend)
+    pair = Pair.of(model, backend)
     ours = pair.checked
     ours.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH)
     warm_up = ours.batch(DECODE, {}, padding=GRAPH_BATCH)
@@ -100,16 +84,7 @@ def test_a_captured_decode_follows_lengths_pages_and_padding(name: str, backend:
     ours.run(warm_up, pair.inputs(GRAPH_BATCH))
     assert torch.equal(before, ours.pool.buffer), "padding was written"
     addresses = graph_addresses(ours)
-
-    for row in (1, 4):
-        pair.each(lambda bench, row=row: bench.start(row))
-    pair.step(EXTEND, {1: 14, 4: 33})
-    for _ in range(3):
-        pair.replay({4: 1, 1: 1}, GRAPH_BATCH)
-    pair.each(lambda bench: bench.finish(1))
-    pair.each(lambda bench: bench.start(6 % (MAX_REQUESTS + 1)))
-    pair.step(EXTEND, {6: 20})
-    pair.replay({6: 1, 4: 1}, GRAPH_BATCH)
+    pair.serve_captured(GRAPH_BATCH, ours.run)
     assert graph_addresses(ours) == addresses, "a graph would read what is no longer written"
 
 
@@ -129,7 +104,7 @@ def graph_addresses(bench: Bench) -> list[int]:
 
 
 def test_a_flushed_cache_begins_with_new_tables(backend: Any) -> None:
-    pair = pair_of(MODELS["windows"], backend)
+    pair = Pair.of(MODELS["windows"], backend)
     pair.each(lambda bench: bench.start(1))
     pair.step(EXTEND, {1: 25})
     for bench in (pair.expected, pair.checked):
@@ -140,15 +115,46 @@ def test_a_flushed_cache_begins_with_new_tables(backend: Any) -> None:
     pair.step(DECODE, {2: 1})
 
 
+def test_prefills_by_fa3(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(flashinfer_backend.PREFILL_VARIABLE, "fa3")
+    pair = Pair.of(MODELS["windows"], JengaFlashInferBackend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    backends = {spec.backend for _, spec in pair.checked.backend._plans}
+    pair.step(DECODE, {1: 1})
+    assert backends == {"fa3"}
+    assert {spec.backend for _, spec in pair.checked.backend._plans} == {"fa2"}
+
+
 def test_unequal_heads_of_k_and_v(host: Host) -> None:
-    pair = pair_of(Model(("window 9", "full"), dim_v=8), JengaFlashInferBackend)
+    pair = Pair.of(Model(("window 9", "full"), dim_v=8), JengaFlashInferBackend)
     pair.each(lambda bench: bench.start(1))
     pair.step(EXTEND, {1: 25})
     pair.step(DECODE, {1: 1})
 
 
+@pytest.mark.parametrize("kernel", ["fa2", "xqa"])
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_fp8_pages_and_the_scales_of_a_checkpoint(
+    scale: float | None, kernel: str, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(flashinfer_backend.DECODE_VARIABLE, kernel)
+    model = Model(("window 9", "full"), store_dtype=torch.float8_e4m3fn, scale=scale)
+    pair = Pair.of(model, JengaFlashInferBackend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    pair.step(DECODE, {1: 1})
+    if scale:
+        unscaled, scaled = (
+            bench.pool.get_key_buffer(1).float().nan_to_num()
+            for bench in (pair.expected, pair.checked)
+        )
+        assert unscaled.any()
+        torch.testing.assert_close(unscaled, scaled * scale)
+
+
 def test_layers_and_stripes_of_a_group_share_one_plan_a_step(host: Host) -> None:
-    pair = pair_of(MODELS["windows"], JengaFlashInferBackend)
+    pair = Pair.of(MODELS["windows"], JengaFlashInferBackend)
     pair.each(lambda bench: bench.start(1))
     pair.step(EXTEND, {1: 25})
     groups = len(pair.checked.backend.groups)
@@ -159,7 +165,7 @@ def test_layers_and_stripes_of_a_group_share_one_plan_a_step(host: Host) -> None
 
 
 def test_a_windowed_table_ends_where_the_window_does(host: Host) -> None:
-    pair = pair_of(Model(("window 9", "full")), JengaFlashInferBackend)
+    pair = Pair.of(Model(("window 9", "full")), JengaFlashInferBackend)
     pair.each(lambda bench: bench.start(1))
     pair.step(EXTEND, {1: 120})
     pair.step(DECODE, {1: 1})
