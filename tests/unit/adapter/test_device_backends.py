@@ -1,24 +1,9 @@
-"""Runs the tests of `interpreted/` in a process of their own.
+"""Runs the tests of `interpreted/`."""
 
-Triton decides when it is imported whether kernels are interpreted: TRITON_INTERPRET=1 must be set
-before the process starts.
-"""
-
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "interpreted"
+from interpreter import assert_passes_interpreted
 
 
 def test_kernels_on_jenga_pages_give_what_plain_torch_gives() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    result = subprocess.run(
-        [*command, "--tb=short", str(FOLDER)],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout
+    assert_passes_interpreted(Path(__file__).parent / "interpreted")
