@@ -1,4 +1,7 @@
-"""Jenga servers that the tests of this folder share; a start takes longer than most tests."""
+"""Jenga servers that the tests of this folder share; a start takes longer than most tests.
+
+Tests that need a server of their own are marked `long`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,11 +44,3 @@ def start_jenga(start_server: Callable[..., Any], taught_model: Path) -> Callabl
         return Client(started.port, started.process, started.log_path)
 
     return start
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder `long`: each starts servers, a minute of imports apiece."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker("long")

@@ -125,6 +125,7 @@ def launch(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.long
 def test_a_second_server_on_the_port_gives_up(server: Client, taught_model: Path) -> None:
     port = ("--port", str(server.port))
     done = launch("--model-path", str(taught_model), "--memory-backend", "jenga", *port)
@@ -132,6 +133,7 @@ def test_a_second_server_on_the_port_gives_up(server: Client, taught_model: Path
     assert "address already in use" in (done.stdout + done.stderr).lower()
 
 
+@pytest.mark.long
 def test_a_pool_without_room_is_refused_in_one_line(taught_model: Path) -> None:
     flags = ("--memory-backend", "jenga", "--max-total-tokens", "16")
     done = launch("--model-path", str(taught_model), "--port", "1", *flags)

@@ -216,21 +216,20 @@ class TestMetrics:
         server.assert_clean()
 
 
-class TestTheOtherWayRound:
+@pytest.fixture(scope="module")
+def other(start_jenga: Callable[..., Client]) -> Client:
     """Pages of one token, no overlap, chunks mixed with decoding, four requests at a time in a
     pool that they outgrow, and priorities."""
-
-    FLAGS = (
+    return start_jenga(
         *("--page-size", "1", "--disable-overlap-schedule", "--enable-mixed-chunk"),
         *("--chunked-prefill-size", "64", "--max-total-tokens", "700"),
         *("--schedule-conservativeness", "0", "--max-running-requests", "4", "--enable-metrics"),
         *("--enable-priority-scheduling", "--priority-scheduling-preemption-threshold", "1"),
     )
 
-    @pytest.fixture(scope="class")
-    def other(self, start_jenga: Callable[..., Client]) -> Client:
-        return start_jenga(*self.FLAGS)
 
+@pytest.mark.long
+class TestTheOtherWayRound:
     def test_answers(self, other: Client, taught_model: Path) -> None:
         assert_answers_are_right(other, taught_model)
 
