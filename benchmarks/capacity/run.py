@@ -13,18 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from benchmarks.capacity.models import make_gemma_shaped, make_llama_shaped
 from benchmarks.capacity.servers import Load, Outcome, Server, start
 
 PROMPT_TOKENS = 1024
 WINDOW_TOKENS = PROMPT_TOKENS // 16
-OUTPUT_TOKENS = 64
+OUTPUT_TOKENS = 192
 REQUESTS = 20
-POOL_TOKENS = 5 * (PROMPT_TOKENS + OUTPUT_TOKENS)
+POOL_TOKENS = 6000
 VOCABULARY = 256
 
 COMMON_FLAGS = [
@@ -63,7 +61,7 @@ def main() -> None:
         results["gemma"] = compare(gemma, load, options.repeats, capped=True)
         results["llama"] = compare(llama, load, options.repeats, capped=False)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print_table(results)
+    print(table(results))
 
 
 def make_load(seed: int) -> Load:
@@ -148,25 +146,35 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def print_table(results: dict[str, Any]) -> None:
-    table = Table("model", "server", "speed-up", "at once", "peak running", "wall s", "retractions")
+def table(results: dict[str, Any]) -> str:
+    """What README.md shows, in Markdown."""
+    lines = [
+        "| model | server | wall time | faster than stock | at once | retractions |",
+        "|---|---|---|---|---|---|",
+    ]
     for model in ("gemma", "llama"):
         for name in ("stock", "jenga", "capped"):
-            if name not in results[model]:
-                continue
-            row = results[model][name]
-            ratio = results[model]["ratios"].get(name)
-            table.add_row(
-                model,
-                name,
-                _shown(ratio["speedup"]) if ratio else "1",
-                _shown(ratio["concurrency"]) if ratio else "1",
-                _shown(row["peak_running"]),
-                _shown(row["wall_s"]),
-                _shown(row["retractions"]),
-            )
-    Console().print(table)
+            if name in results[model]:
+                lines.append(_row(model, name, results[model]))
+    return "\n".join(lines)
+
+
+def _row(model: str, name: str, result: dict[str, Any]) -> str:
+    row, ratio = result[name], result["ratios"].get(name)
+    at_once = _shown(row["peak_running"])
+    cells = [
+        model,
+        name,
+        f"{_shown(row['wall_s'])} s",
+        f"**{_shown(ratio['speedup'])} times**" if ratio else "1",
+        f"{at_once}: **{_shown(ratio['concurrency'])} times**" if ratio else at_once,
+        _shown(row["retractions"]),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _shown(value: dict[str, float]) -> str:
+    """The median, and the range unless there is none."""
+    if value["min"] == value["max"]:
+        return f"{value['median']:g}"
     return f"{value['median']:g} ({value['min']:g} to {value['max']:g})"

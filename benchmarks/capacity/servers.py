@@ -26,7 +26,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Load:
-    """Requests that are sent all at once: random prompts that share no prefix."""
+    """Requests that are sent all at once: random prompts that share no prefix, and answers that
+    end by themselves or after ``output_tokens``."""
 
     prompts: list[list[int]]
     output_tokens: int
@@ -86,7 +87,7 @@ class Server:
         )
 
     def _ask(self, input_ids: list[int], output_tokens: int) -> Any:
-        sampling = {"max_new_tokens": output_tokens, "temperature": 0, "ignore_eos": True}
+        sampling = {"max_new_tokens": output_tokens, "temperature": 0}
         return self.post("/generate", {"input_ids": input_ids, "sampling_params": sampling})
 
 

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-# Queries of one prefill that share a gather and a mask; bounds the mask's size.
-QUERY_BLOCK = 512
+# Queries of one prefill that share a gather and a mask. The most bounds the mask's size; fewer
+# are taken where each reads little, since a block computes every query against all its keys.
+MOST_QUERIES = 512
+FEWEST_QUERIES = 128
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,8 @@ class JengaTorchBackend(AttentionBackend):
         k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
         for block in plan.blocks[key]:
             window = slice(block.skip, block.skip + block.keep)
-            k = k_pages[block.pages].flatten(0, 1)[window].to(q.dtype)
-            v = v_pages[block.pages].flatten(0, 1)[window].to(q.dtype)
+            k = k_pages.index_select(0, block.pages).flatten(0, 1)[window].to(q.dtype)
+            v = v_pages.index_select(0, block.pages).flatten(0, 1)[window].to(q.dtype)
             queries = q[block.q_start : block.q_stop]
             attended = attend(
                 queries.transpose(0, 1).unsqueeze(0),
@@ -217,8 +219,9 @@ class JengaTorchBackend(AttentionBackend):
     def _row_blocks(
         self, row: Row, offset: int, dependency: Dependency, key: tuple[int, int]
     ) -> list[QueryBlock]:
-        whole = row.start == 0 and first_visible(dependency, row.stop - 1) == 0
-        step = row.stop - row.start if whole else QUERY_BLOCK
+        reach = row.stop - 1 - first_visible(dependency, row.stop - 1)
+        whole = row.start == 0 and reach == row.stop - 1
+        step = row.stop if whole else min(max(reach, FEWEST_QUERIES), MOST_QUERIES)
         blocks = []
         for start in range(row.start, row.stop, step):
             stop = min(start + step, row.stop)
@@ -274,7 +277,9 @@ class JengaTorchBackend(AttentionBackend):
         self, pages: torch.Tensor, bucket: DecodeBucket, dtype: torch.dtype
     ) -> torch.Tensor:
         """(B, heads, tokens, head dim) of the bucket's histories, unwritten tokens zero."""
-        gathered = pages[bucket.pages].flatten(1, 2).to(dtype)
+        # Copies page by page; indexing with a tensor takes twice as long on a CPU.
+        gathered = pages.index_select(0, bucket.pages.flatten()).to(dtype)
+        gathered = gathered.view(len(bucket.pages), -1, *pages.shape[2:])
         gathered.flatten(0, 1).index_fill_(0, bucket.unwritten, 0.0)
         return gathered.transpose(1, 2)
 
