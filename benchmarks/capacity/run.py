@@ -149,8 +149,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def table(results: dict[str, Any]) -> str:
     """What README.md shows, in Markdown."""
     lines = [
-        "| model | server | wall time | faster than stock | at once | retractions |",
-        "|---|---|---|---|---|---|",
+        "| model | server | wall time, s | times as fast as stock | requests at once | times stock "
+        "| retractions |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model in ("gemma", "llama"):
         for name in ("stock", "jenga", "capped"):
@@ -161,13 +162,13 @@ def table(results: dict[str, Any]) -> str:
 
 def _row(model: str, name: str, result: dict[str, Any]) -> str:
     row, ratio = result[name], result["ratios"].get(name)
-    at_once = _shown(row["peak_running"])
     cells = [
         model,
         name,
-        f"{_shown(row['wall_s'])} s",
-        f"**{_shown(ratio['speedup'])} times**" if ratio else "1",
-        f"{at_once}: **{_shown(ratio['concurrency'])} times**" if ratio else at_once,
+        _shown(row["wall_s"]),
+        f"**{_shown(ratio['speedup'])}**" if ratio else "1",
+        _shown(row["peak_running"]),
+        f"**{_shown(ratio['concurrency'])}**" if ratio else "1",
         _shown(row["retractions"]),
     ]
     return f"| {' | '.join(cells)} |"
@@ -175,6 +176,5 @@ def _row(model: str, name: str, result: dict[str, Any]) -> str:
 
 def _shown(value: dict[str, float]) -> str:
     """The median, and the range unless there is none."""
-    if value["min"] == value["max"]:
-        return f"{value['median']:g}"
-    return f"{value['median']:g} ({value['min']:g} to {value['max']:g})"
+    median, least, most = (f"{value[name]:.3g}" for name in ("median", "min", "max"))
+    return median if least == most else f"{median} ({least} to {most})"
