@@ -22,6 +22,8 @@ from e2e.stream import StreamShape, make_stream
 from models.tiny import ARCHITECTURES
 
 SHAPE = StreamShape(num_requests=2000, longest_prompt=600)
+# Models with recurrent layers need other flags of stock SGLang: see test_states.py.
+SERVED = ("llama", "mistral", "ministral", "gemma3", "cohere2", "olmo3")
 POISONED = ("mistral", "gemma3", "olmo3")
 # Long enough for an idle scheduler to run its leak check, which ends it when something leaked.
 IDLE_SECONDS = 2
@@ -29,7 +31,7 @@ IDLE_SECONDS = 2
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SERVED)
 def test_every_answer_is_stocks(
     architecture: str, tiny_model: Callable[[str], Path], start_server: Callable[..., Any]
 ) -> None:
