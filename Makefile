@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-long test-gpu lint format constraints clean
+.PHONY: help install serve demo test test-long test-gpu lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ install: $(INSTALLED) ## Install everything into VENV (.venv)
 
 serve: $(INSTALLED) $(if $(filter $(CACHE)/demo-model,$(MODEL)),$(DEMO_MODEL)) ## Serve MODEL (a made-up one by default) from Jenga memory; ARGS, PORT
 	@$(BIN)/python -m jenga_sglang.demo.serve --model-path $(MODEL) --port $(PORT) $(ARGS)
+
+demo: $(INSTALLED) $(if $(filter $(CACHE)/demo-model,$(MODEL)),$(DEMO_MODEL)) ## Run the examples on stock SGLang and on Jenga, equal bytes, side by side; MODEL, ARGS
+	@$(BIN)/python -m examples.demo --model-path $(MODEL) $(if $(filter $(CACHE)/demo-model,$(MODEL)),--dtype float32) $(ARGS)
 
 test: lint ## Check style and types, and run the tests that need neither a GPU nor hours
 	$(BIN)/pytest $(PYTEST_ARGS)

@@ -22,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from jenga_sglang import flags
+from jenga_sglang.memory_backend import JENGA, registry
 
 SUPPORTED_SGLANG = SpecifierSet("==0.5.23")
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
@@ -51,11 +52,14 @@ class Hook:
 
 
 def register() -> None:
-    """Entry point of `sglang.srt.plugins`: teach the command line the flag, and hook the rest in
-    the processes of a server that was started with it."""
+    """Entry point of `sglang.srt.plugins`: make `--memory-backend jenga` known, through SGLang's
+    registry where it has one, and hook the rest in the processes of a server started with it."""
     check_version(version("sglang"))
-    install(_command_line_hooks())
-    _hook_engine()
+    if found := registry():
+        found.register_memory_backend(flags.RADIX_CACHE_BACKEND, JENGA)
+    else:
+        install(_command_line_hooks())
+        _hook_engine()
     if flags.is_active():
         activate()
 

@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.registry import (
 from sglang.srt.plugins.hook_registry import HookType
 
 from jenga_sglang import flags, questions
+from jenga_sglang.memory_backend import registry
 from jenga_sglang.plugin import Hook
 
 
@@ -41,10 +42,13 @@ def register_backends() -> None:
 
 
 def runtime_hooks() -> list[Hook]:
-    """Every hook beyond the command line."""
+    """Every hook beyond the command line that this SGLang needs."""
+    return [*([] if registry() else pool_hooks()), *serving_hooks()]
+
+
+def pool_hooks() -> list[Hook]:
+    """What a registry of memory backends makes unnecessary."""
     configurator = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
-    batch = "sglang.srt.managers.schedule_batch"
-    components = "sglang.srt.managers.scheduler_components"
     return [
         Hook(
             f"{configurator}._init_pools",
@@ -64,7 +68,14 @@ def runtime_hooks() -> list[Hook]:
             _forget_hybrid_swa,
             HookType.AFTER,
         ),
-        *_state_hooks(),
+    ]
+
+
+def serving_hooks() -> list[Hook]:
+    """What every SGLang needs."""
+    batch = "sglang.srt.managers.schedule_batch"
+    components = "sglang.srt.managers.scheduler_components"
+    return [
         Hook(
             "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
             ("self", "req"),
@@ -114,6 +125,7 @@ def runtime_hooks() -> list[Hook]:
             _add_memory_usage,
             HookType.AFTER,
         ),
+        *_state_hooks(),
     ]
 
 

@@ -16,7 +16,7 @@ from sglang.srt.managers.io_struct import GetInternalStateReq
 from jenga_sglang import questions
 from jenga_sglang.web.page import page
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 20.0
 DEFAULT_NEW_TOKENS = 128  # as SGLang's own default
 
 

@@ -1,0 +1,1 @@
+"""Programs in SGLang's front-end language, on text that lies in this repository."""

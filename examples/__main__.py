@@ -1,0 +1,24 @@
+"""`python -m examples PROGRAM --url URL`: run one program and print what it made."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from examples.programs import PROGRAMS, run_program
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument("--api-key", default=os.environ.get("JENGA_API_KEY"))
+    arguments = parser.parse_args()
+    outcome = run_program(arguments.program, arguments.url, arguments.api_key)
+    for name, text in outcome.outputs:
+        print(f"{name}: {text}")
+    print(f"{outcome.cached_tokens:,} of {outcome.prompt_tokens:,} prompt tokens were cached")
+
+
+if __name__ == "__main__":
+    main()
