@@ -17,6 +17,8 @@ from jenga_sglang.adapter.report import size
 from jenga_sglang.core.admission import Weighing
 from jenga_sglang.core.manager import Manager
 
+MOST_SHOWN = 100  # waiting requests, in the order in which they are admitted
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -38,18 +40,18 @@ def queue_facts(scheduler: Any) -> dict[str, Any]:
         "grammar_requests": len(scheduler.grammar_manager.grammar_queue),
         "paused": bool(scheduler._engine_paused),
         "forward_passes": scheduler.forward_ct,
-        "head": _head(scheduler, waiting[0]) if waiting else None,
+        "head": _waiting(waiting[0]) | asdict(_why_waiting(scheduler)) if waiting else None,
+        "waiting": [_waiting(req) for req in waiting[:MOST_SHOWN]],
     }
 
 
-def _head(scheduler: Any, req: Any) -> dict[str, Any]:
+def _waiting(req: Any) -> dict[str, Any]:
     return {
         "request_id": req.rid,
         "prompt_tokens": len(req.origin_input_ids),
         "output_tokens": len(req.output_ids),
         "max_new_tokens": req.sampling_params.max_new_tokens,
         "waited_seconds": time.perf_counter() - req.time_stats.wait_queue_entry_time,
-        **asdict(_why_waiting(scheduler)),
     }
 
 

@@ -136,6 +136,9 @@ def test_a_waiting_request_is_named_with_the_memory_that_it_lacks(run: Run) -> N
     heads = [s["queue"]["head"] for s in run.samples if s["queue"]["head"]]
     lacking = [head for head in heads if head["cause"] == "memory"]
     assert lacking, "no request ever waited for memory"
+    for queue in (s["queue"] for s in run.samples if s["queue"]["head"]):
+        assert len(queue["waiting"]) == queue["waiting_requests"]
+        assert queue["waiting"][0]["request_id"] == queue["head"]["request_id"]
     for head in lacking:
         weighing = head["weighing"]
         asked = weighing["promised_large_pages"] + sum(weighing["asked_large_pages"])

@@ -59,6 +59,11 @@ def test_it_says_why_the_next_request_waits(
     assert "Why the next request waits" in said
     assert head["request_id"] in said and head["reason"] in said
 
+    behind = head | {"request_id": "behind", "prompt_tokens": 4321}
+    samples[-1]["queue"]["waiting"] = [head, behind]
+    said = text_of(open_recorded(browser, samples, tmp_path), "queue")
+    assert said.index(head["request_id"]) < said.index("behind: 4,321 prompt tokens")
+
     samples[-1]["queue"]["head"] = None
     assert "Nothing waits" in text_of(open_recorded(browser, samples, tmp_path), "next")
 
