@@ -8,6 +8,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 FLAG = "--memory-backend"
+WINDOW_FLAG = "--jenga-window"
+WINDOWS = ("model", "config")
 BACKENDS = ("default", "jenga")
 RADIX_CACHE_BACKEND = "jenga"
 TORCH_BACKEND = "jenga_torch"
@@ -17,6 +19,7 @@ ATTENTION_BACKENDS = (FLASHINFER_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
 DEFAULT_PAGE_SIZE = 16
 # Inherited by every process that the server spawns: they load plug-ins before they see any flag.
 ACTIVE_VARIABLE = "JENGA_SGLANG_ACTIVE"
+WINDOW_VARIABLE = "JENGA_WINDOW"
 
 # Fields of SGLang's ServerArgs that do not work on Jenga pages yet: what the user sees them as,
 # and the value that means "off".
@@ -65,6 +68,15 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         "own pools.",
     )
 
+    parser.add_argument(
+        WINDOW_FLAG,
+        choices=WINDOWS,
+        default="model",
+        help="Which sliding windows layers have under --memory-backend jenga. 'model' follows "
+        "SGLang's model class, bit for bit; 'config' also applies the window of the model's config "
+        "where the class ignores it, as Hugging Face does (Mistral, Mixtral, Phi-3, Qwen2, …).",
+    )
+
 
 def apply_flag(values: MutableMapping[str, Any]) -> bool:
     """Turn ``memory_backend`` in ``values`` (fields of ServerArgs) into settings SGLang knows.
@@ -73,9 +85,14 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
     or a combination that is not supported; nothing is set then.
     """
     backend = values.pop("memory_backend", "default")
+    window = values.pop("jenga_window", "model")
     if backend not in BACKENDS:
         raise refuse(f"{FLAG} {backend}", f"unknown; choose one of {', '.join(BACKENDS)}")
+    if window not in WINDOWS:
+        raise refuse(f"{WINDOW_FLAG} {window}", f"unknown; choose one of {', '.join(WINDOWS)}")
     if backend == "default":
+        if window != "model":
+            raise refuse(f"{WINDOW_FLAG} {window}", f"needs {FLAG} jenga; add it or leave this out")
         if values.get("radix_cache_backend") == RADIX_CACHE_BACKEND:
             raise refuse("--radix-cache-backend jenga", f"is set by {FLAG} jenga; use that flag")
         return False
@@ -92,6 +109,7 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
     _check_page_size(values)
     _check_attention(values)
     values["radix_cache_backend"] = RADIX_CACHE_BACKEND
+    os.environ[WINDOW_VARIABLE] = window
     return True
 
 
@@ -144,6 +162,11 @@ def default_attention_backend(device: str | None) -> str:
 def refuse(what: str, why: str) -> SystemExit:
     """The one line a user sees when a start is refused."""
     return SystemExit(f"jenga-sglang: {what}: {why}.")
+
+
+def follows_config_windows() -> bool:
+    """Whether `--jenga-window config` was chosen for this server."""
+    return os.environ.get(WINDOW_VARIABLE) == "config"
 
 
 def is_active() -> bool:

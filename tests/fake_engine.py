@@ -14,7 +14,9 @@ import numpy as np
 from fake_buffer import Buffer, Hashes, history_hashes
 from numpy.typing import NDArray
 
+from jenga_sglang.core.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.live_groups import register_group, retire_group
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.tree import Node
@@ -53,7 +55,6 @@ class FakeEngine:
     def __init__(self, manager: Manager, pick: Pick) -> None:
         self.manager = manager
         self.pick = pick
-        self.geometry = manager.geometry
         self.page_size = manager.page_size
         self.buffer = Buffer(manager.geometry)
         self.waiting: deque[Job] = deque()
@@ -61,7 +62,22 @@ class FakeEngine:
         self.counts: Counter[str] = Counter()
         self._held = self._held_pages()
         self._state_groups = manager.memory.state_groups
-        self._row_groups = manager.memory.row_groups
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.manager.geometry
+
+    def register(self, cut: GroupGeometry) -> int:
+        """A group is born between two steps."""
+        group = register_group(self.manager, cut)
+        self.buffer.geometry = self.geometry
+        self._held = self._held_pages()
+        return group
+
+    def retire(self, group: int) -> None:
+        """A group goes between two steps; everything it held is poison at once."""
+        retire_group(self.manager, group)
+        self._poison_freed()
 
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
@@ -163,7 +179,7 @@ class FakeEngine:
         places = np.arange(job.computed, length)
         assert job.computed >= pin.tree_pages * self.page_size, "would write into a shared page"
         self._compute_states(job, length)
-        for group in self._row_groups:
+        for group in pin.groups:
             small = self.manager.memory.table[group][pin.row[places // self.page_size]]
             assert small.all(), "no page to write to"
             slots = (places % self.page_size).astype(np.int32)
@@ -212,7 +228,7 @@ class FakeEngine:
         for job in self.running:
             for group in self._state_groups:
                 self._check_working_state(group, job)
-            for group in self._row_groups:
+            for group in pin_of(job).groups:
                 cut = self.geometry.groups[group]
                 ranges = cut.spec.dependency.needed(job.computed)
                 places = [t for r in ranges for t in range(r.start, r.stop)]

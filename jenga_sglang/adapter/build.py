@@ -14,7 +14,11 @@ from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.allocator import JengaAllocator
-from jenga_sglang.adapter.discovery import attention_layers, discover_groups
+from jenga_sglang.adapter.discovery import (
+    apply_config_windows,
+    attention_layers,
+    discover_groups,
+)
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.report import log_start
 from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
@@ -41,8 +45,11 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     """
     _refuse_models(configurator)
     max_length = configurator.model_config.context_len
+    layers = attention_layers(configurator.model)
+    if flags.follows_config_windows():
+        apply_config_windows(layers, configurator.model_config.hf_text_config)
     groups = discover_groups(
-        attention_layers(configurator.model),
+        layers,
         store_dtype=configurator.kv_cache_dtype,
         max_length=max_length,
         chunk=getattr(configurator.model_config, "attention_chunk_size", None),

@@ -47,6 +47,28 @@ def attention_layers(model: torch.nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, RadixAttention)]
 
 
+def apply_config_windows(layers: Iterable[Any], config: Any) -> None:
+    """Give layers without a window the one that the Hugging Face text ``config`` declares for them.
+
+    Every attention backend reads a layer's window off the layer.
+    """
+    for layer in layers:
+        window = config_window(config, layer.layer_id)
+        if window and layer.sliding_window_size == -1 and not layer.is_cross_attention:
+            layer.sliding_window_size = window - 1
+
+
+def config_window(config: Any, layer_id: int) -> int | None:
+    """The window, in tokens, that Hugging Face applies in a layer; None for none."""
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return None
+    types = getattr(config, "layer_types", None)
+    if types is not None and types[layer_id] != "sliding_attention":
+        return None
+    return int(window)
+
+
 def discover_groups(
     layers: Iterable[Any], *, store_dtype: torch.dtype, max_length: int, chunk: int | None = None
 ) -> list[DiscoveredGroup]:

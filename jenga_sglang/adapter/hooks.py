@@ -158,7 +158,6 @@ def http_hooks() -> list[Hook]:
 
 def _state_hooks() -> list[Hook]:
     """For models with recurrent layers."""
-    convolution = "sglang.srt.models.lfm2.causal_conv1d"
     return [
         Hook(
             "sglang.srt.arg_groups.model_hook.handle_mamba_radix_cache",
@@ -179,24 +178,37 @@ def _state_hooks() -> list[Hook]:
             _attn_backend_wrapper,
             HookType.AROUND,
         ),
+        *_convolution_hooks("lfm2"),
+        *_convolution_hooks("lfm2_moe"),
         Hook(
-            f"{convolution}_fn",
-            (
-                *("x", "weight", "bias", "query_start_loc", "cache_indices"),
-                *("has_initial_state", "conv_states", "activation", "pad_slot_id", "kwargs"),
-            ),
-            _short_convolution,
+            "sglang.srt.models.lfm2_moe.can_dispatch_fused_lfm_short_conv",
+            ("b", "c", "x", "weight", "bias", "state"),
+            _can_dispatch_fused_lfm_short_conv,
             HookType.AROUND,
         ),
+    ]
+
+
+def _convolution_hooks(model: str) -> list[Hook]:
+    """For a model that calls the convolution's kernels itself."""
+    kernels = {
+        "fn": (
+            *("x", "weight", "bias", "query_start_loc", "cache_indices"),
+            *("has_initial_state", "conv_states", "activation", "pad_slot_id", "kwargs"),
+        ),
+        "update": (
+            *("x", "conv_state", "weight", "bias", "activation", "cache_seqlens"),
+            *("conv_state_indices", "pad_slot_id"),
+        ),
+    }
+    return [
         Hook(
-            f"{convolution}_update",
-            (
-                *("x", "conv_state", "weight", "bias", "activation", "cache_seqlens"),
-                *("conv_state_indices", "pad_slot_id"),
-            ),
+            f"sglang.srt.models.{model}.causal_conv1d_{name}",
+            parameters,
             _short_convolution,
             HookType.AROUND,
-        ),
+        )
+        for name, parameters in kernels.items()
     ]
 
 
@@ -459,14 +471,27 @@ def _uses_ssm_state(original: Callable[..., bool], model_config: Any) -> bool:
 
 
 def _attn_backend_wrapper(original: Callable[..., Any], runner: Any, full_attn_backend: Any) -> Any:
-    backend = original(runner, full_attn_backend)
+    """Recurrent layers run in rounds, on states in our pool."""
     from jenga_sglang.adapter.states import JengaReqToTokenPool
 
-    if isinstance(runner.req_to_token_pool, JengaReqToTokenPool):
-        from jenga_sglang.adapter.state_backend import replace_linear_backend
+    if not isinstance(runner.req_to_token_pool, JengaReqToTokenPool):
+        return original(runner, full_attn_backend)
+    from jenga_sglang.adapter.state_backend import refuse_graphs, replace_linear_backend
 
-        replace_linear_backend(backend, runner)
+    refuse_graphs()
+    # SGLang's hybrid backend reads both off the attention backend.
+    full_attn_backend.token_to_kv_pool = runner.token_to_kv_pool
+    full_attn_backend.req_to_token_pool = runner.req_to_token_pool
+    backend = original(runner, full_attn_backend)
+    replace_linear_backend(backend, runner)
     return backend
+
+
+def _can_dispatch_fused_lfm_short_conv(
+    original: Callable[..., bool], *args: Any, **kwargs: Any
+) -> bool:
+    """Gates and convolution in one kernel know no rounds."""
+    return not is_jenga() and original(*args, **kwargs)
 
 
 def _short_convolution(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
-from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
 from sglang.srt.layers.attention.linear.short_conv_backend import (
     ShortConvAttnBackend,
     ShortConvMetadata,
 )
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
 from sglang.srt.model_executor.forward_context import get_attn_backend
 
 from jenga_sglang import flags
@@ -190,8 +190,12 @@ class StateRounds:
 class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
     """Short convolutions: the model asks for a layer's metadata and calls the kernel itself."""
 
+    _asked = False
+
     def conv_state_metadata(self, layer_id: int, forward_batch: ForwardBatch) -> Any:
-        self._layer_id = layer_id
+        if self._asked:
+            raise RuntimeError(f"layer {self._layer_id} ran its convolution past Jenga's rounds")
+        self._layer_id, self._asked = layer_id, True
         if not self._rounds:
             return ShortConvMetadata(self.rows.mamba2_layer_cache(layer_id), None)
         self._enter(layer_id, self._rounds[0])
@@ -202,7 +206,7 @@ class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
     ) -> torch.Tensor:
         """``kernel`` as the model called it for the layer whose metadata it has just asked for:
         x is (channels, tokens) in a prefill, (requests, channels) in a decode."""
-        layer_id = self._layer_id
+        layer_id, self._asked = self._layer_id, False
         prefill = "query_start_loc" in kwargs
 
         def compute(now: Round) -> torch.Tensor:
@@ -251,33 +255,20 @@ class JengaMamba2Backend(StateRounds, Mamba2AttnBackend):
         return result
 
 
-class JengaGDNBackend(StateRounds, GDNAttnBackend):
-    """Gated delta net: reached through SGLang's hybrid backend, layer by layer."""
-
-    def forward_extend(self, **kwargs: Any) -> torch.Tensor:
-        return self._in_rounds(super().forward_extend, kwargs)
-
-    def forward_decode(self, **kwargs: Any) -> torch.Tensor:
-        return self._in_rounds(super().forward_decode, kwargs)
-
-    def _in_rounds(self, call: Callable[..., torch.Tensor], kwargs: dict[str, Any]) -> torch.Tensor:
-        layer, mixed = kwargs["layer"], kwargs["mixed_qkv"]
-
-        def compute(now: Round) -> torch.Tensor:
-            parts = {n: now.pick(kwargs[n]) for n in PER_TOKEN if kwargs.get(n) is not None}
-            return call(**kwargs | parts | {"forward_batch": now.batch})
-
-        def empty() -> torch.Tensor:
-            return mixed.new_zeros(1, len(mixed), layer.num_v_heads, layer.head_v_dim)
-
-        return self.run(layer.layer_id, compute, empty, token_dim=1)
-
-
 BACKENDS: dict[type, type[StateRounds]] = {
     ShortConvAttnBackend: JengaShortConvBackend,
     Mamba2AttnBackend: JengaMamba2Backend,
-    GDNAttnBackend: JengaGDNBackend,
 }
+
+
+def refuse_graphs() -> None:
+    """Raise ``SystemExit`` with one line where steps would be captured: rounds differ each time."""
+    if all(check_cuda_graph_backend(phase, Backend.DISABLED) for phase in Phase.ALL):
+        return
+    raise flags.refuse(
+        f"{flags.FLAG} jenga",
+        "recurrent layers do not run in CUDA graphs yet; add --disable-cuda-graph",
+    )
 
 
 def replace_linear_backend(hybrid: Any, runner: ModelRunner) -> None:
@@ -286,11 +277,13 @@ def replace_linear_backend(hybrid: Any, runner: ModelRunner) -> None:
     Raises ``SystemExit`` with one line for a backend that is not among `BACKENDS`.
     """
     theirs = hybrid.linear_attn_backend
-    if type(theirs) not in BACKENDS:
+    num_convolutions = len(runner.req_to_token_pool.mamba_pool.mamba_cache.conv)
+    # A model with two convolutions a layer runs them in loops of its own.
+    if type(theirs) not in BACKENDS or num_convolutions > 1:
         raise flags.refuse(
             f"{flags.FLAG} jenga",
-            f"the recurrent layers of this model run on {type(theirs).__name__}, which Jenga does "
-            "not serve yet",
+            f"the recurrent layers of this model run on {type(theirs).__name__} with "
+            f"{num_convolutions} convolutions, which Jenga does not serve yet",
         )
     ours = BACKENDS[type(theirs)](runner)
     hybrid.attn_backend_list = [
@@ -315,8 +308,6 @@ STEP_FIELDS = (
     "_has_prefix_cpu",
     "_cache_indices",
 )
-# Tensors of a linear-attention call with a row per token.
-PER_TOKEN = ("mixed_qkv", "a", "b", "q", "k", "v", "z")
 
 
 def _cut(pins: list[Pin], prefixes: list[int], lengths: list[int]) -> list[list[Piece]]:

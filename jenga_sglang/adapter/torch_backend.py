@@ -96,9 +96,6 @@ class JengaTorchBackend(AttentionBackend):
                 "--memory-backend jenga, or choose another --attention-backend"
             )
         self.pool = pool
-        # SGLang's hybrid backend of models with recurrent layers asks for these.
-        self.token_to_kv_pool = pool
-        self.req_to_token_pool = runner.req_to_token_pool
         self.device = runner.device
         self.page_size = pool.page_size
         self._plan: BatchPlan | None = None

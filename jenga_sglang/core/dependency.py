@@ -219,6 +219,40 @@ class DecoderTokens(Dependency):
         return f"after {self.skipped}"
 
 
+@dataclass(frozen=True)
+class Switches(Dependency):
+    """One dependency for histories up to ``position`` tokens, another for longer ones, while the
+    request runs: everything until position P and a window after it, for one.
+
+    Legal where ``then`` needs nothing that ``first`` has let go by ``position``; anything else is
+    refused with ``ValueError``.
+    """
+
+    position: int
+    first: Dependency
+    then: Dependency
+
+    def __post_init__(self) -> None:
+        if self.position < 0:
+            raise ValueError(f"expected position >= 0, got {self}")
+        asked = intersect(self.then.needed(self.position + 1), [Range(0, self.position)])
+        if gone := subtract(asked, self.first.needed(self.position)):
+            raise ValueError(f"{self}: token {gone[0].start} is let go and then needed again")
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        return (self.first if length <= self.position else self.then).needed(length)
+
+    def peak_tokens(self, length: int) -> int:
+        before = self.first.peak_tokens(min(length, self.position))
+        return before if length <= self.position else max(before, self.then.peak_tokens(length))
+
+    def effective(self, max_length: int) -> Dependency:
+        return self.first.effective(max_length) if self.position >= max_length else self
+
+    def __str__(self) -> str:
+        return f"{self.first} to {self.position}, then {self.then}"
+
+
 def _non_empty(*ranges: Range) -> tuple[Range, ...]:
     return tuple(r for r in ranges if r.start < r.stop)
 

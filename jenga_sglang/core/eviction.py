@@ -62,7 +62,7 @@ class Evictor:
         """Large pages that ``pages`` new pages take when they go into no other request's holes."""
         large = self.memory.large
         total = 0
-        for g, count in enumerate(self.memory.small_demand(pages, states=not pin.slot)):
+        for g, count in enumerate(self.memory.small_demand(pages, not pin.slot, pin.groups)):
             small = max(0, count - large.num_holes_of(g, pin.number))
             total += -(-small // large.small_per_large[g])
         return total

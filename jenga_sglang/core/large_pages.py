@@ -55,6 +55,15 @@ class LargePages:
         # be stale: `mixed` looks again. Empty where a small page is a large page.
         self._mixed: list[dict[int, None]] = [{} for _ in range(num_groups)]
 
+    def add_group(self, small_per_large: int) -> None:
+        """One more group, which owns nothing yet."""
+        self.small_per_large.append(small_per_large)
+        for counts in (self.num_owned, self.num_reclaimable, self.num_used, self.num_held):
+            counts.append(0)
+        self._holes.append({})
+        self._holes_of.append({})
+        self._mixed.append({})
+
     # -- capacity ---------------------------------------------------------------------------
 
     def num_holes(self, group: int) -> int:

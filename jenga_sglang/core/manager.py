@@ -62,10 +62,11 @@ class Manager:
         self.policy = policy or CachePolicy()
         self.dependencies = [g.spec.dependency.effective(max_length) for g in geometry.groups]
         # Pages that every longer history needs: losing one puts all that follows out of reach.
-        self._permanent = [
-            () if cut.spec.is_state else self._page_ranges(g, max_length)
+        self.permanent: list[tuple[Range, ...]] = [
+            () if cut.spec.is_state else self.page_ranges(g, max_length)
             for g, cut in enumerate(geometry.groups)
         ]
+        self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
         self.counters = Counters()
         self.reset()
 
@@ -73,9 +74,10 @@ class Manager:
         """Forget everything. No request may hold a pin."""
         num_virtual = default_virtual_pages(self.geometry, self.max_requests, self.max_length)
         self.memory = Memory(self.geometry, num_virtual, self.max_requests)
+        self.memory.row_groups = [g for g in self.memory.row_groups if g not in self.retired]
         self.states = States(self.memory)
         self.tree = PrefixTree(self.page_size, num_virtual)
-        self.evictor = Evictor(self.memory, self.tree, self._permanent, self.counters)
+        self.evictor = Evictor(self.memory, self.tree, self.permanent, self.counters)
         self.changes = 0
         self._next_pin = 0
         self._scarce = False
@@ -115,11 +117,12 @@ class Manager:
     def lock(self, hit: Hit) -> Pin:
         """Pin what a request that continues from ``hit`` needs."""
         pages = self.tree.pages(hit.path)
-        held = [list(self._page_ranges(g, len(pages) * self.page_size)) for g in self._groups]
+        held = [list(self.page_ranges(g, len(pages) * self.page_size)) for g in self._groups]
         self._next_pin += 1
         pin = Pin(self._next_pin, pages, len(pages), len(pages), held, hit)
         pin.length = len(pages) * self.page_size
         pin.held_for_others = [[] for _ in self._groups]
+        pin.groups = tuple(self.memory.row_groups)
         pin.branch_ahead = hit.matched_pages > hit.path.num_pages
         for g, ranges in enumerate(held):
             for r in ranges:
@@ -164,12 +167,12 @@ class Manager:
         """
         pages = []
         for g, dependency in enumerate(self.dependencies):
-            if g in self.memory.state_groups:
-                pages.append(1)
+            if g not in self.memory.row_groups:
+                pages.append(int(g in self.memory.state_groups))
                 continue
             ranges = max(1, len(dependency.needed(length)))
             held = -(-(dependency.peak_tokens(length) + fresh) // self.page_size) + 1 + ranges
-            pinned = sum(r.size for r in self._page_ranges(g, prefix))
+            pinned = sum(r.size for r in self.page_ranges(g, prefix))
             pages.append(max(0, min(-(-length // self.page_size), held) - pinned))
         return pages
 
@@ -200,7 +203,8 @@ class Manager:
             dependency = self.dependencies[g]
             most = -(-dependency.peak_tokens(self.max_length) // self.page_size) + 2
             for pin in self.pins.values():
-                room[g] += max(0, most - sum(r.size for r in pin.held[g]))
+                if g in pin.groups:
+                    room[g] += max(0, most - sum(r.size for r in pin.held[g]))
         return room
 
     def whole_tokens_left(self, pages: Sequence[int]) -> int:
@@ -230,9 +234,10 @@ class Manager:
         Evicts cached pages as needed. False when the demands together do not fit, whatever is
         evicted. After True, `extend` cannot fail for these demands.
         """
-        total = sum(pages for _, pages in demands)
-        states = sum(self.states.needs_slot(pin) for pin, _ in demands)
-        demand = self.memory.small_demand(total, states)
+        demand = [0] * len(self.dependencies)
+        for pin, pages in demands:
+            own = self.memory.small_demand(pages, self.states.needs_slot(pin), pin.groups)
+            demand = [a + b for a, b in zip(demand, own, strict=True)]
         if not self._can_serve_at_last(demand):
             self.counters.refused_reservations += 1
             return False
@@ -255,13 +260,14 @@ class Manager:
         pages = self.memory.take(
             self.new_pages(pin, length),
             pin.number,
+            pin.groups,
             states=self.states.needs_slot(pin),
             scarce=self._scarce,
         )
         self.states.start(pin, scarce=self._scarce)
         if not pin.touched:
             self._count_hit(pin)
-        pin.append(pages, self.memory.row_groups)
+        pin.append(pages)
         pin.length = length
         return pages
 
@@ -319,7 +325,7 @@ class Manager:
         """
         whole = length // self.page_size
         for g in self._groups:
-            before = self._page_ranges(g, whole * self.page_size)
+            before = self.page_ranges(g, whole * self.page_size)
             needed = union([*before, Range(whole, pin.num_pages)])
             gone = subtract(pin.held[g], needed)
             if not gone:
@@ -333,7 +339,7 @@ class Manager:
     def _shared_ranges(self, group: int, pin: Pin) -> list[Range]:
         """Tree pages of ``group`` that hits of the shared lengths need."""
         size = self.page_size
-        ranges = [r for n in pin.shared for r in self._page_ranges(group, n // size * size)]
+        ranges = [r for n in pin.shared for r in self.page_ranges(group, n // size * size)]
         return intersect(union(ranges), [Range(0, pin.tree_pages)])
 
     def _let_go_for_others(self, pin: Pin) -> None:
@@ -399,7 +405,7 @@ class Manager:
         for g, cut in enumerate(self.geometry.groups):
             if reads_everything(self.dependencies[g], self.max_length):
                 lasting += cut.page_bytes
-            elif not cut.spec.is_state:
+            elif g in self.memory.row_groups:
                 fleeting += cut.page_bytes
         if not fleeting:
             return 0
@@ -439,9 +445,9 @@ class Manager:
             ranges = [
                 r
                 for n in lengths
-                for r in self._page_ranges(g, n // self.page_size * self.page_size)
+                for r in self.page_ranges(g, n // self.page_size * self.page_size)
             ]
-            ranges += [Range(r.start, min(r.stop, len(pages))) for r in self._permanent[g]]
+            ranges += [Range(r.start, min(r.stop, len(pages))) for r in self.permanent[g]]
             for r in ranges:
                 if r.size:
                     self.memory.touch(g, pages[r.start : r.stop])
@@ -456,7 +462,8 @@ class Manager:
     def _groups(self) -> range:
         return range(len(self.dependencies))
 
-    def _page_ranges(self, group: int, length: int) -> tuple[Range, ...]:
+    def page_ranges(self, group: int, length: int) -> tuple[Range, ...]:
+        """The pages of a history of ``length`` tokens that ``group`` needs."""
         return page_ranges(self.dependencies[group].needed(length), self.page_size)
 
     def used_share(self) -> float:

@@ -14,6 +14,7 @@ states most have none: `core.states` says which are backed there, and what slots
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,20 @@ class Memory:
         changed, self._changed = self._changed or [], []
         return np.unique(np.concatenate(changed)) if changed else np.empty(0, np.int32)
 
+    def add_group(self, geometry: Geometry) -> None:
+        """``geometry`` is this one with one more group of rows: start its books, all empty."""
+        group = self.num_groups
+        self.geometry = geometry
+        self.num_groups += 1
+        self.row_groups.append(group)
+        self.stripes.append(geometry.groups[group].stripes)
+        rows = self.pins.shape[1]
+        self.table.append(np.zeros((rows, self.stripes[group]), np.int32))
+        self.pins = np.insert(self.pins, group, 0, axis=0)
+        self.large.add_group(geometry.small_per_large(group))
+        size = (self.large.num_large + 1) * self.large.small_per_large[group]
+        self._virtual_of.append(np.zeros(size, np.int32))
+
     def record_freed(self) -> None:
         """Keep note of the small pages that are freed, for `take_freed` (a debugging aid)."""
         self._freed = []
@@ -105,24 +120,36 @@ class Memory:
 
     # -- requests: take, pin, unpin -----------------------------------------------------------
 
-    def small_demand(self, pages: int, states: int = 0) -> list[int]:
-        """Small pages per group that ``pages`` new pages of tokens and ``states`` new states
-        take."""
-        counts = [states if cut.spec.is_state else pages for cut in self.geometry.groups]
+    def small_demand(
+        self, pages: int, states: int = 0, groups: Sequence[int] | None = None
+    ) -> list[int]:
+        """Small pages per group that ``pages`` new pages of tokens in ``groups`` (all groups of
+        rows by default) and ``states`` new states take."""
+        counts = [states if cut.spec.is_state else 0 for cut in self.geometry.groups]
+        for g in self.row_groups if groups is None else groups:
+            counts[g] = pages
         return [n * s for n, s in zip(counts, self.stripes, strict=True)]
 
-    def take(self, pages: int, request: int, *, states: int = 0, scarce: bool = False) -> Ids:
-        """Hand ``pages`` new private virtual pages, backed in every group of rows, to ``request``.
+    def take(
+        self,
+        pages: int,
+        request: int,
+        groups: Sequence[int],
+        *,
+        states: int = 0,
+        scarce: bool = False,
+    ) -> Ids:
+        """Hand ``pages`` new private virtual pages, backed in ``groups`` of rows, to ``request``.
 
         The room must have been made before (`Manager.reserve`), for ``states`` new states as
         well; raises ``MemoryError`` and changes nothing if not.
         """
-        room = self.large.num_missing(self.small_demand(pages, states)) <= 0
+        room = self.large.num_missing(self.small_demand(pages, states, groups)) <= 0
         if not room or pages > self.num_free_virtual:
             raise MemoryError(f"{pages} virtual pages were never reserved")
         self.num_free_virtual -= pages
         virtual = self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
-        for g in self.row_groups:
+        for g in groups:
             self.back(g, virtual, request, scarce=scarce)
         self.pins[-1][virtual] = 1
         return virtual

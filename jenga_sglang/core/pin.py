@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,6 +52,8 @@ class Pin:
     shared: list[int] = field(default_factory=list)
     # The known history goes on beyond the hit, and the request has not got there yet.
     branch_ahead: bool = False
+    # Groups of KV rows that there were when the request began: it has pages in these.
+    groups: tuple[int, ...] = ()
     # Virtual page of the working states (`core.states`), and what the next step copies: before it,
     # and as soon as it has computed so many tokens.
     slot: int = 0
@@ -68,15 +69,15 @@ class Pin:
         ranges = self.held[group]
         return bool(ranges) and ranges[-1].stop == self.num_pages
 
-    def append(self, pages: Ids, groups: Sequence[int]) -> None:
-        """Go on with private ``pages``, backed in ``groups``."""
+    def append(self, pages: Ids) -> None:
+        """Go on with private ``pages``."""
         stop = self.num_pages + len(pages)
         if stop > len(self.pages):
             grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int32)
             grown[: self.num_pages] = self.row
             self.pages = grown
         self.pages[self.num_pages : stop] = pages
-        for ranges in (self.held[g] for g in groups):
+        for ranges in (self.held[g] for g in self.groups):
             if ranges and ranges[-1].stop == self.num_pages:
                 ranges[-1] = Range(ranges[-1].start, stop)
             else:

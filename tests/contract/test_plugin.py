@@ -212,6 +212,30 @@ class TestFlag:
         assert flags.apply_flag(values)
         assert values["attention_backend"] == expected
 
+    @pytest.mark.parametrize(
+        ("values", "why"),
+        [
+            ({"jenga_window": "config"}, "needs --memory-backend jenga"),
+            ({"memory_backend": "jenga", "jenga_window": "hf"}, "model, config"),
+        ],
+    )
+    def test_a_choice_of_windows_that_makes_no_sense_is_refused(
+        self, values: dict[str, Any], why: str
+    ) -> None:
+        flag = f"--jenga-window {values['jenga_window']}"
+        line = refusal(lambda: flags.apply_flag(values))
+        assert flag in line and why in line
+
+    @pytest.mark.parametrize("choice", ["model", "config"])
+    def test_the_choice_of_windows_reaches_every_process(
+        self, choice: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(flags.WINDOW_VARIABLE, "")
+        values: dict[str, Any] = {"memory_backend": "jenga", "jenga_window": choice}
+        assert flags.apply_flag(values)
+        assert flags.follows_config_windows() is (choice == "config")
+        assert "jenga_window" not in values
+
     def test_another_prefix_cache_is_refused(self) -> None:
         values = {"memory_backend": "jenga", "radix_cache_backend": "unified"}
         assert "--radix-cache-backend unified" in refusal(lambda: flags.apply_flag(values))

@@ -4,11 +4,10 @@ A convolution's state is kept in bfloat16 by default, also in a float32 model; t
 to the last bits, so they ask for float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from e2e.checks import (
     POISON,
     assert_outputs_vary,
@@ -16,9 +15,9 @@ from e2e.checks import (
     server_flags,
 )
 from e2e.engine import Job, run_jobs
-from e2e.stream import Request, StreamShape, make_stream
+from e2e.hugging_face import greedy_tokens
+from e2e.stream import StreamShape, make_stream
 from models.tiny import ARCHITECTURES
-from transformers import AutoModelForCausalLM
 
 SHAPE = StreamShape(num_requests=70, longest_prompt=400)
 EXACT_STATES = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
@@ -56,24 +55,5 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     for group in ours.state["groups"]:
         assert group["evicted_pages"] > 0 and group["used_bytes"] == 0, group
     assert ours.state["saved_checkpoints"] > 50
-    expected = [greedy_tokens(path, r, len(a.tokens)) for r, a in some(requests, ours.answers)]
-    assert expected == [answer.tokens for _, answer in some(requests, ours.answers)]
-
-
-def some(requests: Sequence[Request], answers: Sequence[object]) -> list[tuple[Request, object]]:
-    """Every ninth request with its answer."""
-    return list(zip(requests, answers, strict=True))[::9]
-
-
-def greedy_tokens(path: Path, request: Request, num_tokens: int) -> list[int]:
-    """What Hugging Face's model says, token by token."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        out = model.generate(
-            torch.tensor([request.prompt]),
-            max_new_tokens=num_tokens,
-            min_new_tokens=num_tokens,
-            do_sample=False,
-            eos_token_id=None,
-        )
-    return out[0, len(request.prompt) :].tolist()
+    for request, given in list(zip(requests, ours.answers, strict=True))[::9]:
+        assert greedy_tokens(path, request.prompt, len(given.tokens)) == given.tokens

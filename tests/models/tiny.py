@@ -43,6 +43,11 @@ class Architecture:
         """Layer groups that a server should find."""
         return len(set(self.layers)) + self.states
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers keep a state rather than tokens."""
+        return self.states or "c" in self.layers
+
     def make_config(self) -> PreTrainedConfig:
         fields: dict[str, Any] = {
             "vocab_size": VOCAB_SIZE,
@@ -97,6 +102,14 @@ ARCHITECTURES = {
     ),
     "cohere2": Architecture("Cohere2", "Cohere2", "wwwfwwwf", {"logit_scale": 1.0}),
     "olmo3": Architecture("Olmo3", "Olmo3", "wwwfwwwf"),
+    # SGLang's classes of these two ignore the window; Qwen2 has it in its upper layers only.
+    "phi3": Architecture("Phi3", "Phi3", "ffff", {"sliding_window": WINDOW}),
+    "qwen2": Architecture(
+        "Qwen2",
+        "Qwen2",
+        "ffff",
+        {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 2},
+    ),
     "falcon_h1": Architecture(
         "FalconH1",
         "FalconH1",

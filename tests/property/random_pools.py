@@ -17,6 +17,7 @@ from jenga_sglang.core.dependency import (
     Full,
     LastState,
     SlidingWindow,
+    Switches,
 )
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.policy import CachePolicy
@@ -119,5 +120,6 @@ def random_dependency(pick: Pick, page_size: int) -> Dependency:
             LastState(),
             EncoderTokens(size),
             DecoderTokens(size),
+            Switches(pick(0, 8 * page_size), Full(), SlidingWindow(size)),
         ),
     )

@@ -9,11 +9,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from core_builders import make_manager
+from core_builders import UNIT_BYTES, make_manager
 from fake_engine import FakeEngine, Job, pin_of
 from random_pools import Pick, choose, random_pool
 
-from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.dependency import ChunkedLocal, Full, SlidingWindow
+from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
 
 NAMESPACES = ("", "", "salt")
@@ -88,6 +89,55 @@ def test_everything_still_needed_is_readable_at_every_step() -> None:
 @pytest.mark.timeout(6 * 3600)
 def test_everything_still_needed_is_readable_over_many_thousand_steps() -> None:
     run_seeds(int(os.environ.get("JENGA_POOLS", 2_000)))
+
+
+def test_groups_come_and_go_under_load() -> None:
+    """Every byte that a running request needs stays readable, whichever groups are born or retired
+    beside it, and in the end everything is free."""
+    seed = int(os.environ.get("JENGA_SEED", random.SystemRandom().randrange(1 << 30)))
+    print(f"JENGA_SEED={seed}")
+    generator = random.Random(seed)
+    born = retired = 0
+    for _ in range(4):
+        manager = make_manager(
+            Full(),
+            SlidingWindow(9),
+            num_large=150,
+            page_size=4,
+            layers=[2, 3],
+            stripes=[2, 3],
+            max_length=64,
+        )
+        engine = FakeEngine(manager, generator.randint)
+        for job in random_jobs(generator.randint, 64):
+            engine.submit(job)
+        while engine.waiting or engine.running:
+            engine.step()
+            if generator.random() < 0.15 and len(manager.memory.row_groups) < 5:
+                engine.register(random_cut(generator, len(manager.dependencies)))
+                born += 1
+            used = {g for pin in manager.pins.values() for g in pin.groups}
+            free = [g for g in manager.memory.row_groups if g not in used]
+            if free and len(manager.memory.row_groups) > 1:
+                engine.retire(generator.choice(free))
+                retired += 1
+            engine.check_cached()
+            manager.check()
+            assert engine.counts["steps"] < 2_000
+        for group in list(manager.memory.row_groups):
+            engine.retire(group)
+        manager.check_idle()
+        assert manager.memory.large.num_free == manager.memory.large.num_large
+        assert manager.memory.num_free_virtual == manager.memory.num_virtual
+    assert born > 10 and retired > 5
+
+
+def random_cut(generator: random.Random, number: int) -> GroupGeometry:
+    """A new group of one to four layers of the unit size, each a stripe."""
+    layers = tuple(range(100 * number, 100 * number + generator.randint(1, 4)))
+    dependency = generator.choice([Full(), SlidingWindow(7), ChunkedLocal(10)])
+    spec = LayerGroupSpec(f"born{number}", layers, dependency, UNIT_BYTES // 2, UNIT_BYTES // 2)
+    return GroupGeometry(spec, 4, len(layers))
 
 
 # -- the engine itself ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from jenga_sglang.core.dependency import (
     LastState,
     Range,
     SlidingWindow,
+    Switches,
     check_legal,
     page_ranges,
     subtract,
@@ -35,6 +36,10 @@ LEGAL = [
     EncoderTokens(5),
     DecoderTokens(0),
     DecoderTokens(5),
+    Switches(10, Full(), SlidingWindow(4)),
+    Switches(0, Full(), ChunkedLocal(6)),
+    Switches(20, SlidingWindow(9, sink_tokens=2), SlidingWindow(5, sink_tokens=1)),
+    Switches(7, Full(), Switches(15, SlidingWindow(8), SlidingWindow(3))),
 ]
 
 
@@ -218,3 +223,28 @@ def test_subtract_leaves_the_parts_outside() -> None:
     assert subtract([Range(0, 3)], [Range(0, 3)]) == []
     assert subtract([Range(0, 3)], [Range(3, 9)]) == [Range(0, 3)]
     assert subtract([Range(2, 3)], []) == [Range(2, 3)]
+
+
+def test_a_dependency_may_change_while_a_request_runs() -> None:
+    """Everything until position 10, the last three tokens after it."""
+    dependency = Switches(10, Full(), SlidingWindow(4))
+    assert [needed(dependency, n) for n in (9, 10, 11)] == [[(0, 9)], [(0, 10)], [(8, 11)]]
+    assert [dependency.peak_tokens(n) for n in (5, 10, 30)] == [5, 10, 10]
+    assert dependency.effective(10) == Full()
+    assert dependency.effective(11) == dependency
+
+
+@pytest.mark.parametrize(
+    ("position", "first", "then"),
+    [
+        (10, SlidingWindow(4), Full()),
+        (10, SlidingWindow(4), SlidingWindow(6)),
+        (12, ChunkedLocal(6), SlidingWindow(3)),
+        (10, SlidingWindow(4), SlidingWindow(4, sink_tokens=1)),
+    ],
+)
+def test_what_was_let_go_is_never_asked_for_again(
+    position: int, first: Dependency, then: Dependency
+) -> None:
+    with pytest.raises(ValueError, match="is let go and then needed again"):
+        Switches(position, first, then)

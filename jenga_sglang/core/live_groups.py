@@ -1,0 +1,68 @@
+"""Layer groups that come and go while a pool is in use: a modality or an adapter seen for the first
+time, and never again.
+
+A new group takes no memory until a request has pages in it. Requests that run already go on
+without it; requests that begin later have pages in it, so what is cached from before is no hit for
+them until they have computed the group's part. A group that has gone gives every page back to the
+common pool. Numbers of groups never change, so a retired group keeps its number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from jenga_sglang.core.dependency import EncoderTokens
+from jenga_sglang.core.geometry import GroupGeometry
+from jenga_sglang.core.manager import Manager
+
+NOTHING = EncoderTokens(0)
+
+
+def register_group(manager: Manager, cut: GroupGeometry) -> int:
+    """Add a group of KV rows to a live pool; returns its number. No byte is moved.
+
+    Raises ``ValueError`` and changes nothing for a group of states, for another page size, and
+    where the pool's large page is no multiple of the group's small page.
+    """
+    geometry = manager.geometry
+    if cut.spec.is_state:
+        raise ValueError(f"group {cut.spec.name}: states must be there when the pool is made")
+    if geometry.large_page_bytes % cut.small_page_bytes:
+        raise ValueError(
+            f"group {cut.spec.name}: a small page of {cut.small_page_bytes:,} bytes does not "
+            f"divide the pool's large page of {geometry.large_page_bytes:,}; choose other stripes "
+            "or padding"
+        )
+    manager.geometry = replace(geometry, groups=(*geometry.groups, cut))
+    manager.dependencies.append(cut.spec.dependency.effective(manager.max_length))
+    group = len(manager.dependencies) - 1
+    manager.permanent.append(manager.page_ranges(group, manager.max_length))
+    manager.memory.add_group(manager.geometry)
+    for pin in manager.pins.values():
+        pin.held.append([])
+        pin.held_for_others.append([])
+    manager.changes += 1
+    return group
+
+
+def retire_group(manager: Manager, group: int) -> None:
+    """Forget a group of KV rows: everything cached in it becomes free.
+
+    Raises ``ValueError`` and changes nothing for a group of states, one that is retired already,
+    and while a running request has pages in it.
+    """
+    memory = manager.memory
+    if group not in memory.row_groups:
+        raise ValueError(f"group {group} is not a group of rows in use")
+    if users := [pin.number for pin in manager.pins.values() if group in pin.groups]:
+        raise ValueError(f"group {group} is in use by {len(users)} running requests")
+    memory.row_groups.remove(group)
+    manager.retired.add(group)
+    manager.dependencies[group] = NOTHING
+    manager.permanent[group] = ()
+    cached = np.flatnonzero(memory.table[group][:, 0]).astype(np.int32)
+    memory.drop(group, cached)
+    manager.evictor.forget_hollow(cached)
+    manager.changes += 1

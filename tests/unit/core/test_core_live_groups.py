@@ -1,0 +1,144 @@
+"""Layer groups that are born and retired while a pool is in use."""
+
+import pytest
+from core_builders import UNIT_BYTES, begin, grow, hit_tokens, make_manager, serve, tokens
+
+from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
+from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.live_groups import register_group, retire_group
+from jenga_sglang.core.manager import Manager
+
+A = tokens(range(100, 108))
+
+
+def make(num_large: int = 60) -> Manager:
+    return make_manager(Full(), SlidingWindow(3), num_large=num_large)
+
+
+def adapter(k_bytes: int = UNIT_BYTES, *, window: int = 0) -> GroupGeometry:
+    """A group of one more layer, everything or a window."""
+    dependency = SlidingWindow(window) if window else Full()
+    return GroupGeometry(LayerGroupSpec("adapter", (9,), dependency, k_bytes, 0), 1)
+
+
+def test_a_new_group_takes_nothing_until_a_request_begins() -> None:
+    manager = make()
+    running = begin(manager, A)
+    free = manager.memory.large.num_free
+    group = register_group(manager, adapter())
+    assert (group, manager.memory.large.num_free) == (2, free)
+    grow(manager, running, 12)
+    later = begin(manager, tokens(200, A))
+    assert manager.memory.large.num_used == [12 + 9, 12 + 9, 9]
+    assert manager.memory.large.num_free == free - 2 * 4 - 3 * 9
+    manager.check()
+    manager.release(running)
+    manager.release(later)
+    manager.check_idle()
+
+
+def test_what_was_cached_before_is_a_hit_again_once_the_group_has_its_part() -> None:
+    manager = make()
+    serve(manager, A)
+    group = register_group(manager, adapter())
+    hit = manager.match(None, A)
+    assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (0, 8, group)
+    serve(manager, A)
+    assert hit_tokens(manager, A) == 8
+    assert manager.memory.large.num_held[0] == 8, "the other groups keep one copy"
+    manager.check()
+
+
+def test_a_retired_group_gives_every_page_back() -> None:
+    manager = make()
+    group = register_group(manager, adapter(window=4))
+    serve(manager, A)
+    owned = manager.memory.large.num_owned[group]
+    free = manager.memory.large.num_free
+    assert owned > 0
+    retire_group(manager, group)
+    manager.check_idle()
+    assert manager.memory.large.num_owned[group] == 0
+    assert manager.memory.large.num_free == free + owned
+    assert hit_tokens(manager, A) == 8, "the others keep what they have"
+    serve(manager, tokens(A, 1, 2))
+    assert manager.memory.large.num_held[group] == 0
+
+
+def test_a_group_may_come_again_and_nothing_of_the_first_is_left() -> None:
+    manager = make()
+    retire_group(manager, register_group(manager, adapter()))
+    group = register_group(manager, adapter())
+    serve(manager, A)
+    assert (group, manager.memory.large.num_held) == (3, [8, 8, 0, 8])
+    manager.reset()
+    serve(manager, A)
+    assert manager.memory.large.num_held == [8, 8, 0, 8]
+    manager.check_idle()
+
+
+def test_the_pool_may_end_with_other_groups_than_it_began_with() -> None:
+    manager = make()
+    serve(manager, A)
+    group = register_group(manager, adapter())
+    for first in (0, 1):
+        retire_group(manager, first)
+    serve(manager, A)
+    assert manager.memory.large.num_held == [0, 0, 8]
+    assert hit_tokens(manager, A) == 8
+    retire_group(manager, group)
+    assert manager.memory.large.num_free == manager.memory.large.num_large
+    assert manager.memory.num_free_virtual == manager.memory.num_virtual
+
+
+def test_a_group_in_use_is_not_retired() -> None:
+    manager = make()
+    pin = begin(manager, A)
+    with pytest.raises(ValueError, match="in use by 1 running"):
+        retire_group(manager, 0)
+    manager.release(pin)
+    retire_group(manager, 0)
+    with pytest.raises(ValueError, match="not a group of rows in use"):
+        retire_group(manager, 0)
+
+
+def test_a_request_that_began_before_needs_no_room_in_the_new_group() -> None:
+    """Of 20 pages the request has 16; two more in each of its two groups are all there is."""
+    manager = make(20)
+    pin = begin(manager, A)
+    register_group(manager, adapter())
+    assert manager.reserve([(pin, 2)])
+    assert not manager.reserve([(pin, 3)])
+    later = manager.lock(manager.miss(None))
+    assert manager.reserve([(later, 1)])
+    assert not manager.reserve([(later, 2)])
+
+
+def test_admission_counts_the_groups_of_now() -> None:
+    manager = make(90)
+    assert manager.longest_request(1) > 40
+    group = register_group(manager, adapter())
+    assert len(manager.request_pages(10, 10, 0)) == 3
+    retire_group(manager, group)
+    assert manager.request_pages(10, 10, 0)[group] == 0
+    assert manager.step_pages(1) == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cut", "why"),
+    [
+        (adapter(3 * UNIT_BYTES), "does not divide"),
+        (
+            GroupGeometry(LayerGroupSpec("s", (9,), LastState(), state_bytes=(8,)), 1),
+            "states must be there",
+        ),
+        (GroupGeometry(LayerGroupSpec("a", (9,), Full(), 2, 2), 2), "one page_size"),
+    ],
+)
+def test_a_group_that_does_not_fit_the_pool_is_refused(cut: GroupGeometry, why: str) -> None:
+    manager = make()
+    with pytest.raises(ValueError, match=why):
+        register_group(manager, cut)
+    assert len(manager.dependencies) == 2
+    serve(manager, A)
+    manager.check_idle()
