@@ -178,8 +178,7 @@ def _state_hooks() -> list[Hook]:
             _attn_backend_wrapper,
             HookType.AROUND,
         ),
-        *_convolution_hooks("lfm2"),
-        *_convolution_hooks("lfm2_moe"),
+        *_convolution_hooks(),
         Hook(
             "sglang.srt.models.lfm2_moe.can_dispatch_fused_lfm_short_conv",
             ("b", "c", "x", "weight", "bias", "state"),
@@ -189,8 +188,8 @@ def _state_hooks() -> list[Hook]:
     ]
 
 
-def _convolution_hooks(model: str) -> list[Hook]:
-    """For a model that calls the convolution's kernels itself."""
+def _convolution_hooks() -> list[Hook]:
+    """For models that call the convolution's kernels themselves, wherever they import them."""
     kernels = {
         "fn": (
             *("x", "weight", "bias", "query_start_loc", "cache_indices"),
@@ -203,7 +202,7 @@ def _convolution_hooks(model: str) -> list[Hook]:
     }
     return [
         Hook(
-            f"sglang.srt.models.{model}.causal_conv1d_{name}",
+            f"sglang.srt.layers.attention.mamba.causal_conv1d.causal_conv1d_{name}",
             parameters,
             _short_convolution,
             HookType.AROUND,
