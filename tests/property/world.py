@@ -153,6 +153,7 @@ class World(Pair):
         # Checkpoints outside the tree are not in the cache yet: given up, they are free at once.
         unpublished = any(self._private_for_others(g) for g in self.model.states)
         free = self.manager.memory.large.num_free
+        cascaded = self.manager.counters.cascaded.total()
         assert self.manager.reserve(demands) == fits
         self._check_given_up(needed=not fits_at_once)
         if not fits:
@@ -160,7 +161,8 @@ class World(Pair):
             assert same or unpublished, "a refused reservation changed something"
             return False
         self.model.evict(self.see().cached, times)
-        self._check_no_waste(sum(demand), free)
+        cascaded = self.manager.counters.cascaded.total() - cascaded
+        self._check_no_waste(sum(demand), free, cascaded)
         starts = [request.length for request, _ in batch]
         for request, length in batch:
             new = self.manager.extend(self.pins[request], length)
@@ -194,10 +196,12 @@ class World(Pair):
             assert needed or kept == request.for_others
             self.model.give_up_for_others(request, kept)
 
-    def _check_no_waste(self, demand: int, free_before: int) -> None:
-        """Where a page of any group is one large page, just what is missing is evicted."""
+    def _check_no_waste(self, demand: int, free_before: int, cascaded: int) -> None:
+        """Where a page of any group is one large page, just what is missing is evicted; only what
+        an evicted page made unreachable may go beyond that."""
         if self.exact_order and all(s == 1 for s in self.manager.memory.stripes):
-            assert self.manager.memory.large.num_free == max(free_before, demand)
+            surplus = self.manager.memory.large.num_free - max(free_before, demand)
+            assert 0 <= surplus <= cascaded
 
     def _checkpoint(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:
         tokens = request.tokens[:length]
