@@ -50,7 +50,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
     def create_prefill_budget(
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
     ) -> JengaPrefillBudget:
-        budget = JengaPrefillBudget(self.manager, num_mixed_decode_tokens=num_mixed_decode_tokens)
+        budget = JengaPrefillBudget(tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
         self.budget = budget
         return budget
 

@@ -10,18 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jenga_sglang.core.admission import Weighing, weigh
-from jenga_sglang.core.manager import Manager
+
+if TYPE_CHECKING:
+    from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a pass stopped admitting: a candidate, or the next chunk of a prompt, did not fit."""
+    """Why a pass stopped admitting. ``cause`` is "memory" when a candidate did not fit, "chunk"
+    when the next chunk of a prompt did not, and "cache" when a candidate fits but cached prefixes
+    that others wait for are worth more."""
 
     weighing: Weighing
-    of_chunk: bool
+    cause: str
 
 
 class JengaPrefillBudget:
@@ -29,10 +33,11 @@ class JengaPrefillBudget:
 
     load_back_needs_full_tokens = False
 
-    def __init__(self, manager: Manager, *, num_mixed_decode_tokens: int = 0) -> None:
-        self.manager = manager
+    def __init__(self, cache: JengaPrefixCache, *, num_mixed_decode_tokens: int = 0) -> None:
+        self.manager = manager = cache.manager
         self.page_size = manager.page_size
         self.total_offset: float = num_mixed_decode_tokens
+        self._cache = cache
         self._pending = [0] * len(manager.dependencies)
         self._candidate: list[int] | None = None
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
@@ -57,16 +62,34 @@ class JengaPrefillBudget:
         chunk_limit: int | None,
         auxiliary_swa_host_hit_length: int = 0,
     ) -> tuple[bool, int | None]:
-        """Whether the candidate fits beside everything admitted and everything still to grow."""
+        """Whether the candidate fits beside everything admitted and everything still to grow, and
+        is worth what must be evicted for it."""
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
-        length = input_tokens + max_new_tokens
-        self._candidate = self.manager.request_pages(length, fresh, prefix)
-        if self._fits(self._candidate):
+        self._candidate = self.manager.request_pages(input_tokens + max_new_tokens, fresh, prefix)
+        if not self._fits(self._candidate):
+            self._refuse("memory")
+        elif not self._is_worth_it(extend_input_len, max_new_tokens):
+            self._refuse("cache")
+        else:
             return True, chunk_limit
-        if not self._blocked:
-            self.refusal = Refusal(self.weigh_candidate(), of_chunk=False)
         return False, None
+
+    def _refuse(self, cause: str) -> None:
+        if not self._blocked:
+            self.refusal = Refusal(self.weigh_candidate(), cause)
+
+    def _is_worth_it(self, prompt_tokens: int, max_new_tokens: int) -> bool:
+        """Whether the candidate is worth what others wait for. SGLang has pinned the candidate's
+        own prefix by now."""
+        assert self._candidate is not None
+        demand = self._with_pending(self._candidate)
+        if self.manager.fits_free(demand):
+            return True
+        self._cache.look_ahead()
+        lookahead = self._cache.lookahead
+        own = lookahead.own_pages(prompt_tokens, max_new_tokens)
+        return lookahead.is_worth_it(demand, own, len(self.manager.pins) - 1)
 
     def can_allocate_prefill(
         self,
@@ -76,15 +99,9 @@ class JengaPrefillBudget:
         max_new_tokens: int,
         chunk_limit: int | None,
     ) -> bool:
-        fits, _ = self.check_prefill(
-            extend_input_len=extend_input_len,
-            total_tokens=0,
-            max_new_tokens=max_new_tokens,
-            input_tokens=extend_input_len,
-            swa_host_hit_length=0,
-            chunk_limit=chunk_limit,
-        )
-        return fits
+        fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
+        self._candidate = self.manager.request_pages(extend_input_len + max_new_tokens, fresh, 0)
+        return self._fits(self._candidate)
 
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
         return chunk_limit if chunk_limit > 0 else None
@@ -99,7 +116,7 @@ class JengaPrefillBudget:
         if self.manager.can_serve(self._with_pending(self._candidate)):
             return chunk_limit
         self._blocked = True
-        self.refusal = Refusal(weigh(self.manager, self._pending, self._candidate), of_chunk=True)
+        self.refusal = Refusal(weigh(self.manager, self._pending, self._candidate), "chunk")
         return None
 
     def reserve(

@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 from jenga_sglang.adapter.kv_events import KvEvents
 from jenga_sglang.adapter.metrics import JengaMetrics
 from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit, Pin
 from jenga_sglang.core.tree import Node, Tokens
@@ -64,6 +65,9 @@ class JengaPrefixCache(BasePrefixCache):
         # virtual page for the decode step.
         self.pin_of_row: dict[int, Pin] = self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
         self.last_page = np.zeros(rows, np.int64)
+        self.lookahead = Lookahead(manager)
+        # The scheduler's waiting queue in this pass.
+        self.waiting: Sequence[Req] = ()
         self._evicted_pages = 0
         if params.enable_kv_cache_events:
             self.kv_events = KvEvents(
@@ -76,6 +80,7 @@ class JengaPrefixCache(BasePrefixCache):
 
     def reset(self) -> None:
         self.manager.reset()
+        self.lookahead.clear()
         self.pin_of_row.clear()
         if self.kv_events is not None:
             self.kv_events.reset()
@@ -94,7 +99,20 @@ class JengaPrefixCache(BasePrefixCache):
         )
 
     def touch_prefix(self, key: RadixKey) -> None:
-        self.manager.touch_prefix(_namespace(key), _tokens(key))
+        """Nothing to do: `look_ahead` knows the order of the queue as well."""
+
+    def look_ahead(self) -> None:
+        """Find and protect what waiting requests will hit."""
+        waiting = self.waiting
+
+        def read(index: int) -> tuple[Hashable, Tokens]:
+            req = waiting[index]
+            tokens = req.origin_input_ids
+            if req.output_ids:
+                tokens = tokens + req.output_ids
+            return _namespace(req), np.frombuffer(tokens, np.int64)[:-1]
+
+        self.lookahead.look([req.rid for req in waiting[:MAX_REQUESTS]], read)
 
     def root_node_handle(self, extra_key: str | None = None) -> Hit:
         return self.manager.miss((extra_key, None))
@@ -138,6 +156,8 @@ class JengaPrefixCache(BasePrefixCache):
 
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
         self.pin_of_row.pop(req.kv.req_pool_idx, None)
+        if req.finished():
+            self.lookahead.finished(len(req.output_ids))
 
     def count_prompt(self, prompt_tokens: int, hit_tokens: int) -> None:
         """A request begins to compute a prompt, of which the cache spared ``hit_tokens``."""

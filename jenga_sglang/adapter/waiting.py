@@ -155,7 +155,10 @@ def _refused(manager: Manager, refusal: Refusal | None) -> Verdict:
     assert refusal is not None
     facts = _facts(manager, refusal.weighing)
     words = _words(manager, refusal.weighing)
-    if refusal.of_chunk:
+    if refusal.cause == "cache":
+        reason = "cached prefixes that other requests wait for are worth more than starting it now"
+        return Verdict("later", "cache", f"{reason}: {words}", facts)
+    if refusal.cause == "chunk":
         return Verdict(
             "later", "chunk", f"a longer prompt before it waits for room to go on: {words}", facts
         )

@@ -89,7 +89,10 @@ class Manager:
         """The longest prefix of ``tokens``, in whole pages, that every group can continue from."""
         if not self.prefix_cache:
             return self.miss(namespace)
-        path = self.tree.find(namespace, tokens)
+        return self.hit_of(self.tree.find(namespace, tokens))
+
+    def hit_of(self, path: Path) -> Hit:
+        """The longest prefix of ``path`` that every group can continue from."""
         pages = self.tree.pages(path)
         length, cut_by = longest_hit(
             path.num_pages,
@@ -109,6 +112,10 @@ class Manager:
             held = np.flatnonzero(self.memory.table[group][pages[:length], 0])
             length = int(held[-1]) + 1 if len(held) else 0
         return length
+
+    def page_ranges(self, group: int, length: int) -> tuple[Range, ...]:
+        """The pages of a history of ``length`` tokens that ``group`` still needs."""
+        return page_ranges(self.dependencies[group].needed(length), self.page_size)
 
     def miss(self, namespace: Hashable) -> Hit:
         """The empty prefix."""
@@ -157,6 +164,19 @@ class Manager:
         demand = [n * s for n, s in zip(pages, stripes, strict=True)]
         return self.memory.large.can_serve(demand)
 
+    def fits_free(self, pages: Sequence[int]) -> bool:
+        """Whether ``pages`` new pages per group fit into free large pages, nothing evicted."""
+        return self._num_large(pages) <= self.memory.large.num_free
+
+    def _num_large(self, pages: Sequence[int]) -> int:
+        """Large pages that ``pages`` pages per group take, none of them shared."""
+        books = self.memory.large
+        large = (
+            -(-n * s // k)
+            for n, s, k in zip(pages, self.memory.stripes, books.small_per_large, strict=True)
+        )
+        return sum(large)
+
     def request_pages(self, length: int, fresh: int, prefix: int) -> list[int]:
         """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
 
@@ -182,26 +202,18 @@ class Manager:
         low, high = 0, self.max_length
         while low < high:
             middle = (low + high + 1) // 2
-            if self._fits_empty(self.request_pages(middle, fresh, 0)):
+            if self._num_large(self.request_pages(middle, fresh, 0)) <= self.memory.large.num_large:
                 low = middle
             else:
                 high = middle - 1
         return low
-
-    def _fits_empty(self, pages: Sequence[int]) -> bool:
-        books = self.memory.large
-        large = (
-            -(-n * s // k)
-            for n, s, k in zip(pages, self.memory.stripes, books.small_per_large, strict=True)
-        )
-        return sum(large) <= books.num_large
 
     def growth_room(self) -> list[int]:
         """Pages per group that the running requests could still grow by, together."""
         room = [0] * len(self.dependencies)
         for g in self.memory.row_groups:
             dependency = self.dependencies[g]
-            most = -(-dependency.peak_tokens(self.max_length) // self.page_size) + 2
+            most = dependency.peak_pages(self.max_length, self.page_size)
             for pin in self.pins.values():
                 if g in pin.groups:
                     room[g] += max(0, most - sum(r.size for r in pin.held[g]))
@@ -312,7 +324,8 @@ class Manager:
         pin.touched = True
         self.memory.tick()
         pin.kept.append(pin.num_pages * self.page_size)
-        pin.shared.append(pin.num_pages * self.page_size)
+        if self.tree.goes_on(pin.hit.path):
+            pin.shared.append(pin.num_pages * self.page_size)
         self._touch(pin.row, pin.kept)
         if pin.hit.cut_by is not None:
             lost = pin.hit.matched_pages - pin.hit.path.num_pages
@@ -411,12 +424,10 @@ class Manager:
             return 0
         return min(self.policy.prompt_slack_tokens, prompt_tokens * lasting // (20 * fleeting))
 
-    def touch_prefix(self, namespace: Hashable, tokens: Tokens) -> None:
-        """Refresh what a hit of ``tokens`` would need: a waiting request is going to ask."""
-        if self.prefix_cache and self.policy.waiting_prefixes:
-            hit = self.match(namespace, tokens)
-            self.memory.tick()
-            self._touch(self.tree.pages(hit.path), [hit.path.num_pages * self.page_size])
+    def refresh(self, hit: Hit) -> None:
+        """Make what ``hit`` needs the last to be evicted: somebody is going to ask for it."""
+        self.memory.tick()
+        self._touch(self.tree.pages(hit.path), [hit.path.num_pages * self.page_size])
 
     def _merge(self, pin: Pin, path: Path) -> None:
         """Repoint the private pages of ``pin`` that ``path`` covers onto the tree's."""
@@ -461,10 +472,6 @@ class Manager:
     @property
     def _groups(self) -> range:
         return range(len(self.dependencies))
-
-    def page_ranges(self, group: int, length: int) -> tuple[Range, ...]:
-        """The pages of a history of ``length`` tokens that ``group`` needs."""
-        return page_ranges(self.dependencies[group].needed(length), self.page_size)
 
     def used_share(self) -> float:
         """Share of the pool's bytes that running requests pin, 0 to 1: what is neither free nor

@@ -13,20 +13,22 @@ class CachePolicy:
     ``keep_branches``: keep what a hit needs at the point where a prompt was seen to leave a known
     history, from the first time on.
 
-    ``hold_hits``: a running request goes on holding, for the next one, what the hit that it used
-    needs and what a hit at the branch that it found needs, until it ends or a reservation would
-    fail.
+    ``hold_hits``: a running request goes on holding, for the next one, what a hit needs at the
+    point where it left a known history, until it ends or a reservation would fail.
 
-    ``waiting_prefixes``: refresh what requests in the waiting queue will hit.
+    ``waiting_prefixes``: evict last what requests in the waiting queue will hit, soonest last
+    (`core.lookahead`).
 
-    ``state_interval_tokens``: recurrent layers keep a checkpoint at least this far apart, further
-    where checkpoints would take more bytes than the KV rows between them.
+    ``step_cost_tokens``: the tokens of prompt that could be computed in the time that a decode
+    step takes however few requests it serves. What running one more request is worth against
+    cached prefixes that others wait for; 0 = always admit.
     """
 
     prompt_slack_tokens: int = 256
     keep_branches: bool = True
     hold_hits: bool = True
     waiting_prefixes: bool = True
+    step_cost_tokens: int = 128
     state_interval_tokens: int = 512
 
     @classmethod

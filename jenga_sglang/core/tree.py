@@ -76,6 +76,10 @@ class PrefixTree:
                 break
         return Path(node, pages)
 
+    def goes_on(self, path: Path) -> bool:
+        """Whether the tree knows a history that ``path`` is only the beginning of."""
+        return path.num_pages < path.node.stop or bool(path.node.children)
+
     def pages(self, path: Path) -> Ids:
         """Virtual pages of ``path`` from the root; 0 where a page is hollow."""
         parts, node, stop = [], path.node, path.num_pages

@@ -25,7 +25,7 @@ def scheduler() -> Any:
     """Four large pages, three of them used; the next request asks for two."""
     manager = make_manager(Full(), num_large=4)
     begin(manager, tokens(1, 2, 3))
-    refusal = Refusal(weigh(manager, [0], [2]), of_chunk=False)
+    refusal = Refusal(weigh(manager, [0], [2]), "memory")
     head = SimpleNamespace(
         rid="the-one",
         origin_input_ids=[1, 2],

@@ -70,7 +70,7 @@ class World(Pair):
 
     def wait(self, pick: Pick) -> None:
         """A waiting request says what it is going to hit."""
-        self.manager.touch_prefix(None, self._random_tokens(pick))
+        self.manager.refresh(self.manager.match(None, self._random_tokens(pick)))
 
     def finish(self, pick: Pick) -> None:
         if self.live:

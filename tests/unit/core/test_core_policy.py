@@ -12,6 +12,7 @@ from core_builders import (
 )
 
 from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
@@ -74,15 +75,26 @@ def test_nothing_to_keep_is_the_first_to_go() -> None:
 
 
 def window_alone(num_large: int, policy: CachePolicy) -> tuple[Manager, Pin]:
-    """A request that hit six tokens, has computed twelve, and needs the last two of them."""
+    """A request that left a known history after six tokens, has computed twelve, and needs the
+    last two of them."""
     geometry = make_geometry([SlidingWindow(3)], num_large)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
-    serve(manager, A[:6])
+    serve(manager, tokens(A[:6], [900]))
     pin = begin(manager, A)
     assert pin.hit.path.num_pages == 6
     manager.slide(pin, 12)
     manager.check()
     return manager, pin
+
+
+def test_a_history_that_just_went_on_is_not_held_for_others() -> None:
+    """Nobody has come by another way, so nobody is expected to: a conversation, not a document."""
+    geometry = make_geometry([SlidingWindow(3)], 20)
+    manager = Manager(geometry, max_requests=8, max_length=1000)
+    serve(manager, A[:6])
+    pin = begin(manager, A)
+    manager.slide(pin, 12)
+    assert manager.memory.large.num_used == [2]
 
 
 @pytest.mark.parametrize(("hold_hits", "used"), [(True, 2 + 2), (False, 2)])
@@ -116,7 +128,7 @@ def test_a_waiting_request_keeps_its_prefix(waiting_prefixes: bool) -> None:
     serve(manager, A)
     serve(manager, other)
     evict_transient(manager)
-    manager.touch_prefix(None, tokens(A, 999))
+    Lookahead(manager).look(["waits"], lambda index: (None, tokens(A, 999)))
     manager.evict(12)
     survivor, victim = (A, other) if waiting_prefixes else (other, A)
     assert hit_tokens(manager, survivor) == 12
@@ -139,6 +151,6 @@ def test_a_policy_that_makes_no_sense_is_refused(text: str) -> None:
 def test_without_a_prefix_cache_policies_do_nothing() -> None:
     geometry = make_manager(Full(), num_large=20).geometry
     manager = Manager(geometry, max_requests=2, max_length=100, prefix_cache=False)
-    manager.touch_prefix(None, A)
+    Lookahead(manager).look(["waits"], lambda index: (None, A))
     serve(manager, A)
     assert manager.memory.large.num_held == [0]

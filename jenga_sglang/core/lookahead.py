@@ -1,0 +1,197 @@
+"""What waiting requests will hit: the part of the future that a prefix cache knows.
+
+A waiting request says which prefix will be asked for, and its place in the queue says when. So
+evict what nobody waits for, then what is waited for longest (Belady's order), and weigh: running
+one more request is worth less than the prefixes that it would push out where those are long.
+
+The weighing, per page of memory and step of the server. One more request beside R running ones
+carries ``1 / R`` of every step's fixed cost, which is ``step_cost_tokens`` tokens of prompt in the
+same time. A cached prefix saves its tokens once, when the p-th request from the head is admitted;
+requests leave, and others come in, every ``mean_output_tokens / R`` steps. So a prefix of T
+tokens in B pages goes for a request that takes A pages of its own when::
+
+    T / (p · mean_output_tokens / R · B)  <=  step_cost_tokens / (R · A)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from jenga_sglang.core.dependency import reads_everything
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Hit
+from jenga_sglang.core.tree import Node, Path, Tokens
+
+MAX_REQUESTS = 256  # looked at, from the head of the queue
+FIRST_OUTPUT_TOKENS = 128.0  # the mean output before any request has finished
+OUTPUT_WEIGHT = 1 / 64  # of the last output in the running mean
+
+# The history of the request at an index of the queue: its namespace and its tokens.
+Read = Callable[[int], tuple[Hashable, Tokens]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A cached prefix that the ``position``-th request of the queue is the first to hit.
+
+    ``saved_tokens`` are those that no request before it wants already; ``large_pages`` what they
+    take of the memory that could be evicted, in large pages.
+    """
+
+    position: int
+    saved_tokens: int
+    large_pages: float
+
+
+@dataclass(frozen=True)
+class _Route:
+    """A path that stays the longest match of a history for as long as its node is as it was."""
+
+    path: Path
+    start: int
+    stop: int
+    num_children: int
+
+    @classmethod
+    def of(cls, path: Path) -> _Route:
+        node = path.node
+        return cls(path, node.start, node.stop, len(node.children))
+
+    def is_current(self, alive: bool) -> bool:
+        node = self.path.node
+        now = (node.start, node.stop, len(node.children))
+        return alive and now == (self.start, self.stop, self.num_children)
+
+
+class Lookahead:
+    """Reads the waiting queue for one `Manager`. ``wanted`` is nearest first."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.mean_output_tokens = FIRST_OUTPUT_TOKENS
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the queue."""
+        self.wanted: list[Wanted] = []
+        self._routes: dict[str, _Route] = {}
+        self._looked_at: tuple[str, int] | None = None
+
+    def finished(self, output_tokens: int) -> None:
+        """A request has ended by itself after so many tokens."""
+        self.mean_output_tokens += OUTPUT_WEIGHT * (output_tokens - self.mean_output_tokens)
+
+    # -- the queue ----------------------------------------------------------------------------
+
+    def look(self, waiting: Sequence[str], read: Read) -> None:
+        """Find what the requests ``waiting`` (ids, head first) will hit, and refresh it so that
+        what is hit soonest is evicted last. Cheap when nothing was used since the last time."""
+        manager = self.manager
+        if not manager.policy.waiting_prefixes or not manager.prefix_cache:
+            return
+        if not waiting or self._looked_at == (waiting[0], manager.memory.now):
+            return
+        routes: dict[str, _Route] = {}
+        hits: list[Hit] = []
+        seen: set[int] = set()
+        self.wanted = []
+        for index, key in enumerate(waiting[:MAX_REQUESTS]):
+            route = routes[key] = self._route(key, index, read)
+            first = _first_unseen_page(route.path.node, seen)
+            if first is None or first >= route.path.num_pages:
+                continue
+            hit = manager.hit_of(route.path)
+            if hit.path.num_pages > first:
+                hits.append(hit)
+                self._want(index + 1, hit, first)
+        for hit in reversed(hits):
+            manager.refresh(hit)
+        self._routes = routes
+        self._looked_at = (waiting[0], manager.memory.now)
+
+    def _route(self, key: str, index: int, read: Read) -> _Route:
+        route = self._routes.get(key)
+        tree = self.manager.tree
+        if route is not None and route.is_current(tree.is_alive(route.path.node)):
+            return route
+        return _Route.of(tree.find(*read(index)))
+
+    def _want(self, position: int, hit: Hit, first: int) -> None:
+        """Note what a hit adds from page ``first`` of its history on."""
+        memory = self.manager.memory
+        pages = self.manager.tree.pages(hit.path)
+        large_pages = 0.0
+        for g, cut in enumerate(memory.stripes):
+            idle = 0
+            for r in self.manager.page_ranges(g, len(pages) * self.manager.page_size):
+                own = pages[max(r.start, first) : r.stop]
+                idle += int(np.count_nonzero(memory.pins[g][own] == 0))
+            large_pages += idle * cut / memory.large.small_per_large[g]
+        if large_pages:
+            saved_tokens = (len(pages) - first) * self.manager.page_size
+            self.wanted.append(Wanted(position, saved_tokens, large_pages))
+
+    # -- the weighing -------------------------------------------------------------------------
+
+    def is_worth_it(self, demand: Sequence[int], own: Sequence[int], num_running: int) -> bool:
+        """Whether to admit a request although what others wait for may have to go.
+
+        ``demand`` are the pages per group that must be found, ``own`` those of them that the
+        request will take for itself; ``num_running`` requests run beside it. Always true when
+        none does, so that waiting has an end.
+        """
+        step_cost_tokens = self.manager.policy.step_cost_tokens
+        books = self.manager.memory.large
+        if not step_cost_tokens or not num_running or not self.wanted:
+            return True
+        evictable = books.num_free + sum(books.num_reclaimable)
+        unwanted = evictable - sum(w.large_pages for w in self.wanted)
+        short = self._large_pages(demand) - unwanted
+        gain = step_cost_tokens * self.mean_output_tokens
+        loss = num_running**2 * self._large_pages(own)
+        for w in reversed(self.wanted):
+            if short <= 0:
+                break
+            if loss * w.saved_tokens > gain * w.position * w.large_pages:
+                return False
+            short -= w.large_pages
+        return True
+
+    def own_pages(self, prompt_tokens: int, max_new_tokens: int) -> list[int]:
+        """Pages per group that a request with ``prompt_tokens`` to compute will hold and nobody
+        after it will share: of what is kept for ever, what its prompt adds to a document, by
+        guess, and what it will answer; of the rest, all that is its own."""
+        manager = self.manager
+        output_tokens = min(max_new_tokens, self.mean_output_tokens)
+        own_tokens = min(prompt_tokens, manager.policy.prompt_slack_tokens) + output_tokens
+        pages = []
+        for dependency in manager.dependencies:
+            lasts = reads_everything(dependency, manager.max_length)
+            tokens = own_tokens if lasts else prompt_tokens + output_tokens
+            pages.append(dependency.peak_pages(ceil(tokens), manager.page_size))
+        return pages
+
+    def _large_pages(self, pages: Sequence[int]) -> float:
+        memory = self.manager.memory
+        per_large = memory.large.small_per_large
+        return sum(n * s / k for n, s, k in zip(pages, memory.stripes, per_large, strict=True))
+
+
+def _first_unseen_page(node: Node, seen: set[int]) -> int | None:
+    """Where the history of ``node`` leaves what has been ``seen``, which it is now; None when it
+    nowhere does."""
+    if node.number in seen:
+        return None
+    current: Node | None = node
+    first = 0
+    while current is not None and current.parent is not None:
+        if current.number in seen:
+            first = current.stop
+            break
+        seen.add(current.number)
+        current = current.parent
+    return first

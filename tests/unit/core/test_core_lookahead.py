@@ -1,0 +1,156 @@
+"""What the waiting queue says about the future: the order of eviction, and who is worth what."""
+
+from collections.abc import Hashable
+
+import pytest
+from core_builders import hit_tokens, make_geometry, serve, tokens
+
+from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.lookahead import Lookahead
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.tree import Tokens
+
+# Three documents of twelve tokens, a token a page.
+A, B, C = (tokens(range(first, first + 12)) for first in (100, 200, 300))
+
+
+class Queue:
+    """Waiting requests by id, and the lookahead that reads them."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.lookahead = Lookahead(manager)
+        self.reads = 0
+
+    def look(self, **waiting: Tokens) -> None:
+        histories = list(waiting.values())
+
+        def read(index: int) -> tuple[Hashable, Tokens]:
+            self.reads += 1
+            return None, histories[index]
+
+        self.lookahead.look(list(waiting), read)
+
+
+def make(num_large: int = 80, **policy: int) -> Manager:
+    geometry = make_geometry([Full()], num_large)
+    return Manager(geometry, max_requests=8, max_length=1000, policy=CachePolicy(**policy))
+
+
+def test_what_is_hit_soonest_is_evicted_last_and_what_nobody_waits_for_first() -> None:
+    manager = make()
+    queue = Queue(manager)
+    for document in (B, A, C):  # C was used last
+        serve(manager, document)
+    queue.look(first=tokens(A, 1), second=tokens(B, 1))
+    manager.evict(12)
+    assert [hit_tokens(manager, d) for d in (A, B, C)] == [12, 12, 0]
+    manager.evict(12)
+    assert [hit_tokens(manager, d) for d in (A, B, C)] == [12, 0, 0]
+
+
+def test_the_first_to_ask_for_a_prefix_stands_for_all_and_adds_only_its_own() -> None:
+    manager = make()
+    queue = Queue(manager)
+    longer = tokens(A, range(400, 404))
+    serve(manager, A)
+    serve(manager, longer)
+    queue.look(first=tokens(A, 1), again=tokens(A, 2), beyond=tokens(longer, 1), new=C)
+    found = [(w.position, w.saved_tokens, w.large_pages) for w in queue.lookahead.wanted]
+    assert found == [(1, 12, 12.0), (3, 4, 4.0)]
+
+
+def test_what_a_running_request_holds_is_not_there_to_be_evicted() -> None:
+    manager = make()
+    queue = Queue(manager)
+    serve(manager, A)
+    pin = manager.lock(manager.match(None, A[:8]))
+    queue.look(first=tokens(A, 1))
+    assert [w.large_pages for w in queue.lookahead.wanted] == [4.0]
+    manager.release(pin)
+
+
+def test_a_window_counts_only_what_a_hit_needs_of_it() -> None:
+    geometry = make_geometry([Full(), SlidingWindow(3)], 80)
+    manager = Manager(geometry, max_requests=8, max_length=1000)
+    queue = Queue(manager)
+    serve(manager, A)
+    queue.look(first=tokens(A, 1))
+    per_large = manager.memory.large.small_per_large
+    (wanted,) = queue.lookahead.wanted
+    assert wanted.large_pages == pytest.approx(12 / per_large[0] + 2 / per_large[1])
+
+
+def test_the_queue_is_read_again_only_when_something_was_used_or_the_tree_has_changed() -> None:
+    manager = make()
+    queue = Queue(manager)
+    serve(manager, A)
+    waiting = {"first": tokens(A, 1), "second": tokens(B, 1)}
+    queue.look(**waiting)
+    assert queue.reads == 2
+    queue.look(**waiting)
+    assert queue.reads == 2
+    serve(manager, B)  # hangs below the root, where the second request's match ended
+    queue.look(**waiting)
+    assert queue.reads == 3
+    assert len(queue.lookahead.wanted) == 2
+
+
+def test_a_stale_match_is_found_again_after_its_node_has_gone() -> None:
+    manager = make()
+    queue = Queue(manager)
+    serve(manager, A)
+    queue.look(first=tokens(A, 1))
+    manager.evict(12)
+    serve(manager, B)
+    queue.look(first=tokens(A, 1))
+    assert not queue.lookahead.wanted
+
+
+class TestWorth:
+    """One full group, a token a page, a page a large page: all numbers can be done in the head."""
+
+    def admits(self, num_running: int, demand: int, **policy: int) -> bool:
+        """Twenty large pages of which A, first in the queue, has twelve and nobody the rest."""
+        manager = make(20, **policy)
+        queue = Queue(manager)
+        serve(manager, A)
+        queue.look(first=tokens(A, 1))
+        queue.lookahead.mean_output_tokens = 16.0
+        return queue.lookahead.is_worth_it([demand], [4], num_running)
+
+    def test_it_is_while_nothing_that_is_wanted_must_go(self) -> None:
+        assert self.admits(1000, demand=8)
+        assert not self.admits(1000, demand=9)
+
+    def test_it_is_while_few_requests_run(self) -> None:
+        # 12 tokens in 12 pages at position 1: worth 1. A slot: 128 · 16 / (R² · 4) = 512 / R².
+        assert self.admits(22, demand=9)
+        assert not self.admits(23, demand=9)
+
+    def test_it_always_is_when_none_runs(self) -> None:
+        assert self.admits(0, demand=20)
+
+    def test_it_always_is_without_a_price_of_a_step(self) -> None:
+        assert self.admits(1000, demand=9, step_cost_tokens=0)
+
+
+def test_what_is_a_requests_own_ends_at_a_document() -> None:
+    geometry = make_geometry([Full(), SlidingWindow(3)], 80)
+    manager = Manager(
+        geometry, max_requests=8, max_length=1000, policy=CachePolicy(prompt_slack_tokens=5)
+    )
+    lookahead = Lookahead(manager)
+    lookahead.mean_output_tokens = 7.0
+    assert lookahead.own_pages(100, 1000) == [12, 3]
+    assert lookahead.own_pages(2, 1000) == [9, 3]
+    assert lookahead.own_pages(1, 1) == [2, 2]
+
+
+def test_the_mean_output_follows_what_requests_answer() -> None:
+    lookahead = Lookahead(make())
+    for _ in range(1000):
+        lookahead.finished(40)
+    assert lookahead.mean_output_tokens == pytest.approx(40, abs=0.1)
+    lookahead.clear()
+    assert lookahead.mean_output_tokens == pytest.approx(40, abs=0.1)
