@@ -93,6 +93,8 @@ class Lookahead:
         manager = self.manager
         if not manager.policy.waiting_prefixes or not manager.prefix_cache:
             return
+        if not waiting:
+            self.wanted = []
         if not waiting or self._looked_at == (waiting[0], manager.memory.now):
             return
         routes: dict[str, _Route] = {}
@@ -125,12 +127,12 @@ class Lookahead:
         memory = self.manager.memory
         pages = self.manager.tree.pages(hit.path)
         large_pages = 0.0
-        for g, cut in enumerate(memory.stripes):
+        for g, stripes in enumerate(memory.stripes):
             idle = 0
             for r in self.manager.page_ranges(g, len(pages) * self.manager.page_size):
                 own = pages[max(r.start, first) : r.stop]
                 idle += int(np.count_nonzero(memory.pins[g][own] == 0))
-            large_pages += idle * cut / memory.large.small_per_large[g]
+            large_pages += idle * stripes / memory.large.small_per_large[g]
         if large_pages:
             saved_tokens = (len(pages) - first) * self.manager.page_size
             self.wanted.append(Wanted(position, saved_tokens, large_pages))
@@ -140,9 +142,9 @@ class Lookahead:
     def is_worth_it(self, demand: Sequence[int], own: Sequence[int], num_running: int) -> bool:
         """Whether to admit a request although what others wait for may have to go.
 
-        ``demand`` are the pages per group that must be found, ``own`` those of them that the
-        request will take for itself; ``num_running`` requests run beside it. Always true when
-        none does, so that waiting has an end.
+        ``demand`` are the pages per group that must be found for it now, ``own`` those that it
+        will hold for itself alone (`own_pages`); ``num_running`` requests run beside it. Always
+        true when none does, so that waiting has an end.
         """
         step_cost_tokens = self.manager.policy.step_cost_tokens
         books = self.manager.memory.large

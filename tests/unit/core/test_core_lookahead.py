@@ -96,6 +96,16 @@ def test_the_queue_is_read_again_only_when_something_was_used_or_the_tree_has_ch
     assert len(queue.lookahead.wanted) == 2
 
 
+def test_when_nobody_waits_nothing_is_wanted() -> None:
+    manager = make()
+    queue = Queue(manager)
+    serve(manager, A)
+    queue.look(first=tokens(A, 1))
+    assert queue.lookahead.wanted
+    queue.look()
+    assert not queue.lookahead.wanted
+
+
 def test_a_stale_match_is_found_again_after_its_node_has_gone() -> None:
     manager = make()
     queue = Queue(manager)
