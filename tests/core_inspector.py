@@ -90,7 +90,10 @@ def digest(manager: Manager) -> list[object]:
     """Everything that a decision could depend on, comparable with ``==``; see `contents`."""
     memory = manager.memory
     pins = [(p.number, p.row.tolist(), p.tree_pages, p.held) for p in manager.pins.values()]
-    queue = {t: [p.tolist() for p in parts] for t, parts in memory.lru._buckets.items()}
+    queue = {
+        time: [part.tolist() for part in [*bucket.fresh, *bucket.runs]]
+        for time, bucket in memory.lru._buckets.items()
+    }
     return [contents(manager), memory.pins.tolist(), memory.large.used.tolist(), repr(pins), queue]
 
 

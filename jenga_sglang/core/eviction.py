@@ -14,6 +14,7 @@ import numpy as np
 
 from jenga_sglang.core.dependency import Range
 from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.lru import Candidates
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Counters, Pin
 from jenga_sglang.core.tree import PrefixTree
@@ -33,6 +34,7 @@ class Evictor:
         self.tree = tree
         self.permanent = permanent
         self.counters = counters
+        self._candidates = Candidates(self._depths, memory.large.are_reclaimable)
 
     def make_room(self, demands: Sequence[tuple[Pin, int]], demand: Sequence[int]) -> bool:
         """Evict until ``demands`` (pin, pages), together ``demand`` small pages per group, fit;
@@ -83,18 +85,10 @@ class Evictor:
         """Empty up to ``wanted`` of the least recently used large pages that hold only cached
         pages; among equal times the one that serves the longest prefix. False when there is none.
         """
-        large = self.memory.lru.pop_oldest()
-        if large is None:
+        chosen = self.memory.lru.pop_oldest(wanted, self._candidates)
+        if chosen is None:
             return False
-        books = self.memory.large
-        idle = large[(books.used[large] == 0) & (books.held[large] > 0)]
-        if not len(idle):
-            return True
-        order = np.lexsort((idle, -self._depths(idle)))
-        idle = idle[order]
-        self.memory.lru.add(idle[wanted:])
-        chosen = idle[:wanted]
-        owners = books.owner[chosen]
+        owners = self.memory.large.owner[chosen]
         for g in range(self.memory.num_groups):
             tenants = self.memory.tenants(g, chosen[owners == g]).ravel()
             if len(tenants):

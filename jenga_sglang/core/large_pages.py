@@ -255,8 +255,13 @@ class LargePages:
     def _is_reclaimable(self, large: int) -> bool:
         return bool(self.used[large] == 0 and self.held[large] > 0)
 
+    def are_reclaimable(self, large: Ids) -> NDArray[np.bool_]:
+        """Which large pages hold cached pages and nothing that is used."""
+        idle: NDArray[np.bool_] = (self.used[large] == 0) & (self.held[large] > 0)
+        return idle
+
     def _count_reclaimable(self, large: Ids) -> int:
-        return int(np.count_nonzero((self.used[large] == 0) & (self.held[large] > 0)))
+        return int(np.count_nonzero(self.are_reclaimable(large)))
 
     def check(self) -> None:
         """Recount everything; raise ``AssertionError`` at the first difference."""

@@ -1,12 +1,17 @@
 """Large pages in order of their last use, in buckets of equal logical time.
 
 Everything that one operation touches gets one time, so pages arrive in whole arrays and leave in
-whole arrays: the cost of an operation does not depend on how many pages wait here.
+whole arrays. Within a bucket the page that serves the longest prefix goes first. Some buckets
+grow with the pool (all that nothing ever needed again has one time), so a bucket is never gone
+through as a whole: it is a few sorted runs, each more than twice as long as the next, of which
+only the heads are looked at. A page is merged into a longer run at most log(pages) times.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +19,65 @@ from numpy.typing import NDArray
 from jenga_sglang.core.large_pages import Ids
 
 _NEVER = np.iinfo(np.int64).max
+_ID_BITS = 32
+_ID_MASK = (1 << _ID_BITS) - 1
+_LOOKED_AT = 64  # entries at a time, however few are wanted: many may be void
+
+# Entries of a bucket, in the order in which they go: longest prefix first, then lowest id.
+_Keys = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the buckets must be told of large pages: how long the prefix is that each serves, in
+    pages, and whether it holds cached pages and nothing else."""
+
+    depths: Callable[[Ids], Ids]
+    are_idle: Callable[[Ids], NDArray[np.bool_]]
+
+
+@dataclass
+class _Bucket:
+    fresh: list[Ids] = field(default_factory=list)  # not sorted yet
+    runs: list[_Keys] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.fresh)) + sum(map(len, self.runs))
+
+    def add_run(self, run: _Keys) -> None:
+        """Keep ``run``, in ascending order, merged with those that are hardly longer."""
+        while self.runs and len(self.runs[-1]) <= 2 * len(run):
+            # A stable sort finds the two runs and only merges them.
+            run = np.sort(np.concatenate((self.runs.pop(), run)), kind="stable")
+        if len(run):
+            self.runs.append(run)
+
+    def peek(self, count: int) -> _Keys:
+        """The first ``count`` keys, or all; ascending, equal ones once."""
+        return np.unique(np.concatenate([run[:count] for run in self.runs]))[:count]
+
+    def drop_through(self, key: int) -> None:
+        """Take out every key up to ``key``, itself included."""
+        rest = [run[np.searchsorted(run, key, "right") :] for run in self.runs]
+        self.runs = [run for run in rest if len(run)]
 
 
 class LruBuckets:
-    """Candidates for eviction. An entry may be stale: the one who pops it looks again."""
+    """Candidates for eviction. Entries may be stale until they are looked at."""
 
     def __init__(self, num_large: int) -> None:
         self.time = np.zeros(num_large + 1, np.int64)
-        # The bucket that a page's valid entry is in; what other buckets say of it is void.
+        # The bucket and the depth of a page's valid entry; what other entries say of it is void.
         self._queued_at = np.full(num_large + 1, _NEVER, np.int64)
-        self._buckets: dict[int, list[Ids]] = {}
+        self._depth = np.zeros(num_large + 1, np.int32)
+        self._buckets: dict[int, _Bucket] = {}
         self._times: list[int] = []
         self._num_entries = 0
+
+    def start(self, large: Ids) -> None:
+        """Pages that were free are taken: nothing has needed them, and nothing is queued."""
+        self.time[large] = 0
+        self._queued_at[large] = _NEVER
 
     def touch(self, large: Ids, now: int) -> None:
         """Give ``large`` pages the time ``now``; what is queued is found stale later."""
@@ -43,41 +95,83 @@ class LruBuckets:
         self._num_entries += len(fresh)
         first = int(times[0])
         if (times == first).all():
-            self._bucket(first).append(fresh)
+            self._bucket(first).fresh.append(fresh)
             return
         for time in np.unique(times).tolist():
-            self._bucket(time).append(fresh[times == time])
+            self._bucket(time).fresh.append(fresh[times == time])
 
-    def _bucket(self, time: int) -> list[Ids]:
+    def _bucket(self, time: int) -> _Bucket:
         if time not in self._buckets:
-            self._buckets[time] = []
+            self._buckets[time] = _Bucket()
             heapq.heappush(self._times, time)
         return self._buckets[time]
 
-    def pop_oldest(self) -> Ids | None:
-        """Take the whole oldest bucket out, without the pages touched since; None when empty.
+    def pop_oldest(self, wanted: int, candidates: Candidates) -> Ids | None:
+        """Take up to ``wanted`` idle pages of the oldest bucket out, longest prefix first,
+        without those touched since; None when there is none.
 
-        Pages touched since are queued again at their new time.
+        Idle pages touched since are queued again at their new time. A page counts as deep as it
+        was when its bucket was last looked at.
         """
         while self._times:
-            time = heapq.heappop(self._times)
-            parts = self._buckets.pop(time)
-            self._num_entries -= sum(map(len, parts))
-            large = self._valid(time, parts)
-            self._queued_at[large] = _NEVER
-            stale: NDArray[np.bool_] = self.time[large] != time
-            if stale.any():
-                self.add(large[stale])
-                large = large[~stale]
+            time = self._times[0]
+            bucket = self._buckets[time]
+            if bucket.fresh:
+                self._sort_fresh(time, bucket, candidates.depths)
+            if not bucket.runs:
+                heapq.heappop(self._times)
+                del self._buckets[time]
+                continue
+            large = self._take(time, bucket, wanted, candidates.are_idle)
             if len(large):
                 return large
         return None
 
-    def _valid(self, time: int, parts: list[Ids]) -> Ids:
-        large = np.concatenate(parts)
-        return np.unique(large[self._queued_at[large] == time])
+    def _take(
+        self,
+        time: int,
+        bucket: _Bucket,
+        wanted: int,
+        are_idle: Callable[[Ids], NDArray[np.bool_]],
+    ) -> Ids:
+        """The first ``wanted`` idle pages of a sorted bucket that are still of its time; possibly
+        fewer, or none, while the bucket has more."""
+        keys = bucket.peek(max(wanted, _LOOKED_AT))
+        large = (keys & _ID_MASK).astype(np.int32)
+        current = self._is_current(time, keys)
+        idle = current & are_idle(large)
+        good = idle & (self.time[large] == time)
+        chosen = np.flatnonzero(good)[:wanted]
+        # What lies before the last chosen page is void, stale or in use, and leaves with it.
+        stop = int(chosen[-1]) + 1 if len(chosen) == wanted else len(keys)
+        before = len(bucket)
+        bucket.drop_through(int(keys[stop - 1]))
+        self._num_entries -= before - len(bucket)
+        self._queued_at[large[:stop][current[:stop]]] = _NEVER
+        self.add(large[:stop][(idle & ~good)[:stop]])
+        return large[chosen]
+
+    def _sort_fresh(self, time: int, bucket: _Bucket, depths_of: Callable[[Ids], Ids]) -> None:
+        before = len(bucket)
+        large = np.concatenate(bucket.fresh)
+        large = large[self._queued_at[large] == time]
+        depths = depths_of(large)
+        self._depth[large] = depths
+        bucket.fresh = []
+        bucket.add_run(np.sort(large - (depths.astype(np.int64) << _ID_BITS)))
+        self._num_entries -= before - len(bucket)
+
+    def _is_current(self, time: int, keys: _Keys) -> NDArray[np.bool_]:
+        """Which keys of the bucket of ``time`` are their pages' valid entries."""
+        large = keys & _ID_MASK
+        return (self._queued_at[large] == time) & (self._depth[large] == -(keys >> _ID_BITS))
 
     def _drop_void(self) -> None:
-        for time, parts in self._buckets.items():
-            self._buckets[time] = [self._valid(time, parts)]
-        self._num_entries = sum(len(p) for parts in self._buckets.values() for p in parts)
+        for time, bucket in self._buckets.items():
+            runs, bucket.runs = bucket.runs, []
+            for run in runs:
+                bucket.add_run(run[self._is_current(time, run)])
+            if bucket.fresh:
+                fresh = np.concatenate(bucket.fresh)
+                bucket.fresh = [np.unique(fresh[self._queued_at[fresh] == time])]
+        self._num_entries = sum(map(len, self._buckets.values()))

@@ -162,7 +162,7 @@ class Memory:
         # Until something needs it again a page is transient: first to go. A large page with
         # other tenants keeps their time.
         large, counts = self.large.by_large(group, small)
-        self.lru.touch(large[self.large.held[large] == counts], 0)
+        self.lru.start(large[self.large.held[large] == counts])
         self.table[group][virtual] = small.reshape(len(virtual), stripes)
         self._virtual_of[group][small] = np.repeat(virtual, stripes)
         self._note_change(virtual)
