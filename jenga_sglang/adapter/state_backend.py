@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
+from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
 from sglang.srt.layers.attention.linear.short_conv_backend import (
     ShortConvAttnBackend,
     ShortConvMetadata,
@@ -255,9 +256,64 @@ class JengaMamba2Backend(StateRounds, Mamba2AttnBackend):
         return result
 
 
+class LinearRounds(StateRounds):
+    """Linear attention: the layer calls the backend with its projections."""
+
+    def forward_extend(
+        self,
+        layer: Any,
+        forward_batch: ForwardBatch,
+        mixed_qkv: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """mixed_qkv: (tokens, channels). a, b: (tokens, …), or (1, tokens, …) with a dimension
+        more. Returns (1, tokens, heads, value dim)."""
+        step = super().forward_extend  # type: ignore[misc]
+
+        def compute(now: Round) -> torch.Tensor:
+            x, gate, rate = (now.pick(t, t.dim() - 2) for t in (mixed_qkv, a, b))
+            # Room for the whole batch's output cannot take a part of it.
+            given = kwargs if now.tokens is None else kwargs | {"linear_attn_output": None}
+            result: torch.Tensor = step(
+                layer=layer, forward_batch=now.batch, mixed_qkv=x, a=gate, b=rate, **given
+            )
+            return result
+
+        return self.run(layer.layer_id, compute, lambda: _no_output(layer, mixed_qkv), token_dim=1)
+
+    def forward_decode(
+        self, layer: Any, forward_batch: ForwardBatch, mixed_qkv: Any, **kwargs: Any
+    ) -> Any:
+        """A layer that leaves splitting its projections to the backend gives a pair of them, and
+        gets a pair: the output, and its gate (tokens, heads, value dim)."""
+        step = super().forward_decode  # type: ignore[misc]
+
+        def compute(now: Round) -> Any:
+            return step(layer=layer, forward_batch=now.batch, mixed_qkv=mixed_qkv, **kwargs)
+
+        def empty() -> Any:
+            if not isinstance(mixed_qkv, tuple):
+                return _no_output(layer, mixed_qkv)
+            output = _no_output(layer, mixed_qkv[0])
+            return output, output[0]
+
+        return self.run(layer.layer_id, compute, empty)
+
+
+def _no_output(layer: Any, tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.new_zeros(1, len(tokens), layer.num_v_heads, layer.head_v_dim)
+
+
+class JengaGDNBackend(LinearRounds, GDNAttnBackend):
+    """Gated delta nets. SGLang's kernels for prefills get copies of strided states from it."""
+
+
 BACKENDS: dict[type, type[StateRounds]] = {
     ShortConvAttnBackend: JengaShortConvBackend,
     Mamba2AttnBackend: JengaMamba2Backend,
+    GDNAttnBackend: JengaGDNBackend,
 }
 
 

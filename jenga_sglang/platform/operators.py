@@ -14,17 +14,28 @@ from typing import Any
 import torch
 from torch.nn.functional import conv1d, silu, softplus
 
+from jenga_sglang.platform import delta_rule, gates
+
 PAD_SLOT = -1
 
 
 def install() -> None:
     """Put these operators where SGLang's recurrent layers look for theirs."""
     from sglang.kernels.ops.mamba import causal_conv1d_triton
+
+    # Linear-attention backends import the convolution from here; they are not imported yet.
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        _bind(
+            causal_conv1d_triton,
+            causal_conv1d_fn=causal_conv1d_fn,
+            causal_conv1d_update=causal_conv1d_update,
+        )
+    delta_rule.install()
+    gates.install()
     from sglang.srt.layers.attention.mamba import causal_conv1d, mamba
 
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    convolve = causal_conv1d_triton.causal_conv1d_fn if interpreted else causal_conv1d_fn
-    update = causal_conv1d_triton.causal_conv1d_update if interpreted else causal_conv1d_update
+    convolve = causal_conv1d_triton.causal_conv1d_fn
+    update = causal_conv1d_triton.causal_conv1d_update
     _bind(causal_conv1d, _causal_conv1d_fn_triton=convolve, _causal_conv1d_update_triton=update)
     # On a platform that it does not know this module binds none of these.
     _bind(

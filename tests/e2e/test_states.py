@@ -30,7 +30,7 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1"])
+@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1", "qwen3_5"])
 def test_every_answer_is_stocks_and_hits_change_nothing(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tiny models of six architectures with random weights, made on the spot; they speak bytes.
+"""Tiny models of some architectures with random weights, made on the spot; they speak bytes.
 
 Weights are drawn wide enough that greedy output wanders instead of repeating one token, and that
 tokens far back change what follows.
@@ -17,13 +17,18 @@ from jenga_sglang.demo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make
 WINDOW = 48
 MAX_LENGTH = 2048
 HEAD_DIM = 16
-LAYER_TYPES = {"w": "sliding_attention", "f": "full_attention", "c": "conv"}
+LAYER_TYPES = {
+    "w": "sliding_attention",
+    "f": "full_attention",
+    "c": "conv",
+    "d": "linear_attention",
+}
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Hugging Face's class names without their endings, and the layers: w for window, f for full,
-    c for a short convolution.
+    c for a short convolution, d for a gated delta net.
 
     Where ``layers`` says full for a model whose config has a window, SGLang's class ignores it.
     """
@@ -46,7 +51,7 @@ class Architecture:
     @property
     def recurrent(self) -> bool:
         """Whether some layers keep a state rather than tokens."""
-        return self.states or "c" in self.layers
+        return self.states or bool(set("cd") & set(self.layers))
 
     def make_config(self) -> PreTrainedConfig:
         fields: dict[str, Any] = {
@@ -126,6 +131,18 @@ ARCHITECTURES = {
     ),
     "lfm2": Architecture(
         "Lfm2", "Lfm2", "ccfccf", {"conv_L_cache": 3, "block_auto_adjust_ff_dim": False}
+    ),
+    "qwen3_5": Architecture(
+        "Qwen3_5Text",
+        "Qwen3_5",
+        "ddfddf",
+        {
+            "full_attention_interval": 3,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
     ),
 }
 
