@@ -51,14 +51,16 @@ class Evictor:
     def _make_preferred_room(self, demands: Sequence[tuple[Pin, int]]) -> bool:
         large = self.memory.large
         while True:
-            # Evicting can take a request's own holes along, so this is asked anew each time.
+            # Evicting can take a request's own holes along, so this is asked anew afterwards: not
+            # after every step, for it takes as long as the batch is.
             preferred = sum(self._preferred_large(pin, pages) for pin, pages in demands)
             if preferred <= large.num_free:
                 return True
             if preferred > large.num_free + sum(large.num_reclaimable):
                 return False
-            if not self.evict_large(preferred - large.num_free):
-                return False
+            while preferred > large.num_free:
+                if not self.evict_large(preferred - large.num_free):
+                    return False
 
     def _preferred_large(self, pin: Pin, pages: int) -> int:
         """Large pages that ``pages`` new pages take when they go into no other request's holes."""

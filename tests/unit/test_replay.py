@@ -218,6 +218,23 @@ def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
     assert 0 < result["useful_frac"] <= result["pinned_frac"] <= result["held_frac"] <= 1
 
 
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_kept_results_make_a_table_and_a_figure(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = [
+        str(DATA.parent / "results" / f"gemma3-27b-docqa-{name}.json")
+        for name in ("jenga", "stock-sweep")
+    ]
+    assert main(["table", *kept]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) > 2
+    assert all(row.startswith("| gemma3-27b | docqa | 40 |") for row in rows)
+    figure = tmp_path / f"figure.{suffix}"
+    assert main(["plot", *kept, "--out", str(figure)]) == 0
+    assert figure.stat().st_size > 10_000
+
+
 class TestOracle:
     @staticmethod
     def batch(row: int, prompt: list[int], written: list[int]) -> SimpleNamespace:

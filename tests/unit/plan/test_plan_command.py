@@ -83,7 +83,6 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_figure_is_drawn(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
     path = tmp_path / f"plan.{suffix}"
     assert run("--plot", str(path), name="qwen3.5-27b") == 0
     assert path.stat().st_size > 10_000
