@@ -19,6 +19,11 @@ from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Counters, Pin
 from jenga_sglang.core.tree import PrefixTree
 
+# Large pages emptied ahead of need, so that a full pool does not evict page by page: at most so
+# many, and at most this part of the pool.
+MAX_AHEAD = 32
+AHEAD_SHARE = 512
+
 
 class Evictor:
     """``permanent[g]`` are the page ranges of a history that every longer one needs in group g."""
@@ -35,6 +40,7 @@ class Evictor:
         self.permanent = permanent
         self.counters = counters
         self._candidates = Candidates(self._depths, memory.large.are_reclaimable)
+        self._ahead = min(MAX_AHEAD, memory.large.num_large // AHEAD_SHARE)
 
     def make_room(self, demands: Sequence[tuple[Pin, int]], demand: Sequence[int]) -> bool:
         """Evict until ``demands`` (pin, pages), together ``demand`` small pages per group, fit;
@@ -59,7 +65,7 @@ class Evictor:
             if preferred > large.num_free + sum(large.num_reclaimable):
                 return False
             while preferred > large.num_free:
-                if not self.evict_large(preferred - large.num_free):
+                if not self.evict_large(preferred - large.num_free + self._ahead):
                     return False
 
     def _preferred_large(self, pin: Pin, pages: int) -> int:

@@ -43,7 +43,7 @@ def register_group(manager: Manager, cut: GroupGeometry) -> int:
     for pin in manager.pins.values():
         pin.held.append([])
         pin.held_for_others.append([])
-    manager.changes += 1
+    manager.groups_changed()
     return group
 
 
@@ -65,4 +65,4 @@ def retire_group(manager: Manager, group: int) -> None:
     cached = np.flatnonzero(memory.table[group][:, 0]).astype(np.int32)
     memory.drop(group, cached)
     manager.evictor.forget_hollow(cached)
-    manager.changes += 1
+    manager.groups_changed()

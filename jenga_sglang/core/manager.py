@@ -20,6 +20,7 @@ A request's row, in pages, with who owns what::
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class Manager:
             for g, cut in enumerate(geometry.groups)
         ]
         self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
+        self._longest: dict[int, int] = {}
         self.counters = Counters()
         self.reset()
 
@@ -199,24 +201,29 @@ class Manager:
     def longest_request(self, fresh: int) -> int:
         """The longest request, in tokens, that fits into an empty pool when its prompt is
         computed ``fresh`` tokens at a time; at most ``max_length``."""
-        low, high = 0, self.max_length
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._num_large(self.request_pages(middle, fresh, 0)) <= self.memory.large.num_large:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        if fresh not in self._longest:
+            low, high = 0, self.max_length
+            while low < high:
+                middle = (low + high + 1) // 2
+                pages = self.request_pages(middle, fresh, 0)
+                if self._num_large(pages) <= self.memory.large.num_large:
+                    low = middle
+                else:
+                    high = middle - 1
+            self._longest[fresh] = low
+        return self._longest[fresh]
 
     def growth_room(self) -> list[int]:
         """Pages per group that the running requests could still grow by, together."""
         room = [0] * len(self.dependencies)
         for g in self.memory.row_groups:
-            dependency = self.dependencies[g]
-            most = dependency.peak_pages(self.max_length, self.page_size)
+            most = self.dependencies[g].peak_pages(self.max_length, self.page_size)
             for pin in self.pins.values():
                 if g in pin.groups:
-                    room[g] += max(0, most - sum(r.size for r in pin.held[g]))
+                    held = 0
+                    for start, stop in pin.held[g]:
+                        held += stop - start
+                    room[g] += max(0, most - held)
         return room
 
     def whole_tokens_left(self, pages: Sequence[int]) -> int:
@@ -247,14 +254,22 @@ class Manager:
         evicted. After True, `extend` cannot fail for these demands.
         """
         demand = [0] * len(self.dependencies)
+        total = sum(pages for _, pages in demands)
         for pin, pages in demands:
             own = self.memory.small_demand(pages, self.states.needs_slot(pin), pin.groups)
             demand = [a + b for a, b in zip(demand, own, strict=True)]
-        if not self._can_serve_at_last(demand):
+        if not self._can_serve_at_last(demand) or not self._can_name(total):
             self.counters.refused_reservations += 1
             return False
         self._scarce = self.evictor.make_room(demands, demand)
         return True
+
+    def _can_name(self, pages: int) -> bool:
+        """Whether there are ids for ``pages`` virtual pages, once cached ones have gone. They can
+        only run out where a group that depends on everything has been retired: a request keeps
+        the ids of pages that it has let go of in every group."""
+        missing = pages - self.memory.num_free_virtual
+        return missing <= 0 or self.evictor.evict(missing) >= missing
 
     def _can_serve_at_last(self, demand: Sequence[int]) -> bool:
         """Whether ``demand`` fits; running requests give up what they hold for others first."""
@@ -337,8 +352,10 @@ class Manager:
         Rounded down to whole pages, so that the last page boundary stays a possible hit.
         """
         whole = length // self.page_size
-        for g in self._groups:
+        for g in self._forgetful:
             before = self.page_ranges(g, whole * self.page_size)
+            if _begins_inside(pin.held[g], before, whole):
+                continue
             needed = union([*before, Range(whole, pin.num_pages)])
             gone = subtract(pin.held[g], needed)
             if not gone:
@@ -473,6 +490,21 @@ class Manager:
     def _groups(self) -> range:
         return range(len(self.dependencies))
 
+    @cached_property
+    def _forgetful(self) -> list[int]:
+        """Groups that let go of pages while a request runs."""
+        return [
+            g
+            for g, dependency in enumerate(self.dependencies)
+            if not reads_everything(dependency, self.max_length)
+        ]
+
+    def groups_changed(self) -> None:
+        """A group was registered or retired."""
+        self.changes += 1
+        self._longest.clear()
+        self.__dict__.pop("_forgetful", None)
+
     def used_share(self) -> float:
         """Share of the pool's bytes that running requests pin, 0 to 1: what is neither free nor
         could be evicted."""
@@ -504,3 +536,13 @@ class Manager:
         """Recount all of it; raise ``AssertionError`` at the first difference."""
         self.memory.check()
         self.tree.check()
+
+
+def _begins_inside(held: Sequence[Range], needed: Sequence[Range], stop: int) -> bool:
+    """Whether ``needed`` is one range up to page ``stop`` and ``held`` has nothing before it."""
+    return (
+        len(needed) == 1
+        and needed[0].stop == stop
+        and bool(held)
+        and held[0].start >= needed[0].start
+    )

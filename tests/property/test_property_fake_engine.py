@@ -1,6 +1,7 @@
 """Random serving with a fake engine that checks every byte it will still read.
 
-Set ``JENGA_SEED`` to run one seed again.
+The short tests draw the same cases every time, the long ones others. Set ``JENGA_SEED`` to run one
+seed again.
 """
 
 import os
@@ -71,30 +72,47 @@ def run(seed: int) -> Counter[str]:
     return engine.counts
 
 
-def run_seeds(num_seeds: int) -> Counter[str]:
-    given = os.environ.get("JENGA_SEED")
-    first = int(given) if given else random.SystemRandom().randrange(1 << 30)
+def seeds(count: int, first: int | None = None) -> range:
+    """``count`` seeds from ``first`` on, or from anywhere; the one that is given, if one is."""
+    if given := os.environ.get("JENGA_SEED"):
+        return range(int(given), int(given) + 1)
+    if first is None:
+        first = random.SystemRandom().randrange(1 << 30)
+    return range(first, first + count)
+
+
+def run_seeds(chosen: range) -> Counter[str]:
     total: Counter[str] = Counter()
-    for seed in range(first, first + (1 if given else num_seeds)):
+    for seed in chosen:
         total += run(seed)
-    print(f"JENGA_SEED={first} and on: {dict(total)}")
+    print(f"JENGA_SEED={chosen.start} and on: {dict(total)}")
     return total
 
 
 def test_everything_still_needed_is_readable_at_every_step() -> None:
-    run_seeds(15)
+    run_seeds(seeds(15, first=0))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(6 * 3600)
 def test_everything_still_needed_is_readable_over_many_thousand_steps() -> None:
-    run_seeds(int(os.environ.get("JENGA_POOLS", 2_000)))
+    run_seeds(seeds(int(os.environ.get("JENGA_POOLS", 2_000))))
 
 
-def test_groups_come_and_go_under_load() -> None:
+@pytest.mark.parametrize("seed", seeds(4, first=0))
+def test_groups_come_and_go_under_load(seed: int) -> None:
+    run_with_live_groups(seed)
+
+
+@pytest.mark.long
+def test_groups_come_and_go_under_load_many_times() -> None:
+    for seed in seeds(200):
+        run_with_live_groups(seed)
+
+
+def run_with_live_groups(seed: int) -> None:
     """Every byte that a running request needs stays readable, whichever groups are born or retired
     beside it, and in the end everything is free."""
-    seed = int(os.environ.get("JENGA_SEED", random.SystemRandom().randrange(1 << 30)))
     print(f"JENGA_SEED={seed}")
     generator = random.Random(seed)
     born = retired = 0
