@@ -20,6 +20,7 @@ class Histories:
         self.page_size = page_size
         self.parent = [0]
         self.depth = [-1]
+        self.namespace: list[Hashable] = [None]
         self._numbers: dict[tuple[Hashable, int, bytes], int] = {}
 
     def pages(self, namespace: Hashable, tokens: np.ndarray) -> list[int]:
@@ -36,6 +37,7 @@ class Histories:
             self._numbers[key] = len(self.parent)
             self.parent.append(parent)
             self.depth.append(self.depth[parent] + 1)
+            self.namespace.append(namespace)
         return self._numbers[key]
 
 

@@ -19,7 +19,7 @@ from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.live_groups import register_group, retire_group
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
-from jenga_sglang.core.tree import Node
+from jenga_sglang.core.tree import Encoded, Node
 
 Pick = Callable[[int, int], int]
 
@@ -42,6 +42,11 @@ class Job:
     def set_tokens(self, tokens: list[int]) -> None:
         self.tokens = tokens
         self.hashes = history_hashes(self.namespace, tokens)
+
+    @property
+    def encoder_tokens(self) -> int:
+        """How many of the first tokens an encoder made."""
+        return self.namespace.tokens if isinstance(self.namespace, Encoded) else 0
 
     @property
     def is_done(self) -> bool:
@@ -176,16 +181,19 @@ class FakeEngine:
 
     def _compute(self, job: Job, length: int) -> None:
         pin = pin_of(job)
-        places = np.arange(job.computed, length)
         assert job.computed >= pin.tree_pages * self.page_size, "would write into a shared page"
         self._compute_states(job, length)
-        for group in pin.groups:
+        computed = np.arange(job.computed, length)
+        of_encoder = computed < job.encoder_tokens
+        parts = [(g, computed[~of_encoder]) for g in pin.groups]
+        parts += [(g, computed[of_encoder]) for g in pin.encoder_groups]
+        for group, places in parts:
             small = self.manager.memory.table[group][pin.row[places // self.page_size]]
             assert small.all(), "no page to write to"
             slots = (places % self.page_size).astype(np.int32)
             self.buffer.write(group, small, slots, job.hashes[places])
         job.computed = length
-        self.counts["computed tokens"] += len(places)
+        self.counts["computed tokens"] += len(computed)
 
     def _compute_states(self, job: Job, length: int) -> None:
         """Move the working states on, from checkpoint to checkpoint."""
@@ -194,7 +202,7 @@ class FakeEngine:
             self.buffer.copy(copy.group, copy.source, copy.target)
         pin.starts.clear()
         for group in self._state_groups:
-            if not job.computed:
+            if job.computed <= job.encoder_tokens:
                 self.buffer.check_zero(group, self.manager.memory.table[group][pin.slot])
             self._check_working_state(group, job)
         if length == job.computed:
@@ -211,11 +219,13 @@ class FakeEngine:
     def _write_working_state(self, group: int, job: Job, length: int) -> None:
         small = self.manager.memory.table[group][pin_of(job).slot]
         assert small.all(), "no working state"
+        if length <= job.encoder_tokens:
+            return  # recurrent layers read the text alone
         self.buffer.write(group, small[None], np.zeros(1, np.int32), job.hashes[[length - 1]])
 
     def _check_working_state(self, group: int, job: Job) -> None:
         """The state after all computed tokens; a job that has not run yet finds it in the tree."""
-        if not job.computed:
+        if job.computed <= job.encoder_tokens:
             return
         pin = pin_of(job)
         virtual = pin.slot or pin.row[job.computed // self.page_size - 1]
@@ -228,9 +238,9 @@ class FakeEngine:
         for job in self.running:
             for group in self._state_groups:
                 self._check_working_state(group, job)
-            for group in pin_of(job).groups:
-                cut = self.geometry.groups[group]
-                ranges = cut.spec.dependency.needed(job.computed)
+            for group in pin_of(job).groups + pin_of(job).encoder_groups:
+                dependency = self.geometry.groups[group].spec.dependency
+                ranges = dependency.after_encoder(job.encoder_tokens).needed(job.computed)
                 places = [t for r in ranges for t in range(r.start, r.stop)]
                 row = pin_of(job).row
                 self._check_tokens(group, row, np.array(places, np.int64), job.hashes)

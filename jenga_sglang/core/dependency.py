@@ -60,6 +60,18 @@ class Dependency(ABC):
         """The same dependency for histories up to ``max_length``, in its simplest form."""
         return self
 
+    def whole(self, length: int) -> int:
+        """The greatest length, at most ``length``, that a request may continue from at all."""
+        return length
+
+    # Whether the layers read what an encoder made of images or sound, and nothing else.
+    reads_encoder = False
+
+    def after_encoder(self, encoder_tokens: int) -> Dependency:
+        """The same in a request whose first ``encoder_tokens`` tokens an encoder made: those are
+        for the layers with `reads_encoder`, and the others begin to count behind them."""
+        return DecoderTokens(encoder_tokens, self) if encoder_tokens else self
+
 
 @dataclass(frozen=True)
 class Full(Dependency):
@@ -167,11 +179,34 @@ class LastState(Dependency):
 
 
 @dataclass(frozen=True)
+class CrossAttention(Dependency):
+    """All that an encoder made of a request's images or sound, and nothing of its text.
+
+    How much that is each request knows: see `after_encoder`. On its own it answers for requests
+    that are nothing else.
+    """
+
+    reads_encoder = True
+
+    def needed(self, length: int) -> tuple[Range, ...]:
+        return EncoderTokens(length).needed(length)
+
+    def peak_tokens(self, length: int) -> int:
+        return length
+
+    def after_encoder(self, encoder_tokens: int) -> Dependency:
+        return EncoderTokens(encoder_tokens)
+
+    def __str__(self) -> str:
+        return "cross"
+
+
+@dataclass(frozen=True)
 class EncoderTokens(Dependency):
     """The first ``tokens`` tokens of a history, where SGLang puts what an encoder made (images).
 
     What cross-attention layers of an encoder-decoder model need; its other layers need
-    `DecoderTokens`.
+    `DecoderTokens`. An encoder runs once, so a request continues behind all of them or not at all.
     """
 
     tokens: int
@@ -189,34 +224,50 @@ class EncoderTokens(Dependency):
     def peak_pages(self, length: int, page_size: int) -> int:
         return -(-self.peak_tokens(length) // page_size)
 
+    def whole(self, length: int) -> int:
+        return length if length >= self.tokens else 0
+
     def __str__(self) -> str:
         return f"first {self.tokens}"
 
 
 @dataclass(frozen=True)
 class DecoderTokens(Dependency):
-    """Every token but the first ``skipped`` ones, which only `EncoderTokens` layers read."""
+    """What ``text`` says of the tokens behind the first ``skipped`` ones, which only
+    `EncoderTokens` layers read."""
 
     skipped: int
+    text: Dependency = Full()
 
     def __post_init__(self) -> None:
         if self.skipped < 0:
             raise ValueError(f"expected skipped >= 0, got {self}")
 
     def needed(self, length: int) -> tuple[Range, ...]:
-        return _non_empty(Range(self.skipped, length))
+        ranges = self.text.needed(max(0, length - self.skipped))
+        return tuple(Range(r.start + self.skipped, r.stop + self.skipped) for r in ranges)
 
     def peak_tokens(self, length: int) -> int:
-        return max(0, length - self.skipped)
+        return self.text.peak_tokens(max(0, length - self.skipped))
 
     def peak_pages(self, length: int, page_size: int) -> int:
-        return max(0, -(-length // page_size) - self.skipped // page_size)
+        text_pages = self.text.peak_pages(max(0, length - self.skipped), page_size)
+        straddles = self.skipped % page_size != 0
+        pages = max(0, -(-length // page_size) - self.skipped // page_size)
+        return min(pages, text_pages + straddles)
 
     def effective(self, max_length: int) -> Dependency:
-        return self if self.skipped else Full()
+        text = self.text.effective(max_length)
+        return DecoderTokens(self.skipped, text) if self.skipped else text
+
+    def whole(self, length: int) -> int:
+        if length < self.skipped:
+            return 0
+        return self.skipped + self.text.whole(length - self.skipped)
 
     def __str__(self) -> str:
-        return f"after {self.skipped}"
+        text = "" if self.text == Full() else f": {self.text}"
+        return f"after {self.skipped}{text}"
 
 
 @dataclass(frozen=True)
@@ -248,6 +299,9 @@ class Switches(Dependency):
 
     def effective(self, max_length: int) -> Dependency:
         return self.first.effective(max_length) if self.position >= max_length else self
+
+    def whole(self, length: int) -> int:
+        return (self.first if length <= self.position else self.then).whole(length)
 
     def __str__(self) -> str:
         return f"{self.first} to {self.position}, then {self.then}"

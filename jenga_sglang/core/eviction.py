@@ -17,7 +17,7 @@ from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.lru import Candidates
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Counters, Pin
-from jenga_sglang.core.tree import PrefixTree
+from jenga_sglang.core.tree import Node, PrefixTree
 
 # Large pages emptied ahead of need, so that a full pool does not evict page by page: at most so
 # many, and at most this part of the pool.
@@ -26,7 +26,8 @@ AHEAD_SHARE = 512
 
 
 class Evictor:
-    """``permanent[g]`` are the page ranges of a history that every longer one needs in group g."""
+    """``permanent[g]`` are the page ranges of a history that every longer one needs in group g;
+    page 0 is the first page of text, or an encoder's where the group reads those."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Evictor:
         """Large pages that ``pages`` new pages take when they go into no other request's holes."""
         large = self.memory.large
         total = 0
-        for g, count in enumerate(self.memory.small_demand(pages, not pin.slot, pin.groups)):
+        for g, count in enumerate(self.memory.demand_of_parts(pin.parts(pages), not pin.slot)):
             small = max(0, count - large.num_holes_of(g, pin.number))
             total += -(-small // large.small_per_large[g])
         return total
@@ -132,6 +133,8 @@ class Evictor:
 
     def _is_permanent(self, group: int, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         depth = self.memory.depth[virtual]
+        if group not in self.memory.encoder_groups:
+            depth = depth - self.memory.encoder_pages[virtual]
         permanent = np.zeros(len(virtual), np.bool_)
         for r in self.permanent[group]:
             permanent |= (depth >= r.start) & (depth < r.stop)
@@ -142,6 +145,7 @@ class Evictor:
             if not self.tree.is_alive(node):
                 continue
             index = int(np.isin(node.pages, virtual).argmax())
+            node, index = self._first_dead(node, index)
             unreachable = self.tree.below(node, index)
             for g in range(self.memory.num_groups):
                 held = unreachable[self.memory.table[g][unreachable, 0] != 0]
@@ -149,6 +153,21 @@ class Evictor:
                 self.memory.drop(g, held)
             self.tree.cut(node, index)
             self.memory.forget(unreachable)
+
+    def _first_dead(self, node: Node, index: int) -> tuple[Node, int]:
+        """The first page, in its node, that is of no use without page ``index`` of ``node``: what
+        an encoder made is of use as a whole or not at all."""
+        if node.start + index >= node.encoder_pages or self._is_pinned(node.pages[:index]):
+            return node, index
+        parent = node.parent
+        while parent and parent.parent and len(parent.children) == 1:
+            if self._is_pinned(parent.pages):
+                break
+            node, parent = parent, parent.parent
+        return node, 0
+
+    def _is_pinned(self, virtual: Ids) -> bool:
+        return bool(self.memory.pins[-1][virtual].any())
 
     def forget_hollow(self, virtual: Ids) -> None:
         """Take out of the tree those pages that no group holds anything of and nobody pins."""

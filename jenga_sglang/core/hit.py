@@ -20,14 +20,17 @@ def longest_hit(
 
     A group that misses page h of what it needs for a prefix refuses every prefix that ends after
     h and no further than this one, because shorter prefixes need all of the same pages up to
-    their end (`core.dependency`). So the length may drop straight to h. It only ever drops, and
-    the empty prefix needs nothing.
+    their end (`core.dependency`). So the length may drop straight to h, as it may to what a
+    dependency calls `Dependency.whole`. It only ever drops, and the empty prefix needs nothing.
     """
     cut_by: int | None = None
     settled = False
     while not settled:
         settled = True
         for group, dependency in enumerate(dependencies):
+            whole = dependency.whole(num_pages * page_size) // page_size
+            if whole < num_pages:
+                num_pages, cut_by, settled = whole, group, False
             for pages in page_ranges(dependency.needed(num_pages * page_size), page_size):
                 missing = refuse(group, pages)
                 if missing is not None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jenga_sglang.core.dependency import EncoderTokens
+from jenga_sglang.core.dependency import EncoderTokens, page_ranges
 from jenga_sglang.core.geometry import GroupGeometry
 from jenga_sglang.core.manager import Manager
 
@@ -38,7 +38,8 @@ def register_group(manager: Manager, cut: GroupGeometry) -> int:
     manager.geometry = replace(geometry, groups=(*geometry.groups, cut))
     manager.dependencies.append(cut.spec.dependency.effective(manager.max_length))
     group = len(manager.dependencies) - 1
-    manager.permanent.append(manager.page_ranges(group, manager.max_length))
+    needed = manager.dependencies[group].needed(manager.max_length)
+    manager.permanent.append(page_ranges(needed, manager.page_size))
     manager.memory.add_group(manager.geometry)
     for pin in manager.pins.values():
         pin.held.append([])
@@ -54,11 +55,13 @@ def retire_group(manager: Manager, group: int) -> None:
     and while a running request has pages in it.
     """
     memory = manager.memory
-    if group not in memory.row_groups:
+    if group not in memory.row_groups + memory.encoder_groups:
         raise ValueError(f"group {group} is not a group of rows in use")
-    if users := [pin.number for pin in manager.pins.values() if group in pin.groups]:
+    pins = manager.pins.values()
+    if users := [pin.number for pin in pins if group in pin.groups + pin.encoder_groups]:
         raise ValueError(f"group {group} is in use by {len(users)} running requests")
-    memory.row_groups.remove(group)
+    for groups in (memory.row_groups, memory.encoder_groups):
+        groups[:] = [g for g in groups if g != group]
     manager.retired.add(group)
     manager.dependencies[group] = NOTHING
     manager.permanent[group] = ()

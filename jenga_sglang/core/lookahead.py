@@ -129,7 +129,8 @@ class Lookahead:
         large_pages = 0.0
         for g, stripes in enumerate(memory.stripes):
             idle = 0
-            for r in self.manager.page_ranges(g, len(pages) * self.manager.page_size):
+            length, encoder_pages = len(pages) * self.manager.page_size, hit.path.node.encoder_pages
+            for r in self.manager.page_ranges(g, length, encoder_pages):
                 own = pages[max(r.start, first) : r.stop]
                 idle += int(np.count_nonzero(memory.pins[g][own] == 0))
             large_pages += idle * stripes / memory.large.small_per_large[g]
@@ -172,6 +173,9 @@ class Lookahead:
         own_tokens = min(prompt_tokens, manager.policy.prompt_slack_tokens) + output_tokens
         pages = []
         for dependency in manager.dependencies:
+            if dependency.reads_encoder:
+                pages.append(0)  # an image is for others to hit
+                continue
             lasts = reads_everything(dependency, manager.max_length)
             tokens = own_tokens if lasts else prompt_tokens + output_tokens
             pages.append(dependency.peak_pages(ceil(tokens), manager.page_size))

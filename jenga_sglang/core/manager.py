@@ -25,6 +25,7 @@ from functools import cached_property
 import numpy as np
 
 from jenga_sglang.core.dependency import (
+    Dependency,
     Range,
     intersect,
     page_ranges,
@@ -63,12 +64,13 @@ class Manager:
         self.policy = policy or CachePolicy()
         self.dependencies = [g.spec.dependency.effective(max_length) for g in geometry.groups]
         # Pages that every longer history needs: losing one puts all that follows out of reach.
+        # Counted from the first page of text, except where a group reads what an encoder made.
         self.permanent: list[tuple[Range, ...]] = [
-            () if cut.spec.is_state else self.page_ranges(g, max_length)
-            for g, cut in enumerate(geometry.groups)
+            () if cut.spec.is_state else page_ranges(d.needed(max_length), self.page_size)
+            for d, cut in zip(self.dependencies, geometry.groups, strict=True)
         ]
         self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
-        self._longest: dict[int, int] = {}
+        self._longest: dict[tuple[int, int], int] = {}  # by `longest_request`
         self.counters = Counters()
         self.reset()
 
@@ -76,7 +78,8 @@ class Manager:
         """Forget everything. No request may hold a pin."""
         num_virtual = default_virtual_pages(self.geometry, self.max_requests, self.max_length)
         self.memory = Memory(self.geometry, num_virtual, self.max_requests)
-        self.memory.row_groups = [g for g in self.memory.row_groups if g not in self.retired]
+        for groups in (self.memory.row_groups, self.memory.encoder_groups):
+            groups[:] = [g for g in groups if g not in self.retired]
         self.states = States(self.memory)
         self.tree = PrefixTree(self.page_size, num_virtual)
         self.evictor = Evictor(self.memory, self.tree, self.permanent, self.counters)
@@ -88,7 +91,10 @@ class Manager:
     # -- prefix hits --------------------------------------------------------------------------
 
     def match(self, namespace: Hashable, tokens: Tokens) -> Hit:
-        """The longest prefix of ``tokens``, in whole pages, that every group can continue from."""
+        """The longest prefix of ``tokens``, in whole pages, that every group can continue from.
+
+        ``namespace`` is anything; a `core.tree.Encoded` says that an encoder made the first tokens.
+        """
         if not self.prefix_cache:
             return self.miss(namespace)
         return self.hit_of(self.tree.find(namespace, tokens))
@@ -99,25 +105,37 @@ class Manager:
         length, cut_by = longest_hit(
             path.num_pages,
             self.page_size,
-            self.dependencies,
-            lambda g, wanted: self._refusal(g, pages, wanted),
+            self._dependencies_after(path.node.encoder_pages),
+            lambda g, wanted: self._refusal(g, pages, wanted, path.node.encoder_pages),
         )
         return Hit(Path(path.node, length), path.num_pages, cut_by)
 
-    def _refusal(self, group: int, pages: Ids, wanted: Range) -> int | None:
+    def _refusal(self, group: int, pages: Ids, wanted: Range, encoder_pages: int) -> int | None:
         missing = self.memory.first_missing(group, pages[wanted.start : wanted.stop])
         if missing is None:
             return None
         length = wanted.start + missing
         if group in self.memory.state_groups:
-            # A state is needed exactly at the end: the next prefix that has one there.
+            # A state is needed exactly at the end: the next prefix that has one there, or the one
+            # without any text, which needs none.
             held = np.flatnonzero(self.memory.table[group][pages[:length], 0])
-            length = int(held[-1]) + 1 if len(held) else 0
+            length = int(held[-1]) + 1 if len(held) else min(length, encoder_pages)
         return length
 
-    def page_ranges(self, group: int, length: int) -> tuple[Range, ...]:
-        """The pages of a history of ``length`` tokens that ``group`` still needs."""
-        return page_ranges(self.dependencies[group].needed(length), self.page_size)
+    def page_ranges(self, group: int, length: int, encoder_pages: int = 0) -> tuple[Range, ...]:
+        """The pages of a history of ``length`` tokens that ``group`` still needs, of which an
+        encoder made the first ``encoder_pages``."""
+        dependency = self.dependency(group, encoder_pages)
+        return page_ranges(dependency.needed(length), self.page_size)
+
+    def dependency(self, group: int, encoder_pages: int) -> Dependency:
+        """What ``group`` needs of a history whose first ``encoder_pages`` an encoder made."""
+        return self.dependencies[group].after_encoder(encoder_pages * self.page_size)
+
+    def _dependencies_after(self, encoder_pages: int) -> Sequence[Dependency]:
+        if not encoder_pages and not self.memory.encoder_groups:
+            return self.dependencies
+        return [self.dependency(g, encoder_pages) for g in self._groups]
 
     def miss(self, namespace: Hashable) -> Hit:
         """The empty prefix."""
@@ -126,12 +144,14 @@ class Manager:
     def lock(self, hit: Hit) -> Pin:
         """Pin what a request that continues from ``hit`` needs."""
         pages = self.tree.pages(hit.path)
-        held = [list(self.page_ranges(g, len(pages) * self.page_size)) for g in self._groups]
+        length, encoder_pages = len(pages) * self.page_size, hit.path.node.encoder_pages
+        held = [list(self.page_ranges(g, length, encoder_pages)) for g in self._groups]
         self._next_pin += 1
         pin = Pin(self._next_pin, pages, len(pages), len(pages), held, hit)
         pin.length = len(pages) * self.page_size
         pin.held_for_others = [[] for _ in self._groups]
         pin.groups = tuple(self.memory.row_groups)
+        pin.encoder_groups = tuple(self.memory.encoder_groups)
         pin.branch_ahead = hit.matched_pages > hit.path.num_pages
         for g, ranges in enumerate(held):
             for r in ranges:
@@ -179,18 +199,26 @@ class Manager:
         )
         return sum(large)
 
-    def request_pages(self, length: int, fresh: int, prefix: int) -> list[int]:
+    def request_pages(
+        self, length: int, fresh: int, prefix: int, encoder_pages: int = 0
+    ) -> list[int]:
         """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
 
         ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
         it. A step holds what the history before it needs and everything it computes; two pages
         more for the boundaries that fall inside pages, and one for every gap between sinks and
-        window. Of recurrent states it is the working state; a checkpoint is never needed.
+        window. Of recurrent states it is the working state; a checkpoint is never needed. The
+        first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
         """
+        encoder_tokens = encoder_pages * self.page_size
+        left = encoder_pages if prefix < encoder_tokens else 0
+        fresh = max(0, fresh - max(0, encoder_tokens - prefix))
+        length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
         pages = []
         for g, dependency in enumerate(self.dependencies):
             if g not in self.memory.row_groups:
-                pages.append(int(g in self.memory.state_groups))
+                encoder = left if g in self.memory.encoder_groups else 0
+                pages.append(encoder + int(g in self.memory.state_groups))
                 continue
             ranges = max(1, len(dependency.needed(length)))
             held = -(-(dependency.peak_tokens(length) + fresh) // self.page_size) + 1 + ranges
@@ -198,20 +226,21 @@ class Manager:
             pages.append(max(0, min(-(-length // self.page_size), held) - pinned))
         return pages
 
-    def longest_request(self, fresh: int) -> int:
+    def longest_request(self, fresh: int, encoder_pages: int = 0) -> int:
         """The longest request, in tokens, that fits into an empty pool when its prompt is
         computed ``fresh`` tokens at a time; at most ``max_length``."""
-        if fresh not in self._longest:
+        key = (fresh, encoder_pages)
+        if key not in self._longest:
             low, high = 0, self.max_length
             while low < high:
                 middle = (low + high + 1) // 2
-                pages = self.request_pages(middle, fresh, 0)
+                pages = self.request_pages(middle, fresh, 0, encoder_pages)
                 if self._num_large(pages) <= self.memory.large.num_large:
                     low = middle
                 else:
                     high = middle - 1
-            self._longest[fresh] = low
-        return self._longest[fresh]
+            self._longest[key] = low
+        return self._longest[key]
 
     def growth_room(self) -> list[int]:
         """Pages per group that the running requests could still grow by, together."""
@@ -256,7 +285,7 @@ class Manager:
         demand = [0] * len(self.dependencies)
         total = sum(pages for _, pages in demands)
         for pin, pages in demands:
-            own = self.memory.small_demand(pages, self.states.needs_slot(pin), pin.groups)
+            own = self.memory.demand_of_parts(pin.parts(pages), self.states.needs_slot(pin))
             demand = [a + b for a, b in zip(demand, own, strict=True)]
         if not self._can_serve_at_last(demand) or not self._can_name(total):
             self.counters.refused_reservations += 1
@@ -285,9 +314,8 @@ class Manager:
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
         pages = self.memory.take(
-            self.new_pages(pin, length),
+            pin.parts(self.new_pages(pin, length)),
             pin.number,
-            pin.groups,
             states=self.states.needs_slot(pin),
             scarce=self._scarce,
         )
@@ -341,7 +369,7 @@ class Manager:
         pin.kept.append(pin.num_pages * self.page_size)
         if self.tree.goes_on(pin.hit.path):
             pin.shared.append(pin.num_pages * self.page_size)
-        self._touch(pin.row, pin.kept)
+        self._touch(pin.row, pin.kept, pin.encoder_pages)
         if pin.hit.cut_by is not None:
             lost = pin.hit.matched_pages - pin.hit.path.num_pages
             self.counters.lost_hit_tokens[pin.hit.cut_by] += lost * self.page_size
@@ -353,7 +381,7 @@ class Manager:
         """
         whole = length // self.page_size
         for g in self._forgetful:
-            before = self.page_ranges(g, whole * self.page_size)
+            before = self.page_ranges(g, whole * self.page_size, pin.encoder_pages)
             if _begins_inside(pin.held[g], before, whole):
                 continue
             needed = union([*before, Range(whole, pin.num_pages)])
@@ -368,8 +396,10 @@ class Manager:
 
     def _shared_ranges(self, group: int, pin: Pin) -> list[Range]:
         """Tree pages of ``group`` that hits of the shared lengths need."""
-        size = self.page_size
-        ranges = [r for n in pin.shared for r in self.page_ranges(group, n // size * size)]
+        size, encoder_pages = self.page_size, pin.encoder_pages
+        ranges = [
+            r for n in pin.shared for r in self.page_ranges(group, n // size * size, encoder_pages)
+        ]
         return intersect(union(ranges), [Range(0, pin.tree_pages)])
 
     def _let_go_for_others(self, pin: Pin) -> None:
@@ -405,7 +435,7 @@ class Manager:
         if num_pages > max(known, pin.tree_pages):
             own = pin.pages[known:num_pages]
             self.tree.extend(path, tokens, own)
-            self._move_to_tree(own, known)
+            self._move_to_tree(own, known, pin.encoder_pages)
         self._publish_states(pin, num_pages)
         pin.tree_pages = max(pin.tree_pages, num_pages)
         pin.kept += [len(tokens)] if keep is None else keep
@@ -416,7 +446,7 @@ class Manager:
             pin.branch_ahead = False
         self.slide(pin, len(tokens))
         self.memory.tick()
-        self._touch(pin.row[: pin.tree_pages], pin.kept)
+        self._touch(pin.row[: pin.tree_pages], pin.kept, pin.encoder_pages)
 
     def _publish_states(self, pin: Pin, num_pages: int) -> None:
         """Checkpoints that are in the tree now need no pin, but are worth keeping."""
@@ -444,7 +474,9 @@ class Manager:
     def refresh(self, hit: Hit) -> None:
         """Make what ``hit`` needs the last to be evicted: somebody is going to ask for it."""
         self.memory.tick()
-        self._touch(self.tree.pages(hit.path), [hit.path.num_pages * self.page_size])
+        encoder_pages = hit.path.node.encoder_pages
+        pages = self.tree.pages(hit.path)
+        self._touch(pages, [hit.path.num_pages * self.page_size], encoder_pages)
 
     def _merge(self, pin: Pin, path: Path) -> None:
         """Repoint the private pages of ``pin`` that ``path`` covers onto the tree's."""
@@ -455,30 +487,37 @@ class Manager:
         if hollow.any():
             fill = np.where(hollow, mine, 0).astype(np.int32)
             self.tree.replace(path, first, fill)
-            self._move_to_tree(fill, first)
+            self._move_to_tree(fill, first, pin.encoder_pages)
         if not hollow.all():
             self.memory.merge(mine[~hollow], theirs[~hollow])
         pin.pages[first : path.num_pages] = np.where(hollow, mine, theirs)
 
-    def _move_to_tree(self, pages: Ids, depth: int) -> None:
+    def _move_to_tree(self, pages: Ids, depth: int, encoder_pages: int) -> None:
         """Private ``pages`` are in the tree now, from page ``depth`` of the history; 0 is passed
         over (a hollow page of a prefix that the tree has since forgotten)."""
         held = np.flatnonzero(pages).astype(np.int32)
-        self.memory.move_to_tree(pages[held], held + depth)
+        self.memory.move_to_tree(pages[held], held + depth, encoder_pages)
 
-    def _touch(self, pages: Ids, lengths: Sequence[int]) -> None:
+    def _touch(self, pages: Ids, lengths: Sequence[int], encoder_pages: int) -> None:
         """One logical time, in every group, for all that hits of these lengths need of a history,
         and for what every longer history needs of it."""
         for g in self._groups:
             ranges = [
                 r
                 for n in lengths
-                for r in self.page_ranges(g, n // self.page_size * self.page_size)
+                for r in self.page_ranges(g, n // self.page_size * self.page_size, encoder_pages)
             ]
-            ranges += [Range(r.start, min(r.stop, len(pages))) for r in self.permanent[g]]
+            ranges += intersect(self._permanent(g, encoder_pages), [Range(0, len(pages))])
             for r in ranges:
                 if r.size:
                     self.memory.touch(g, pages[r.start : r.stop])
+
+    def _permanent(self, group: int, encoder_pages: int) -> Sequence[Range]:
+        """Pages that every longer history needs of one that begins with an encoder's pages."""
+        if group in self.memory.encoder_groups:
+            return [Range(0, encoder_pages)]
+        permanent = self.permanent[group]
+        return [Range(r.start + encoder_pages, r.stop + encoder_pages) for r in permanent]
 
     def evict(self, pages: int) -> int:
         """Evict until ``pages`` virtual pages are free that were not; how many it came to."""

@@ -8,7 +8,8 @@ A virtual page is owned by exactly one side: *private* to the request that compu
 tree*. Either way a running request pins what it still needs, per group; a pin count of zero makes
 a tree page cached and sets a private page free.
 
-A page of tokens is backed by a small page in every group of KV rows. In a group of recurrent
+A page of tokens is backed by a small page in every group of KV rows, a page that an encoder made
+in every group of those that read such (`core.dependency.CrossAttention`). In a group of recurrent
 states most have none: `core.states` says which are backed there, and what slots are.
 """
 
@@ -20,10 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.dependency import reads_everything
+from jenga_sglang.core.dependency import Dependency, reads_everything
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.large_pages import Ids, LargePages
 from jenga_sglang.core.lru import LruBuckets
+
+# Pages of a history, one part after the other: how many, and the groups that each of them is in.
+Parts = Sequence[tuple[int, Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,12 @@ class Memory:
         self.geometry = geometry
         self.num_groups = len(geometry.groups)
         self.state_groups = [g for g, cut in enumerate(geometry.groups) if cut.spec.is_state]
-        self.row_groups = [g for g, cut in enumerate(geometry.groups) if not cut.spec.is_state]
+        # Groups of KV rows: of tokens, and of what an encoder made.
+        self.row_groups: list[int] = []
+        self.encoder_groups: list[int] = []
+        for g, cut in enumerate(geometry.groups):
+            if not cut.spec.is_state:
+                self._rows_like(cut.spec.dependency).append(g)
         self.num_virtual = num_virtual_pages
         self.num_slots = max_requests if self.state_groups else 0
         self.large = LargePages(geometry)
@@ -58,6 +67,8 @@ class Memory:
         self.in_tree = np.zeros(rows, np.bool_)
         # Position of a tree page in its history, in pages; orders eviction among equal times.
         self.depth = np.zeros(rows, np.int32)
+        # Pages of that history that an encoder made, all in front.
+        self.encoder_pages = np.zeros(rows, np.int32)
         # The virtual page that a small page belongs to: the table read backwards.
         self._virtual_of = [
             np.zeros((self.large.num_large + 1) * k, np.int32) for k in self.large.small_per_large
@@ -81,12 +92,15 @@ class Memory:
         changed, self._changed = self._changed or [], []
         return np.unique(np.concatenate(changed)) if changed else np.empty(0, np.int32)
 
+    def _rows_like(self, dependency: Dependency) -> list[int]:
+        return self.encoder_groups if dependency.reads_encoder else self.row_groups
+
     def add_group(self, geometry: Geometry) -> None:
         """``geometry`` is this one with one more group of rows: start its books, all empty."""
         group = self.num_groups
         self.geometry = geometry
         self.num_groups += 1
-        self.row_groups.append(group)
+        self._rows_like(geometry.groups[group].spec.dependency).append(group)
         self.stripes.append(geometry.groups[group].stripes)
         rows = self.pins.shape[1]
         self.table.append(np.zeros((rows, self.stripes[group]), np.int32))
@@ -120,37 +134,42 @@ class Memory:
 
     # -- requests: take, pin, unpin -----------------------------------------------------------
 
-    def small_demand(
-        self, pages: int, states: int = 0, groups: Sequence[int] | None = None
-    ) -> list[int]:
-        """Small pages per group that ``pages`` new pages of tokens in ``groups`` (all groups of
-        rows by default) and ``states`` new states take."""
+    def small_demand(self, pages: int, states: int = 0) -> list[int]:
+        """Small pages per group that ``pages`` new pages of text and ``states`` new states take."""
+        return self.demand_of_parts([(pages, self.row_groups)], states)
+
+    def demand_of_parts(self, parts: Parts, states: int = 0) -> list[int]:
+        """Small pages per group that ``parts`` and ``states`` new states take."""
         counts = [states if cut.spec.is_state else 0 for cut in self.geometry.groups]
-        for g in self.row_groups if groups is None else groups:
-            counts[g] = pages
+        for pages, groups in parts:
+            for g in groups:
+                counts[g] += pages
         return [n * s for n, s in zip(counts, self.stripes, strict=True)]
 
     def take(
         self,
-        pages: int,
+        parts: Parts,
         request: int,
-        groups: Sequence[int],
         *,
         states: int = 0,
         scarce: bool = False,
     ) -> Ids:
-        """Hand ``pages`` new private virtual pages, backed in ``groups`` of rows, to ``request``.
+        """Hand the new private virtual pages of ``parts``, in order, to ``request``.
 
         The room must have been made before (`Manager.reserve`), for ``states`` new states as
         well; raises ``MemoryError`` and changes nothing if not.
         """
-        room = self.large.num_missing(self.small_demand(pages, states, groups)) <= 0
+        pages = sum(count for count, _ in parts)
+        room = self.large.num_missing(self.demand_of_parts(parts, states)) <= 0
         if not room or pages > self.num_free_virtual:
             raise MemoryError(f"{pages} virtual pages were never reserved")
         self.num_free_virtual -= pages
         virtual = self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
-        for g in groups:
-            self.back(g, virtual, request, scarce=scarce)
+        start = 0
+        for count, groups in parts:
+            for g in groups if count else ():
+                self.back(g, virtual[start : start + count], request, scarce=scarce)
+            start += count
         self.pins[-1][virtual] = 1
         return virtual
 
@@ -220,10 +239,12 @@ class Memory:
 
     # -- the tree: own, merge, evict ----------------------------------------------------------
 
-    def move_to_tree(self, virtual: Ids, depth: Ids) -> None:
-        """Private pages, pinned by one request, become tree pages at these depths."""
+    def move_to_tree(self, virtual: Ids, depth: Ids, encoder_pages: int = 0) -> None:
+        """Private pages, pinned by one request, become tree pages at these depths of a history that
+        begins with ``encoder_pages`` pages of an encoder's."""
         self.in_tree[virtual] = True
         self.depth[virtual] = depth
+        self.encoder_pages[virtual] = encoder_pages
         self.num_tree += len(virtual)
         self.num_tree_pinned += len(virtual)
         for g in range(self.num_groups):
@@ -369,15 +390,18 @@ class Memory:
 def default_virtual_pages(geometry: Geometry, max_requests: int, max_length: int) -> int:
     """Virtual pages that can never run out before memory does.
 
-    Where a group depends on everything, each live virtual page holds one of its pages. Otherwise
-    a running request keeps ids of pages that it has let go of in every group.
+    Where a group depends on everything, each live virtual page of text holds one of its pages, and
+    one of an encoder's holds a page of a group that reads those. Otherwise a running request keeps
+    ids of pages that it has let go of in every group.
     """
-    full = [
-        geometry.max_pages(g)
-        for g, group in enumerate(geometry.groups)
-        if reads_everything(group.spec.dependency, max_length)
-    ]
+    full: list[int] = []
+    encoder = 0
+    for g, group in enumerate(geometry.groups):
+        if group.spec.dependency.reads_encoder:
+            encoder = max(encoder, geometry.max_pages(g))
+        elif reads_everything(group.spec.dependency, max_length):
+            full.append(geometry.max_pages(g))
     if full:
-        return min(full)
+        return max(min(full), encoder)
     pages = sum(geometry.max_pages(g) for g in range(len(geometry.groups)))
     return pages + max_requests * -(-max_length // geometry.page_size)

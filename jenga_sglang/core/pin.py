@@ -52,13 +52,25 @@ class Pin:
     shared: list[int] = field(default_factory=list)
     # The known history goes on beyond the hit, and the request has not got there yet.
     branch_ahead: bool = False
-    # Groups of KV rows that there were when the request began: it has pages in these.
+    # Groups of KV rows that there were when the request began: it has pages in these, the pages
+    # that an encoder made in the latter and all others in the former.
     groups: tuple[int, ...] = ()
+    encoder_groups: tuple[int, ...] = ()
     # Virtual page of the working states (`core.states`), and what the next step copies: before it,
     # and as soon as it has computed so many tokens.
     slot: int = 0
     starts: list[StateCopy] = field(default_factory=list)
     saves: list[tuple[int, StateCopy]] = field(default_factory=list)
+
+    @property
+    def encoder_pages(self) -> int:
+        """How many of the first pages of the history an encoder made."""
+        return self.hit.path.node.encoder_pages
+
+    def parts(self, pages: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """How the next ``pages`` pages of the history divide: (pages, groups that have them)."""
+        encoder = min(pages, max(0, self.encoder_pages - self.num_pages))
+        return (encoder, self.encoder_groups), (pages - encoder, self.groups)
 
     @property
     def row(self) -> Ids:
@@ -77,12 +89,17 @@ class Pin:
             grown[: self.num_pages] = self.row
             self.pages = grown
         self.pages[self.num_pages : stop] = pages
-        for ranges in (self.held[g] for g in self.groups):
-            if ranges and ranges[-1].stop == self.num_pages:
-                ranges[-1] = Range(ranges[-1].start, stop)
+        for count, groups in self.parts(len(pages)):
+            if count:
+                self._hold(Range(self.num_pages, self.num_pages + count), groups)
+                self.num_pages += count
+
+    def _hold(self, pages: Range, groups: tuple[int, ...]) -> None:
+        for ranges in (self.held[g] for g in groups):
+            if ranges and ranges[-1].stop == pages.start:
+                ranges[-1] = Range(ranges[-1].start, pages.stop)
             else:
-                ranges.append(Range(self.num_pages, stop))
-        self.num_pages = stop
+                ranges.append(pages)
 
 
 @dataclass

@@ -87,7 +87,7 @@ class States:
     def can_save(self, pin: Pin, page: int) -> bool:
         """Whether the state after ``page`` pages may become a checkpoint of ``pin``: its page is
         private, and has none yet."""
-        if not pin.slot or not pin.tree_pages < page <= pin.num_pages:
+        if not pin.slot or not max(pin.tree_pages, pin.encoder_pages) < page <= pin.num_pages:
             return False
         return not any(self.memory.table[g][pin.pages[page - 1], 0] for g in self.groups)
 

@@ -18,9 +18,19 @@ from jenga_sglang.core.large_pages import Ids
 Tokens = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The namespace ``name`` for histories whose first ``tokens`` tokens, whole pages, were made by
+    an encoder. Histories with parts of another length are none of theirs."""
+
+    name: Hashable
+    tokens: int
+
+
 @dataclass(eq=False)
 class Node:
-    """A run of pages below ``parent``; its first page is page ``start`` of the history."""
+    """A run of pages below ``parent``; its first page is page ``start`` of the history, of which
+    an encoder made the first ``encoder_pages`` pages."""
 
     key: bytes
     parent: Node | None
@@ -28,6 +38,7 @@ class Node:
     tokens: Tokens
     pages: Ids
     number: int
+    encoder_pages: int
     children: dict[bytes, Node] = field(default_factory=dict)
 
     @property
@@ -58,6 +69,8 @@ class PrefixTree:
         """The empty history of ``namespace``."""
         if namespace not in self._roots:
             root = self._new_node(b"", None, 0, np.empty(0, np.int64), np.empty(0, np.int32))
+            if isinstance(namespace, Encoded):
+                root.encoder_pages = -(-namespace.tokens // self.page_size)
             self._roots[namespace] = root
         return self._roots[namespace]
 
@@ -189,7 +202,8 @@ class PrefixTree:
         self, key: bytes, parent: Node | None, start: int, tokens: Tokens, pages: Ids
     ) -> Node:
         self._next_number += 1
-        node = Node(key, parent, start, tokens, pages, self._next_number)
+        encoder_pages = parent.encoder_pages if parent else 0
+        node = Node(key, parent, start, tokens, pages, self._next_number, encoder_pages)
         self._nodes[node.number] = node
         self._node_of[pages] = node.number
         return node

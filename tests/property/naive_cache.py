@@ -14,6 +14,7 @@ import numpy as np
 from core_inspector import Histories
 
 from jenga_sglang.core.dependency import Dependency
+from jenga_sglang.core.tree import Encoded
 
 Page = int  # a history, by number
 Times = dict[tuple[int, Page], int]  # of pages in groups
@@ -38,6 +39,11 @@ class Request:
     has_state: bool = False  # a working state of its own in every group of states
 
 
+def encoder_tokens(namespace: Hashable) -> int:
+    """How many of the first tokens of the histories in ``namespace`` an encoder made."""
+    return namespace.tokens if isinstance(namespace, Encoded) else 0
+
+
 @cache
 def pages_needed(dependency: Dependency, length: int, page_size: int) -> Set[int]:
     ranges = dependency.needed(length)
@@ -55,7 +61,7 @@ class NaiveCache:
 
     def __post_init__(self) -> None:
         self.cached = [set() for _ in self.dependencies]
-        self._permanent = [self._needed_for_ever(g) for g in self.groups]
+        self._permanent: dict[tuple[int, Hashable], set[int]] = {}
 
     @property
     def page_size(self) -> int:
@@ -65,19 +71,28 @@ class NaiveCache:
     def groups(self) -> range:
         return range(len(self.dependencies))
 
-    def needed(self, group: int, length: int) -> Set[int]:
-        """Places of the pages that ``group`` needs of a history of ``length`` tokens."""
-        return pages_needed(self.dependencies[group], length, self.page_size)
+    def dependency(self, group: int, namespace: Hashable) -> Dependency:
+        return self.dependencies[group].after_encoder(encoder_tokens(namespace))
 
-    def _needed_for_ever(self, group: int) -> set[int]:
+    def needed(self, group: int, length: int, namespace: Hashable) -> Set[int]:
+        """Places of the pages that ``group`` needs of a history of ``length`` tokens."""
+        return pages_needed(self.dependency(group, namespace), length, self.page_size)
+
+    def needed_for_ever(self, group: int, namespace: Hashable) -> set[int]:
         """Places that every history needs that is long enough to have them."""
-        if group in self.states:
-            return set()
-        permanent = set(range(self.max_length // self.page_size))
-        for length in range(1, self.max_length + 1):
-            whole = range(length // self.page_size)
-            permanent -= set(whole) - self.needed(group, length)
-        return permanent
+        key = (group, namespace)
+        if key not in self._permanent:
+            permanent = set(range(self.max_length // self.page_size))
+            for length in range(1, self.max_length + 1):
+                whole = range(length // self.page_size)
+                permanent -= set(whole) - self.needed(group, length, namespace)
+            self._permanent[key] = set() if group in self.states else permanent
+        return self._permanent[key]
+
+    def has_page(self, group: int, place: int, namespace: Hashable) -> bool:
+        """Whether a computed page at ``place`` has rows of ``group``."""
+        encoder = place < encoder_tokens(namespace) // self.page_size
+        return group not in self.states and encoder == self.dependencies[group].reads_encoder
 
     # -- what must be true --------------------------------------------------------------------
 
@@ -105,7 +120,10 @@ class NaiveCache:
 
     def accepts(self, group: int, pages: Sequence[Page], num_pages: int) -> bool:
         """Whether ``group`` can continue from the first ``num_pages`` of ``pages``."""
-        needed = self.needed(group, num_pages * self.page_size)
+        namespace, length = self.histories.namespace[pages[0]], num_pages * self.page_size
+        if self.dependency(group, namespace).whole(length) < length:
+            return False
+        needed = self.needed(group, length, namespace)
         return all(pages[place] in self.cached[group] for place in needed)
 
     def pins(self, group: int, *, for_others: bool = True) -> dict[Page, int]:
@@ -140,7 +158,7 @@ class NaiveCache:
     ) -> Request:
         pages = self.histories.pages(namespace, tokens)
         length = num_pages * self.page_size
-        held = [set(self.needed(g, length)) for g in self.groups]
+        held = [set(self.needed(g, length, namespace)) for g in self.groups]
         request = Request(
             namespace=namespace,
             tokens=tokens,
@@ -161,8 +179,8 @@ class NaiveCache:
     def extend(self, request: Request, length: int) -> None:
         num_pages = max(request.num_pages, -(-length // self.page_size))
         for group, held in enumerate(request.held):
-            if group not in self.states:
-                held.update(range(request.num_pages, num_pages))
+            new = range(request.num_pages, num_pages)
+            held.update(p for p in new if self.has_page(group, p, request.namespace))
         request.has_state = bool(self.states)
         request.num_pages = num_pages
         request.length = max(request.length, length)
@@ -210,7 +228,7 @@ class NaiveCache:
     def slide(self, request: Request, length: int) -> None:
         whole = length // self.page_size
         for group, held in enumerate(request.held):
-            kept = self.needed(group, whole * self.page_size)
+            kept = self.needed(group, whole * self.page_size, request.namespace)
             held &= kept | set(range(whole, request.num_pages))
         request.slid = max(request.slid, length)
 
@@ -268,9 +286,10 @@ class NaiveCache:
         """
         lost: dict[Page, bool] = {0: False}
         for page in sorted(self.known()):
-            place = self.histories.depth[page]
+            place, namespace = self.histories.depth[page], self.histories.namespace[page]
             missing = any(
-                place in self._permanent[g] and page not in self.cached[g] for g in self.groups
+                place in self.needed_for_ever(g, namespace) and page not in self.cached[g]
+                for g in self.groups
             )
             lost[page] = missing or lost[self.histories.parent[page]]
         kept = [(g, p) for g in self.groups for p in self.cached[g] if lost[p]]

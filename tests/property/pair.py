@@ -10,8 +10,6 @@ from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.tree import Tokens
 
-NAMESPACES = (None, "salt")
-
 
 class Pair:
     """Both sides of one pool. ``documents`` are histories to look up at every check."""
@@ -26,6 +24,7 @@ class Pair:
             policy=pool.policy,
         )
         self.page_size = pool.geometry.page_size
+        self.namespaces: tuple[Hashable, ...] = (None, "salt", *pool.encoded())
         dependencies = [g.spec.dependency for g in pool.geometry.groups]
         states = {g for g, cut in enumerate(pool.geometry.groups) if cut.spec.is_state}
         self.model = NaiveCache(dependencies, Histories(self.page_size), pool.max_length, states)
@@ -85,7 +84,8 @@ class Pair:
                 present = row_holds(self.manager, pin, g)
                 assert request.held[g] <= present
                 working = g in self.model.states and request.has_state
-                assert working or self.model.needed(g, request.length) <= present
+                needed = self.model.needed(g, request.length, request.namespace)
+                assert working or needed <= present
                 assert working == bool(pin.slot and self.manager.memory.table[g][pin.slot, 0])
                 private = {p for p in present if p >= pin.tree_pages}
                 assert private == self.model.private(g, request)
@@ -121,7 +121,9 @@ class Pair:
     def _check_hits(self) -> None:
         """Hits of whole documents and of running requests equal brute force over all lengths."""
         known = self.model.known()
-        probes: list[tuple[Hashable, Tokens]] = [(n, d) for n in NAMESPACES for d in self.documents]
+        probes: list[tuple[Hashable, Tokens]] = [
+            (n, d) for n in self.namespaces for d in self.documents
+        ]
         probes += [(r.namespace, r.tokens) for r in self.live]
         for namespace, tokens in probes:
             pages = self.model.histories.pages(namespace, tokens)
@@ -147,8 +149,20 @@ class Pair:
         ]
 
     def demand(self, pages: int, states: int) -> list[int]:
-        """``pages`` in every group of rows, ``states`` in every group of states."""
-        return [states if g in self.model.states else pages for g in self.model.groups]
+        """``pages`` of text in every group of rows, ``states`` in every group of states."""
+        return [
+            states if g in self.model.states else pages * self.model.has_page(g, 0, None)
+            for g in self.model.groups
+        ]
+
+    def batch_demand(self, batch: Sequence[tuple[Request, int]], states: int) -> list[int]:
+        """The new pages of each request in the groups that have them, and ``states``."""
+        demand = self.demand(0, states)
+        for request, length in batch:
+            for place in range(request.num_pages, -(-length // self.page_size)):
+                for g in self.model.groups:
+                    demand[g] += self.model.has_page(g, place, request.namespace)
+        return demand
 
     def fits(self, pages: Sequence[int], *, at_last: bool) -> bool:
         """Whether pages in each group fit when only what is pinned stays where it is; ``at_last``

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
+    CrossAttention,
     DecoderTokens,
     Dependency,
     EncoderTokens,
@@ -21,6 +22,7 @@ from jenga_sglang.core.dependency import (
 )
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.tree import Encoded
 
 Pick = Callable[[int, int], int]
 T = TypeVar("T")
@@ -39,6 +41,12 @@ class Pool:
     max_requests: int
     prefix_cache: bool
     policy: CachePolicy
+    # What an encoder made of some requests, in pages, where a group reads it.
+    encoder_pages: tuple[int, ...] = ()
+
+    def encoded(self) -> tuple[Encoded, ...]:
+        """Namespaces of histories that begin with what an encoder made."""
+        return tuple(Encoded(None, n * self.geometry.page_size) for n in self.encoder_pages)
 
     def __str__(self) -> str:
         groups = ", ".join(
@@ -48,27 +56,32 @@ class Pool:
         sizes = [self.geometry.small_per_large(g) for g in range(len(self.geometry.groups))]
         return (
             f"page size {self.geometry.page_size}, {groups}, small pages to a large page {sizes}, "
-            f"{self.geometry.num_large_pages} large pages, cache {self.prefix_cache}, {self.policy}"
+            f"{self.geometry.num_large_pages} large pages, cache {self.prefix_cache}, "
+            f"{self.policy}, encoder {self.encoder_pages}"
         )
 
 
 def random_pool(pick: Pick) -> Pool:
-    """One to three groups; half of the pools have small pages of one size."""
+    """One to three groups; half of the pools have small pages of one size, and a quarter one more
+    group that reads what an encoder made."""
     page_size = choose(pick, (1, 4, 16))
     alike = bool(pick(0, 1))
     groups: list[GroupGeometry] = []
-    for number in range(pick(1, 3)):
+    has_encoder = pick(0, 3) == 0
+    num_groups = pick(1, 3) + has_encoder
+    for number in range(num_groups):
+        reads_encoder = has_encoder and number == num_groups - 1
         stripes = pick(1, 4)
         layers = stripes * (1 if alike else pick(1, 3))
         first = sum(len(g.spec.layers) for g in groups)
-        if not alike and pick(0, 2) == 0:
+        if not alike and not reads_encoder and pick(0, 2) == 0:
             groups.append(random_states(pick, f"group{number}", first, stripes, page_size))
             continue
         k_bytes, v_bytes = (4, 4) if alike else (4 * pick(1, 2), 4 * pick(0, 2))
         spec = LayerGroupSpec(
             name=f"group{number}",
             layers=tuple(range(first, first + layers)),
-            dependency=random_dependency(pick, page_size),
+            dependency=CrossAttention() if reads_encoder else random_dependency(pick, page_size),
             k_bytes=k_bytes,
             v_bytes=v_bytes,
         )
@@ -89,6 +102,7 @@ def random_pool(pick: Pick) -> Pool:
             waiting_prefixes=bool(pick(0, 1)),
             state_interval_tokens=pick(0, 4) * page_size,
         ),
+        encoder_pages=(pick(1, 3), pick(1, MAX_PAGES // 2)) if has_encoder else (),
     )
 
 

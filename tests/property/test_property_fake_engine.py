@@ -7,6 +7,7 @@ seed again.
 import os
 import random
 from collections import Counter
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ NAMESPACES = ("", "", "salt")
 JOBS_PER_POOL = 25
 
 
-def random_jobs(pick: Pick, max_length: int) -> list[Job]:
+def random_jobs(
+    pick: Pick, max_length: int, namespaces: Sequence[Hashable] = NAMESPACES
+) -> list[Job]:
     """Prompts that begin like one of three documents, so that many share and fork."""
     documents = [[0] * max_length]
     for number in (1, 2):
@@ -35,7 +38,7 @@ def random_jobs(pick: Pick, max_length: int) -> list[Job]:
             kept = pick(0, len(prompt) - 1)
             prompt = prompt[:kept] + [50 + pick(0, 3)] * (len(prompt) - kept)
         to_generate = pick(0, min(12, max_length - len(prompt)))
-        jobs.append(Job(choose(pick, NAMESPACES), prompt, to_generate))
+        jobs.append(Job(choose(pick, namespaces), prompt, to_generate))
     return jobs
 
 
@@ -64,7 +67,8 @@ def run(seed: int) -> Counter[str]:
     )
     engine = FakeEngine(manager, generator.randint)
     try:
-        serve(engine, random_jobs(generator.randint, pool.max_length))
+        namespaces = (*NAMESPACES, *pool.encoded())
+        serve(engine, random_jobs(generator.randint, pool.max_length, namespaces))
     except Exception as error:
         error.add_note(f"JENGA_SEED={seed}, step {engine.counts['steps']}; {pool}")
         raise

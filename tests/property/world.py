@@ -1,11 +1,11 @@
 """Rules for a manager and the naive model: each does the same to both."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from core_inspector import contents
 from naive_cache import Request
-from pair import NAMESPACES, Pair
+from pair import Pair
 from random_pools import Pick, Pool, choose
 
 from jenga_sglang.core.tree import Tokens
@@ -28,14 +28,15 @@ class World(Pair):
     def start(self, pick: Pick) -> None:
         """A request looks up its longest hit and locks it."""
         if len(self.live) < self.pool.max_requests:
-            self._lock(choose(pick, NAMESPACES), self._random_tokens(pick))
+            self._lock(choose(pick, self.namespaces), self._random_tokens(pick))
 
     def start_twins(self, pick: Pick) -> None:
         """Two requests race on one prefix: both look it up before either has computed it."""
         if len(self.live) + 2 > self.pool.max_requests:
             return
         tokens = self._random_tokens(pick)
-        twins = [self._lock(None, tokens), self._lock(None, tokens)]
+        namespace = choose(pick, self.namespaces)
+        twins = [self._lock(namespace, tokens), self._lock(namespace, tokens)]
         if self._grow([(r, len(tokens)) for r in twins]):
             for request in twins:
                 self._checkpoint(request, request.length)
@@ -70,7 +71,8 @@ class World(Pair):
 
     def wait(self, pick: Pick) -> None:
         """A waiting request says what it is going to hit."""
-        self.manager.refresh(self.manager.match(None, self._random_tokens(pick)))
+        namespace = choose(pick, self.namespaces)
+        self.manager.refresh(self.manager.match(namespace, self._random_tokens(pick)))
 
     def finish(self, pick: Pick) -> None:
         if self.live:
@@ -128,7 +130,7 @@ class World(Pair):
 
     # -- both sides at once -------------------------------------------------------------------
 
-    def _lock(self, namespace: str | None, tokens: Tokens) -> Request:
+    def _lock(self, namespace: Hashable, tokens: Tokens) -> Request:
         hit = self.manager.match(namespace, tokens[:-1])
         pages = self.model.histories.pages(namespace, tokens[:-1])
         expected, matched = self.model.hit(pages, self.model.known())
@@ -146,8 +148,7 @@ class World(Pair):
         ]
         for (request, length), (_, pages) in zip(batch, demands, strict=True):
             assert pages == max(0, -(-length // self.page_size) - request.num_pages)
-        total = sum(pages for _, pages in demands)
-        demand = self.demand(total, sum(not r.has_state for r, _ in batch))
+        demand = self.batch_demand(batch, sum(not r.has_state for r, _ in batch))
         fits_at_once, fits = (self.fits(demand, at_last=x) for x in (False, True))
         before, times = contents(self.manager), self.times()
         # Checkpoints outside the tree are not in the cache yet: given up, they are free at once.

@@ -43,8 +43,11 @@ def caches(draw: st.DrawFn) -> tuple[int, list[Dependency], list[set[int]]]:
 
 
 def accepts(dependency: Dependency, held: set[int], num_pages: int, page_size: int) -> bool:
-    needed = dependency.needed(num_pages * page_size)
-    return all(t // page_size in held for r in needed for t in range(r.start, r.stop))
+    length = num_pages * page_size
+    needed = dependency.needed(length)
+    return dependency.whole(length) == length and all(
+        t // page_size in held for r in needed for t in range(r.start, r.stop)
+    )
 
 
 def find(
@@ -95,6 +98,16 @@ def test_groups_that_cut_in_turn_reach_a_length_that_both_accept() -> None:
     """The window cuts at 9, the full group at 7, and there the window misses page 6."""
     held = [set(range(7)), set(range(12)) - {6, 9}]
     assert find(1, [Full(), SlidingWindow(4)], held) == (6, 1)
+
+
+def test_what_an_encoder_made_is_hit_as_a_whole_or_not_at_all() -> None:
+    """Eight pages for the text, of which the window wants a page that is gone: back to the end of
+    what the encoder made, and not into it."""
+    groups = [EncoderTokens(4), DecoderTokens(4, SlidingWindow(3))]
+    everything = set(range(12))
+    assert find(1, groups, [everything, everything - {4}]) == (12, None)
+    assert find(1, groups, [everything, set()]) == (4, 1)
+    assert find(1, groups, [{0, 1, 2}, everything])[0] == 0
 
 
 def test_nothing_held_is_a_hit_of_nothing() -> None:
