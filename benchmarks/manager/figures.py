@@ -14,6 +14,8 @@ SWEEPS = {
     "tree": ("cached_prefixes", "cached prefixes"),
     "batch": ("batch", "requests at once"),
 }
+# One more than matplotlib's own cycle has.
+COLORS = [*(f"C{index}" for index in range(10)), "black"]
 
 
 def plot_points(points: Sequence[Point], out: Path) -> None:
@@ -24,7 +26,7 @@ def plot_points(points: Sequence[Point], out: Path) -> None:
         raise SystemExit("plots need matplotlib: pip install 'jenga-sglang[plot]'") from error
 
     geometries = list(dict.fromkeys(point["geometry"] for point in points))
-    figure = Figure(figsize=(12, 3.6 * len(geometries)), layout="constrained")
+    figure = Figure(figsize=(10, 3 * len(geometries)), layout="constrained")
     axes = figure.subplots(len(geometries), len(SWEEPS), sharey=True, squeeze=False)
     for row, geometry in zip(axes, geometries, strict=True):
         for axis, (sweep, (column, title)) in zip(row, SWEEPS.items(), strict=True):
@@ -43,9 +45,10 @@ def _draw(axis: Any, points: Sequence[Point], column: str) -> None:
         results = [point["operations"][operation] for point, _ in found]
         sizes = [point[column] for point, _ in found]
         label = f"{operation} (per {unit})"
-        axis.plot(sizes, [us for _, us in found], "o-", label=label, color=f"C{index}", ms=3)
+        color = COLORS[index]
+        axis.plot(sizes, [us for _, us in found], "o-", label=label, color=color, ms=3)
         low, high = ([r[name] for r in results] for name in ("p10_us", "p90_us"))
-        axis.fill_between(sizes, low, high, alpha=0.15, color=f"C{index}")
+        axis.fill_between(sizes, low, high, alpha=0.15, color=color)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.spines[["top", "right"]].set_visible(False)
