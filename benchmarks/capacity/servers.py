@@ -78,10 +78,9 @@ class Server:
             answers = list(pool.map(lambda ids: self._ask(ids, load.output_tokens), load.prompts))
         wall_s = time.perf_counter() - started
         log = self.log.read_bytes()[seen:].decode(errors="replace")
-        running = [int(n) for n in re.findall(r"Decode batch.*?#running-req: (\d+)", log)]
         return Outcome(
             wall_s,
-            max(running, default=0),
+            peak_running(log),
             sum(a["meta_info"]["num_retractions"] for a in answers),
             [a["output_ids"] for a in answers],
         )
@@ -91,13 +90,21 @@ class Server:
         return self.post("/generate", {"input_ids": input_ids, "sampling_params": sampling})
 
 
+def peak_running(log: str) -> int:
+    """The largest decode batch that a server's log tells of."""
+    running = re.findall(r"Decode batch.*?#running-req: (\d+)", log)
+    return max(map(int, running), default=0)
+
+
 @contextlib.contextmanager
-def start(name: str, flags: list[str], log: Path) -> Iterator[Server]:
+def start(
+    name: str, flags: list[str], log: Path, module: str = "sglang.launch_server"
+) -> Iterator[Server]:
     """A healthy server; it is stopped at the end. Raises ``RuntimeError`` with the log's end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
+    command = [sys.executable, "-m", module, "--port", str(port), *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, env=os.environ | ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT
