@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import torch
+from sglang.srt.configs.model_config import is_deepseek_dsa
 from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -15,6 +16,7 @@ from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 from jenga_sglang import flags
 from jenga_sglang.adapter.allocator import JengaAllocator
 from jenga_sglang.adapter.discovery import (
+    LatentRow,
     apply_config_windows,
     attention_layers,
     discover_groups,
@@ -53,6 +55,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         store_dtype=configurator.kv_cache_dtype,
         max_length=max_length,
         chunk=getattr(configurator.model_config, "attention_chunk_size", None),
+        latent=latent_row(configurator),
     )
     config = configurator.mambaish_config
     states = discover_states(config) if config is not None else None
@@ -147,11 +150,23 @@ def _too_small(why: str) -> SystemExit:
     return flags.refuse(flag, f"{why}; give the pool more memory or choose a smaller --page-size")
 
 
-def stock_token_bytes(configurator: Any) -> int:
-    """Bytes of one token in SGLang's pool of all layers (`MHATokenToKVPool`)."""
+def latent_row(configurator: Any) -> LatentRow | None:
+    """The row of a model with latent attention (MLA); None for all others."""
+    if not configurator.use_mla_backend:
+        return None
     config = configurator.model_config
-    heads = config.get_num_kv_heads(*_attention_parallel())
-    row = heads * (config.head_dim + config.v_head_dim) * configurator.kv_cache_dtype.itemsize
+    return LatentRow(config.kv_lora_rank, config.qk_rope_head_dim)
+
+
+def stock_token_bytes(configurator: Any) -> int:
+    """Bytes of one token in SGLang's pool of all layers (`MHATokenToKVPool` or its MLA kin)."""
+    config = configurator.model_config
+    if latent := latent_row(configurator):
+        row = latent.rank + latent.rope_dim
+    else:
+        heads = config.get_num_kv_heads(*_attention_parallel())
+        row = heads * (config.head_dim + config.v_head_dim)
+    row *= configurator.kv_cache_dtype.itemsize
     if configurator.mambaish_config is None:
         return int(configurator.layer_info.num_effective_layers * row)
     return int(len(configurator.mambaish_config.full_attention_layer_ids) * row)
@@ -190,8 +205,8 @@ def _attention_parallel() -> tuple[int, int]:
 
 def _refuse_models(configurator: Any) -> None:
     what = None
-    if configurator.use_mla_backend:
-        what = "latent (MLA) attention"
+    if is_deepseek_dsa(configurator.model_config.hf_config):
+        what = "sparse latent attention (DSA)"
     elif any(layer.is_cross_attention for layer in attention_layers(configurator.model)):
         what = "cross-attention"
     elif configurator.kv_cache_dtype not in _KV_DTYPES:

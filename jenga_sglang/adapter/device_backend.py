@@ -135,6 +135,12 @@ class DeviceBackend(AttentionBackend):
 
     def _check_groups(self) -> None:
         for group in self.groups:
+            if self.pool.layouts[group].is_latent:
+                raise flags.refuse(
+                    f"--attention-backend {self.name}",
+                    "reads no latent (MLA) rows in Jenga pages yet; choose "
+                    f"--attention-backend {flags.TORCH_BACKEND}",
+                )
             try:
                 trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
                 for layer in self.layers[group]:

@@ -17,27 +17,51 @@ from jenga_sglang.core.geometry import LayerGroupSpec
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one attention layer stores for a token on this rank, and what it depends on."""
+    """What one attention layer stores for a token on this rank, and what it depends on.
+
+    A latent row (MLA) is stored once, as K, and ``head_dim_v`` is 0: V are the first
+    ``latent_dim`` elements of K.
+    """
 
     layer_id: int
     dependency: Dependency
     num_kv_heads: int
     head_dim_k: int
     head_dim_v: int
+    latent_dim: int = 0
 
     @property
-    def group_key(self) -> tuple[Dependency, int, int, int]:
-        return (self.dependency, self.num_kv_heads, self.head_dim_k, self.head_dim_v)
+    def group_key(self) -> tuple[Any, ...]:
+        dims = (self.num_kv_heads, self.head_dim_k, self.head_dim_v, self.latent_dim)
+        return (self.dependency, *dims)
 
 
 @dataclass(frozen=True)
 class DiscoveredGroup:
-    """A layer group together with the row shape that its bytes stand for."""
+    """A layer group together with the row shape that its bytes stand for, as in `LayerShape`.
+
+    ``dtype`` is that of its rows; None for the pool's own.
+    """
 
     spec: LayerGroupSpec
     num_kv_heads: int
     head_dim_k: int
     head_dim_v: int
+    latent_dim: int = 0
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class LatentRow:
+    """The latent row of a model (MLA): its compressed part, and what rotates, in elements."""
+
+    rank: int
+    rope_dim: int
+
+    def is_kept_by(self, layer: Any) -> bool:
+        """Whether ``layer`` attends over latent rows."""
+        dims = (layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
+        return bool(dims == (1, self.rank + self.rope_dim, self.rank))
 
 
 def attention_layers(model: torch.nn.Module) -> list[Any]:
@@ -70,35 +94,53 @@ def config_window(config: Any, layer_id: int) -> int | None:
 
 
 def discover_groups(
-    layers: Iterable[Any], *, store_dtype: torch.dtype, max_length: int, chunk: int | None = None
+    layers: Iterable[Any],
+    *,
+    store_dtype: torch.dtype,
+    max_length: int,
+    chunk: int | None = None,
+    latent: LatentRow | None = None,
 ) -> list[DiscoveredGroup]:
     """Group the model's attention layers; the group of the lowest layer id comes first.
 
-    ``chunk`` is the model's attention chunk for layers that ask for it. Layers that reuse another
-    layer's ``layer_id`` share its KV and count once. Raises ``ValueError`` when two layers share
-    an id but not a shape, or when there is nothing to cache.
+    ``chunk`` is the model's attention chunk for layers that ask for it, ``latent`` the row of a
+    model with latent attention. Layers that reuse another layer's ``layer_id`` share its KV and
+    count once. Raises ``ValueError`` when two layers share an id but not a shape, or when there is
+    nothing to cache.
     """
     shapes: dict[int, LayerShape] = {}
-    for layer in layers:
-        shape = _shape(layer, max_length, chunk)
+    for layer in storing_layers(layers, latent):
+        shape = _shape(layer, max_length, chunk, latent)
         known = shapes.setdefault(shape.layer_id, shape)
         if known != shape:
             raise ValueError(f"layer {shape.layer_id} is shared by {known} and {shape}")
     if not shapes:
         raise ValueError("the model has no attention layer that keeps KV")
-    members: dict[tuple[Dependency, int, int, int], list[LayerShape]] = {}
+    members: dict[tuple[Any, ...], list[LayerShape]] = {}
     for layer_id in sorted(shapes):
         members.setdefault(shapes[layer_id].group_key, []).append(shapes[layer_id])
     return [_group(shapes_of_group, store_dtype) for shapes_of_group in members.values()]
 
 
-def _shape(layer: Any, max_length: int, chunk: int | None) -> LayerShape:
+def storing_layers(layers: Iterable[Any], latent: LatentRow | None) -> list[Any]:
+    """``layers`` without those that keep nothing: a model with latent attention may have a second
+    module with a layer's id, for prefills that attend over what a row expands to."""
+    layers = list(layers)
+    if latent is None:
+        return layers
+    kept = {layer.layer_id for layer in layers if latent.is_kept_by(layer)}
+    return [x for x in layers if latent.is_kept_by(x) or x.layer_id not in kept]
+
+
+def _shape(layer: Any, max_length: int, chunk: int | None, latent: LatentRow | None) -> LayerShape:
+    is_latent = latent is not None and latent.is_kept_by(layer)
     return LayerShape(
         layer.layer_id,
         _dependency(layer, chunk).effective(max_length),
         layer.tp_k_head_num,
         layer.qk_head_dim,
-        layer.v_head_dim,
+        0 if is_latent else layer.v_head_dim,
+        layer.v_head_dim if is_latent else 0,
     )
 
 
@@ -123,4 +165,6 @@ def _group(shapes: list[LayerShape], store_dtype: torch.dtype) -> DiscoveredGrou
         k_bytes=first.num_kv_heads * first.head_dim_k * itemsize,
         v_bytes=first.num_kv_heads * first.head_dim_v * itemsize,
     )
-    return DiscoveredGroup(spec, first.num_kv_heads, first.head_dim_k, first.head_dim_v)
+    return DiscoveredGroup(
+        spec, first.num_kv_heads, first.head_dim_k, first.head_dim_v, first.latent_dim
+    )

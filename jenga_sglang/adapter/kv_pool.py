@@ -15,7 +15,9 @@ from flashinfer_ext.layout import GroupLayout
 from flashinfer_ext.views import page_views
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.states import DiscoveredStates, StateViews
+from jenga_sglang.core.geometry import GroupGeometry
 from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.live_groups import fitting_cut, register_group, retire_group
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 
@@ -37,7 +39,8 @@ class JengaKVPool(KVCache):
     """All layer groups in one buffer on ``device``; page tables stay with the `Manager`.
 
     ``k_pages[layer_id]`` and ``v_pages[layer_id]`` have shape (small pages, page_size, kv heads,
-    head dim) and the store dtype; a group's page table says which small page holds which tokens.
+    head dim) and their group's dtype; of latent rows (MLA) V is a view of the first part of K. A
+    group's page table says which small page holds which tokens.
     """
 
     def __init__(
@@ -64,20 +67,9 @@ class JengaKVPool(KVCache):
             end_layer=layer_ids[-1],
         )
         self.manager = manager
-        self.groups = groups
-        num_rows = len(groups)
-        self.layouts = [
-            GroupLayout(
-                num_layers=cut.layers_per_stripe,
-                page_size_tokens=geometry.page_size,
-                num_kv_heads=group.num_kv_heads,
-                head_dim_k=group.head_dim_k,
-                head_dim_v=group.head_dim_v,
-                dtype=dtype,
-                small_page_bytes=cut.small_page_bytes,
-            )
-            for cut, group in zip(geometry.groups[:num_rows], groups, strict=True)
-        ]
+        # Groups of rows and their layouts by number; groups may come and go.
+        self.groups: dict[int, DiscoveredGroup] = {}
+        self.layouts: dict[int, GroupLayout] = {}
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
@@ -85,9 +77,10 @@ class JengaKVPool(KVCache):
         self.place: dict[int, LayerPlace] = {}
         self.k_pages: dict[int, torch.Tensor] = {}
         self.v_pages: dict[int, torch.Tensor] = {}
-        for g in range(len(groups)):
-            self._view_layers(g)
-        # Recurrent states are the last group.
+        num_rows = len(groups)
+        for g, (cut, group) in enumerate(zip(geometry.groups[:num_rows], groups, strict=True)):
+            self._place(g, group, cut)
+        # Recurrent states come after the groups of rows that a pool begins with.
         self.state_group = num_rows if states else None
         self.states = StateViews(self.buffer, states, geometry.groups[-1]) if states else None
         self.mem_usage = geometry.pool_bytes / GiB
@@ -95,12 +88,52 @@ class JengaKVPool(KVCache):
         if poison_freed:
             manager.memory.record_freed()
 
-    def _view_layers(self, group: int) -> None:
-        layout = self.layouts[group]
-        for index, layer_id in enumerate(self.groups[group].spec.layers):
+    def add_group(self, group: DiscoveredGroup) -> int:
+        """Make room in the live pool for one more group of rows; returns its number.
+
+        Its layers' pages are views of the same buffer. No byte is moved, and no page is taken
+        until a request that begins later needs one. Attention backends that keep page tables on
+        the device know the groups they were built with only; the torch backend reads any.
+
+        Raises ``ValueError`` and changes nothing for layer ids that the pool has already and for
+        rows that no cut fits into the pool's large page.
+        """
+        if known := sorted(self.place.keys() & set(group.spec.layers)):
+            raise ValueError(f"group {group.spec.name}: the pool has layers {known} already")
+        cut = fitting_cut(self.manager.geometry, group.spec)
+        number = register_group(self.manager, cut)
+        self._place(number, group, cut)
+        return number
+
+    def retire_group(self, number: int) -> None:
+        """Forget a group of rows; its pages return to the common pool, and its views end.
+
+        Raises ``ValueError`` and changes nothing where `core.live_groups.retire_group` does.
+        """
+        retire_group(self.manager, number)
+        for layer_id in self.groups.pop(number).spec.layers:
+            for book in (self.place, self.k_pages, self.v_pages):
+                del book[layer_id]
+        del self.layouts[number]
+
+    def _place(self, number: int, group: DiscoveredGroup, cut: GroupGeometry) -> None:
+        """Take note of a group that the manager knows, and view its layers' pages."""
+        layout = GroupLayout(
+            num_layers=cut.layers_per_stripe,
+            page_size_tokens=cut.page_size,
+            num_kv_heads=group.num_kv_heads,
+            head_dim_k=group.head_dim_k,
+            head_dim_v=group.head_dim_v,
+            dtype=group.dtype or self.dtype,
+            small_page_bytes=cut.small_page_bytes,
+        )
+        self.groups[number], self.layouts[number] = group, layout
+        for index, layer_id in enumerate(group.spec.layers):
             stripe, layer = divmod(index, layout.num_layers)
-            self.place[layer_id] = LayerPlace(group, stripe, layer)
-            self.k_pages[layer_id], self.v_pages[layer_id] = page_views(self.buffer, layout, layer)
+            self.place[layer_id] = LayerPlace(number, stripe, layer)
+            k, v = page_views(self.buffer, layout, layer)
+            self.k_pages[layer_id] = k
+            self.v_pages[layer_id] = k[..., : group.latent_dim] if group.latent_dim else v
 
     def small_pages(self, group: int, stripe: int, virtual: Ids) -> Ids:
         """The small pages of one stripe that hold these virtual pages; 0 where there is none."""
@@ -112,10 +145,13 @@ class JengaKVPool(KVCache):
     ) -> None:
         """Store K and V rows, one per entry of ``pages`` (small pages) and ``slots``, both int64.
 
-        k and v: (tokens, kv heads, head dim), any float dtype.
+        k and v: (tokens, kv heads, head dim), any float dtype; of a latent row k is all.
         """
-        self.k_pages[layer_id][pages, slots] = k.to(self.dtype)
-        self.v_pages[layer_id][pages, slots] = v.to(self.dtype)
+        number = self.place[layer_id].group
+        dtype = self.layouts[number].dtype
+        self.k_pages[layer_id][pages, slots] = k.to(dtype)
+        if not self.groups[number].latent_dim:
+            self.v_pages[layer_id][pages, slots] = v.to(dtype)
 
     def poison_freed(self) -> None:
         """Debug: fill pages freed since the last call with NaN, before anything reuses them."""
@@ -140,12 +176,16 @@ class JengaKVPool(KVCache):
 
     def set_kv_buffer(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            "a Jenga pool is written through the attention backend, which knows the page tables"
+            "a Jenga pool is written and read through the attention backend, which knows the page "
+            "tables"
         )
 
+    set_mla_kv_buffer = get_mla_kv_buffer = set_kv_buffer
+
     def get_kv_size_bytes(self) -> tuple[int, int]:
-        k_bytes = sum(len(g.spec.layers) * g.spec.k_bytes for g in self.groups)
-        v_bytes = sum(len(g.spec.layers) * g.spec.v_bytes for g in self.groups)
+        specs = [group.spec for group in self.groups.values()]
+        k_bytes = sum(len(spec.layers) * spec.k_bytes for spec in specs)
+        v_bytes = sum(len(spec.layers) * spec.v_bytes for spec in specs)
         total = self.manager.geometry.pool_bytes
         k_share = total * k_bytes // (k_bytes + v_bytes)
         return k_share, total - k_share

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from torch.nn.functional import scaled_dot_product_attention
 
+from jenga_sglang import flags
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.large_pages import Ids
@@ -99,6 +100,8 @@ class JengaTorchBackend(AttentionBackend):
         self.device = runner.device
         self.page_size = pool.page_size
         self._plan: BatchPlan | None = None
+        if any(layout.is_latent for layout in pool.layouts.values()):
+            read_latent_rows()
 
     def support_triton(self) -> bool:
         return False
@@ -317,6 +320,15 @@ class JengaTorchBackend(AttentionBackend):
         if array.dtype != np.bool_:
             array = array.astype(np.int64)
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def read_latent_rows() -> None:
+    """Tell SGLang's DeepSeek layers that this backend attends over latent rows as they are; for
+    prefills they would expand them otherwise, and write the pool themselves."""
+    from sglang.srt.models.deepseek_common import attention_backend_handler as handler
+
+    registry = handler.AttentionBackendRegistry
+    registry.register(flags.TORCH_BACKEND, lambda *args: handler.AttnForwardMethod.MLA)
 
 
 def first_visible(dependency: Dependency, position: int) -> int:

@@ -14,10 +14,30 @@ from dataclasses import replace
 import numpy as np
 
 from jenga_sglang.core.dependency import EncoderTokens, page_ranges
-from jenga_sglang.core.geometry import GroupGeometry
+from jenga_sglang.core.geometry import ALIGN_BYTES, Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
 
 NOTHING = EncoderTokens(0)
+
+
+def fitting_cut(geometry: Geometry, spec: LayerGroupSpec) -> GroupGeometry:
+    """The cut of a new group that suits a pool's large page: the least padding, and among equals
+    the fewest stripes. Raises ``ValueError`` where not even one layer's page fits."""
+    large, cuts = geometry.large_page_bytes, []
+    for stripes in (n for n in range(1, len(spec.layers) + 1) if len(spec.layers) % n == 0):
+        cut = GroupGeometry(spec, geometry.page_size, stripes)
+        # As many small pages as fit, or the next fewer that cut the large page evenly.
+        for count in range(large // cut.small_page_bytes, 0, -1):
+            size, rest = divmod(large, count)
+            if not rest and not size % ALIGN_BYTES:
+                cuts.append(replace(cut, padding_bytes=size - cut.small_page_bytes))
+                break
+    if not cuts:
+        raise ValueError(
+            f"group {spec.name}: {spec.layer_page_bytes(geometry.page_size):,} bytes of one layer "
+            f"do not fit into the pool's large page of {large:,}"
+        )
+    return min(cuts, key=lambda cut: (cut.stripes * cut.padding_bytes, cut.stripes))
 
 
 def register_group(manager: Manager, cut: GroupGeometry) -> int:

@@ -76,7 +76,7 @@ class Architecture:
         return config_class(**fields | self.fields)
 
 
-# What Ministral-3 does to positions, with 2,048 of them.
+# What Ministral-3 and DeepSeek-V3 do to positions, with 2,048 of them.
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
@@ -87,14 +87,19 @@ YARN = {
     "beta_slow": 1.0,
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
 }
 
 ARCHITECTURES = {
     "llama": Architecture("Llama", "Llama", "ffff"),
     "mistral": Architecture("Mistral", "Mistral", "ffff", {"sliding_window": WINDOW}),
     "ministral": Architecture(
-        "Ministral3", "Ministral3", "ffff", {"sliding_window": WINDOW, "rope_parameters": YARN}
+        "Ministral3",
+        "Ministral3",
+        "ffff",
+        {
+            "sliding_window": WINDOW,
+            "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1},
+        },
     ),
     "gemma3": Architecture(
         "Gemma3Text",
@@ -142,6 +147,41 @@ ARCHITECTURES = {
             "linear_num_value_heads": 4,
             "linear_key_head_dim": 16,
             "linear_value_head_dim": 16,
+        },
+    ),
+    "minicpm3": Architecture(
+        "MiniCPM3",
+        "MiniCPM3",
+        "fff",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": None,
+            "kv_lora_rank": 32,
+            "q_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "scale_emb": 1,
+            "dim_model_base": 64,
+        },
+    ),
+    # All its layers dense: experts have no CPU path in SGLang.
+    "deepseek_v3": Architecture(
+        "DeepseekV3",
+        "DeepseekV3",
+        "fff",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 32,
+            "q_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 16,
+            "first_k_dense_replace": 3,
+            "n_routed_experts": 4,
+            "moe_layer_freq": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "rope_parameters": YARN,
         },
     ),
 }
