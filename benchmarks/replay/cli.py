@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.replay run | sweep | table | plot | generate`."""
+"""Command line: `python -m benchmarks.replay run | sweep | seeds | table | plot | generate`."""
 
 import argparse
 import json
@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     _add_run(commands)
     _add_sweep(commands)
+    _add_seeds(commands)
     _add_table(commands)
     _add_plot(commands)
     _add_generate(commands)
@@ -54,6 +55,15 @@ def _add_sweep(commands: Any) -> None:
     _add_experiment(sweep)
     sweep.add_argument("--ratios", type=float, nargs="+", default=DEFAULT_RATIOS)
     sweep.set_defaults(handler=_sweep)
+
+
+def _add_seeds(commands: Any) -> None:
+    seeds = commands.add_parser("seeds", help="compare backends on new traces of the same kinds")
+    seeds.add_argument("--seeds", type=int, nargs="+", default=(2, 3, 4))
+    seeds.add_argument("--geometries", nargs="+", help="only these, as gemma3-27b")
+    seeds.add_argument("--kinds", nargs="+", help="only these, as docqa")
+    seeds.add_argument("--json", type=Path, required=True, help="where rows go; it may have some")
+    seeds.set_defaults(handler=_seeds)
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +143,18 @@ def _sweep(options: argparse.Namespace) -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(markdown_table(results))
+
+
+def _seeds(options: argparse.Namespace) -> None:
+    from benchmarks.replay.seeds import EXPERIMENTS, ratio_table, run_seeds
+
+    chosen = [
+        e
+        for e in EXPERIMENTS
+        if (not options.geometries or e.geometry in options.geometries)
+        and (not options.kinds or e.kind in options.kinds)
+    ]
+    print(ratio_table(run_seeds(options.seeds, chosen, options.json)))
 
 
 def _table(options: argparse.Namespace) -> None:

@@ -28,19 +28,26 @@ def sweep_ratios(options: argparse.Namespace, specs: Sequence[RunSpec]) -> list[
 
 
 def _run_apart(options: argparse.Namespace, spec: RunSpec) -> dict[str, Any] | None:
-    """Run one ratio in a new process, because a process can build one scheduler only."""
-    with TemporaryDirectory(prefix="replay-sweep-") as folder:
-        out = Path(folder) / "result.json"
-        command = [
-            *(sys.executable, "-m", "benchmarks.replay", "run", "--backend", spec.backend),
+    return run_apart(
+        [
+            *("--backend", spec.backend),
             *("--geometry", str(options.geometry), "--trace", str(spec.trace)),
-            *("--kv-bytes", str(spec.kv_bytes), "--json", str(out)),
+            *("--kv-bytes", str(spec.kv_bytes)),
             *("--chunk-tokens", str(spec.chunk_tokens)),
             *("--max-running-requests", str(spec.max_running_requests)),
             *("--swa-full-tokens-ratio", str(spec.swa_full_tokens_ratio)),
             *(() if spec.page_size_tokens is None else ("--page-size", str(spec.page_size_tokens))),
             *(("--strict",) if spec.strict else ()),
         ]
+    )
+
+
+def run_apart(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """`run` with ``arguments`` in a new process, because a process can build one scheduler only.
+    None when it fails."""
+    with TemporaryDirectory(prefix="replay-") as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "benchmarks.replay", "run", *arguments, "--json", str(out)]
         finished = subprocess.run(command, check=False)
         if finished.returncode != 0 or not out.exists():
             return None

@@ -27,6 +27,7 @@ from benchmarks.replay.oracle import TokenOracle
 from benchmarks.replay.prefixes import hit_bound, useful_bytes
 from benchmarks.replay.recorder import Recorder, Step
 from benchmarks.replay.result import mid_output_rate
+from benchmarks.replay.seeds import EXPERIMENTS, Experiment, ratio_table, run_seeds
 from benchmarks.replay.spec import parse_bytes
 from benchmarks.replay.trace import Request, TokenBook, load_trace, save_trace
 
@@ -216,6 +217,42 @@ def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
     assert result["aborted_requests"] == result["retractions"] == result["recomputed_tokens"] == 0
     assert result["decode_tokens"] == 7 + 2 + 2
     assert 0 < result["useful_frac"] <= result["pinned_frac"] <= result["held_frac"] <= 1
+
+
+class TestSeeds:
+    def test_every_backend_runs_once_a_seed_and_rows_are_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        experiments = (
+            Experiment("gemma3-27b", "docqa", 20, "40GiB", 0.1),
+            Experiment("llama3-8b", "docqa", 20, "16GiB", None),
+        )
+        traces: list[str] = []
+
+        def run(arguments: list[str]) -> dict[str, float]:
+            (trace,) = (a.split("=")[1] for a in arguments if a.startswith("--trace="))
+            traces.append(Path(trace).read_text())
+            rate = {"--backend=jenga": 30.0, "--backend=unified": 20.0}.get(arguments[3], 10.0)
+            return {"mid_out_tok_s": rate, "hit_rate": rate / 100}
+
+        monkeypatch.setattr("benchmarks.replay.seeds.run_apart", run)
+        out = tmp_path / "out.json"
+        run_seeds([5], experiments, out)
+        rows = run_seeds([5, 6], experiments, out)
+        assert json.loads(out.read_text()) == rows
+        assert len(traces) == len(rows) == 2 * (3 + 2)
+        assert len(set(traces)) == 2, "a trace per seed, the same for every backend"
+        assert ratio_table(rows).splitlines()[2:] == [
+            "| gemma3-27b, docqa, 40GiB | stock 0.1 | 3.00 | 3.00, 3.00 | 0.10 | 0.30 |",
+            "| gemma3-27b, docqa, 40GiB | unified | 1.50 | 1.50, 1.50 | 0.20 | 0.30 |",
+            "| llama3-8b, docqa, 16GiB | stock | 3.00 | 3.00, 3.00 | 0.10 | 0.30 |",
+        ]
+
+    def test_every_experiment_has_its_geometry_and_generator(self) -> None:
+        for experiment in EXPERIMENTS:
+            assert (DATA / f"{experiment.geometry}.json").exists()
+            assert experiment.kind in GENERATORS
+            parse_bytes(experiment.kv_bytes)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

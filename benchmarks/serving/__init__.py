@@ -1,0 +1,1 @@
+"""What a prefix cache under pressure is worth in wall time: stock and Jenga servers compared."""
