@@ -155,7 +155,9 @@ def attend(
         kv_len = (end - first - 1) * k.shape[1] + int(paged.last_page_len[request])
         keys, values = (cache[pages].flatten(0, 1)[:kv_len].to(q.dtype) for cache in (k, v))
         positions = torch.arange(kv_len)
-        visible = mask.visible(positions[kv_len - (rows.stop - rows.start) :], positions)
+        # In cross-attention there may be more queries than keys.
+        queries = torch.arange(kv_len - (rows.stop - rows.start), kv_len)
+        visible = mask.visible(queries, positions)
         logits = None if sinks is None else sinks.to(q.dtype)
         out[rows] = reference.attention(q[rows], keys, values, visible, scale, cap, logits)[0]
 

@@ -98,7 +98,9 @@ def paged_attention(
         keys = k_cache[pages].flatten(0, 1)[:kv_len].to(dtype)
         values = v_cache[pages].flatten(0, 1)[:kv_len].to(dtype)
         positions = torch.arange(kv_len, device=q.device)
-        visible = mask.visible(positions[kv_len - q_len :], positions)
+        # In cross-attention there may be more queries than keys.
+        queries = torch.arange(kv_len - q_len, kv_len, device=q.device)
+        visible = mask.visible(queries, positions)
         if page_mask is not None:
             visible = visible & page_mask[request][positions // tokens][None, :]
         rows = q[start : start + q_len].to(dtype)

@@ -4,7 +4,7 @@ A `Bench` has a pool with requests in it and one attention backend. Two benches 
 same steps must give the same results and leave the same bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,17 +20,20 @@ from jenga_sglang.adapter.torch_backend import JengaTorchBackend
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.planner import plan_geometry
+from jenga_sglang.core.tree import Encoded
 
 MAX_LENGTH = 200
 MAX_REQUESTS = 6
 POOL_TOKENS = 500
 HEADS, KV_HEADS = 4, 2
+# What encoders make for the requests of each row, in a model with cross-attention.
+ENCODER_TOKENS = {1: 11, 2: 17, 3: 0, 4: 5, 5: 8, 6: 0}
 
 
 @dataclass(frozen=True)
 class Model:
-    """Layers as strings: "full", "window 9" (the query counted), "chunk", and "again" for one
-    that uses the KV of the layer before it."""
+    """Layers as strings: "full", "window 9" (the query counted), "chunk", "cross" for one that
+    reads what an encoder made, and "again" for one that uses the KV of the layer before it."""
 
     layers: tuple[str, ...]
     chunk: int = 0
@@ -43,6 +46,10 @@ class Model:
     store_dtype: torch.dtype = torch.float32
     # With fp8: what the checkpoint divides K and V by, a power of two.
     scale: float | None = None
+
+    @property
+    def has_encoder(self) -> bool:
+        return "cross" in self.layers
 
     @property
     def pool_bytes(self) -> int:
@@ -73,6 +80,7 @@ class Model:
                     v_head_dim=self.dim_v,
                     sliding_window_size=layers[-1].sliding_window_size if same else window,
                     use_irope=kind == "chunk",
+                    is_cross_attention=kind == "cross",
                 )
             )
             layers[-1].k_scale_float = layers[-1].v_scale_float = self.scale
@@ -81,8 +89,12 @@ class Model:
 
 @dataclass
 class Request:
+    """``length`` tokens of text behind ``encoder_tokens``, which fill whole pages."""
+
     row: int
     pin: Pin
+    encoder_tokens: int = 0
+    encoder_cached: bool = False
     length: int = 0
 
 
@@ -137,8 +149,11 @@ class Bench:
     # -- requests -----------------------------------------------------------------------------
 
     def start(self, row: int) -> None:
-        pin = self.manager.lock(self.manager.miss(row))
-        self.requests[row] = Request(row, pin)
+        made = ENCODER_TOKENS[row] if self.model.has_encoder else 0
+        pages = -(-made // self.model.page_size)
+        namespace = Encoded(row, pages * self.model.page_size) if made else row
+        pin = self.manager.lock(self.manager.miss(namespace))
+        self.requests[row] = Request(row, pin, made)
         self.pool.pin_of_row[row] = pin
 
     def finish(self, row: int) -> None:
@@ -148,22 +163,33 @@ class Bench:
     def grow(self, row: int, new_tokens: int) -> None:
         """Pages for the new tokens; what the history before them does not need is let go."""
         request = self.requests[row]
-        pin, length = request.pin, request.length + new_tokens
-        self.manager.slide(pin, request.length)
+        pin, before = request.pin, self.text_start(request) + request.length
+        length = before + new_tokens
+        if request.length:
+            self.manager.slide(pin, before)
         assert self.manager.reserve([(pin, self.manager.new_pages(pin, length))])
         self.manager.extend(pin, length)
         size = self.model.page_size
         ids = pin.row.astype(np.int64)[:, None] * size + np.arange(size)
         self.req_to_token[row, :length] = torch.from_numpy(ids.ravel()[:length])
-        request.length = length
+        request.length += new_tokens
+
+    def text_start(self, request: Request) -> int:
+        """Where the text begins in the request's row, in tokens."""
+        return request.pin.encoder_pages * self.model.page_size
+
+    def new_encoder_tokens(self, rows: Iterable[int]) -> int:
+        requests = [self.requests[row] for row in rows]
+        return sum(r.encoder_tokens for r in requests if not r.encoder_cached)
 
     def batch(self, mode: ForwardMode, new: dict[int, int], padding: int = 0) -> Any:
         """What SGLang would hand over; padding requests are those of a CUDA graph's batch."""
         lengths = [self.requests[row].length for row in new] + [1] * padding
         rows = [*new] + [0] * padding
+        stops = [self.text_start(self.requests[row]) + self.requests[row].length for row in new]
         locs = [
-            self.req_to_token[row, self.requests[row].length - n : self.requests[row].length]
-            for row, n in new.items()
+            self.req_to_token[row, stop - n : stop]
+            for stop, (row, n) in zip(stops, new.items(), strict=True)
         ]
         q_lens = list(new.values())
         prefixes = [length - n for length, n in zip(lengths, q_lens, strict=False)]
@@ -179,14 +205,31 @@ class Bench:
             extend_prefix_lens=torch.tensor(prefixes, device=self.device),
             extend_prefix_lens_cpu=prefixes,
             out_cache_loc=torch.cat(locs or [self.req_to_token[0, :0]]).to(torch.int64),
+            **self._encoder_fields(list(new), padding),
         )
+
+    def _encoder_fields(self, rows: list[int], padding: int) -> dict[str, Any]:
+        """SGLang hands a captured batch over without the lengths on the host."""
+        if not self.model.has_encoder:
+            return {"encoder_lens": None}
+        requests = [self.requests[row] for row in rows]
+        lengths = [r.encoder_tokens for r in requests] + [0] * padding
+        places = [
+            self.req_to_token[r.row, : self.text_start(r)] for r in requests if not r.encoder_cached
+        ]
+        return {
+            "encoder_lens": torch.tensor(lengths, device=self.device),
+            "encoder_lens_cpu": None if padding else lengths,
+            "encoder_cached": [r.encoder_cached or not r.encoder_tokens for r in requests],
+            "encoder_out_cache_loc": torch.cat(places or [self.req_to_token[0, :0]]).long(),
+        }
 
     # -- layers -------------------------------------------------------------------------------
 
     def run(self, batch: Any, inputs: Sequence[Layer]) -> list[torch.Tensor]:
         outs = []
         for layer, kind, given in zip(self.layers, self.model.layers, inputs, strict=True):
-            own = kind != "again"
+            own = kind != "again" and (kind != "cross" or len(given.k) > 0)
             extra = {} if given.sinks is None else {"sinks": given.sinks}
             outs.append(
                 self.backend.forward(
@@ -227,7 +270,8 @@ class Pair:
         do(self.expected)
         do(self.checked)
 
-    def inputs(self, tokens: int) -> list[Layer]:
+    def inputs(self, tokens: int, encoder_tokens: int = 0) -> list[Layer]:
+        """For a batch of so many tokens, and so many that encoders have just made."""
         dtype, device = self.model.dtype, self.checked.device
 
         def normal(*shape: int) -> torch.Tensor:
@@ -240,23 +284,25 @@ class Pair:
         return [
             Layer(
                 normal(tokens, HEADS * self.model.dim),
-                stored(tokens, KV_HEADS, self.model.dim),
-                stored(tokens, KV_HEADS, self.model.dim_v),
+                stored(encoder_tokens if kind == "cross" else tokens, KV_HEADS, self.model.dim),
+                stored(encoder_tokens if kind == "cross" else tokens, KV_HEADS, self.model.dim_v),
                 normal(HEADS) if self.model.has_sinks else None,
             )
-            for _ in self.model.layers
+            for kind in self.model.layers
         ]
 
     def step(self, mode: ForwardMode, new: dict[int, int]) -> None:
         """Run a batch of ``new`` tokens per row on both sides and compare all they did."""
         for row, tokens in new.items():
             self.each(lambda bench, row=row, n=tokens: bench.grow(row, n))
-        inputs = self.inputs(sum(new.values()))
+        inputs = self.inputs(sum(new.values()), self.expected.new_encoder_tokens(new))
         outs = []
         for bench in (self.expected, self.checked):
             batch = bench.batch(mode, new)
             bench.backend.init_forward_metadata(batch)
             outs.append(bench.run(batch, inputs))
+            for row in new:
+                bench.requests[row].encoder_cached = True
         self.compare(*outs)
 
     def serve(self) -> None:

@@ -37,6 +37,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
             need_sort=False,
         )
         self._checked_at = -1
+        self.asked_encoder_tokens = 0
         # Of the last admission pass.
         self.budget: JengaPrefillBudget | None = None
         self.watchdog = Watchdog.from_environment()
@@ -60,7 +61,11 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         return None if self.budget is None else self.budget.refusal
 
     def why_refused(self, input_tokens: int, chunk_size: int | None) -> str | None:
-        """Why no request with a prompt of this length can ever be served, or None."""
+        """Why no request with a prompt of this length can ever be served, or None.
+
+        Like `max_new_tokens_for_memory` about a request of which an encoder makes the first
+        ``asked_encoder_tokens``.
+        """
         if input_tokens == 0:
             return "The prompt is empty: send at least one token."
         longest = self._longest(input_tokens, chunk_size)
@@ -72,7 +77,9 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         )
 
     def _longest(self, input_tokens: int, chunk_size: int | None) -> int:
-        return self.manager.longest_request(min(input_tokens, chunk_size or input_tokens))
+        # SGLang has -1 for prompts that are not cut.
+        fresh = min(input_tokens, chunk_size) if chunk_size and chunk_size > 0 else input_tokens
+        return self.manager.longest_request(fresh, self.asked_encoder_tokens // self.page_size)
 
     def max_new_tokens_for_memory(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sglang.srt.mem_cache.allocation import alloc_req_slots
 
+from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
 from jenga_sglang.core.pin import Pin
 
@@ -64,6 +65,9 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     assert token_per_req == 1, "speculative decoding is refused at start-up"
     cache: JengaPrefixCache = batch.tree_cache
     lengths = batch.seq_lens_cpu.numpy()
+    offsets = _encoder_tokens(batch)
+    if offsets is not None:
+        lengths = lengths + offsets
     rows = np.fromiter((req.kv.req_pool_idx for req in batch.reqs), np.int64, len(batch.reqs))
     opening = np.flatnonzero(lengths % cache.page_size == 0).tolist()
     demands: list[tuple[Pin, int]] = []
@@ -82,13 +86,24 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         cache.manager.save_states(req.lock.receipt, length, length + 1, prompt)
     out = torch.from_numpy(cache.last_page[rows] * cache.page_size + lengths % cache.page_size)
     out = _to_device(out, batch)
-    where = (batch.req_pool_indices, batch.seq_lens.clone())
+    places = batch.seq_lens.clone()
+    if offsets is not None:
+        places += _to_device(torch.from_numpy(offsets), batch)
+    where = (batch.req_pool_indices, places)
     batch.req_to_token_pool.write(where, out.to(torch.int32))
     for req in batch.reqs:
         req.lock.receipt.length = req.kv.kv_allocated_len + 1
         req.kv.kv_allocated_len += 1
         req.kv.kv_committed_len += 1
     return out
+
+
+def _encoder_tokens(batch: ScheduleBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+    """(B,) tokens of the pages that an encoder's part takes in front of each request's text, which
+    SGLang's lengths leave out; None for a model without."""
+    if not batch.model_config.is_encoder_decoder:
+        return None
+    return np.fromiter(map(page_tokens, batch.reqs), np.int64, len(batch.reqs))
 
 
 def _reserve(cache: JengaPrefixCache, demands: list[tuple[Pin, int]]) -> None:

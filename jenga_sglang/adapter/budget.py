@@ -61,12 +61,18 @@ class JengaPrefillBudget:
         swa_host_hit_length: int,
         chunk_limit: int | None,
         auxiliary_swa_host_hit_length: int = 0,
+        encoder_pages: int | None = None,
     ) -> tuple[bool, int | None]:
         """Whether the candidate fits beside everything admitted and everything still to grow, and
-        is worth what must be evicted for it."""
+        is worth what must be evicted for it. An encoder makes its first ``encoder_pages``; without
+        that number it is the request that SGLang has just pinned a prefix of."""
+        if encoder_pages is None:
+            newest = next(reversed(self.manager.pins.values()), None)
+            encoder_pages = newest.encoder_pages if newest else 0
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
-        self._candidate = self.manager.request_pages(input_tokens + max_new_tokens, fresh, prefix)
+        length = input_tokens + max_new_tokens
+        self._candidate = self.manager.request_pages(length, fresh, prefix, encoder_pages)
         if not self._fits(self._candidate):
             self._refuse("memory")
         elif not self._is_worth_it(extend_input_len, max_new_tokens):

@@ -207,8 +207,8 @@ def _refuse_models(configurator: Any) -> None:
     what = None
     if is_deepseek_dsa(configurator.model_config.hf_config):
         what = "sparse latent attention (DSA)"
-    elif any(layer.is_cross_attention for layer in attention_layers(configurator.model)):
-        what = "cross-attention"
+    elif hasattr(configurator.model, "_build_cross_attention_custom_mask"):
+        what = "cross-attention that shows a token some of the images only"
     elif configurator.kv_cache_dtype not in _KV_DTYPES:
         raise flags.refuse(
             f"--kv-cache-dtype {configurator.kv_cache_dtype_str}",

@@ -27,10 +27,17 @@ from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.views import KV
 from jenga_sglang import flags
 from jenga_sglang.adapter.discovery import attention_layers
+from jenga_sglang.adapter.encoder import new_locs
 from jenga_sglang.adapter.kv_pool import JengaKVPool, LayerPlace
 from jenga_sglang.adapter.page_tables import PageTableCopy
 from jenga_sglang.adapter.report import size
-from jenga_sglang.adapter.step_tables import GroupStep, Rows, StepTables, trim_of
+from jenga_sglang.adapter.step_tables import (
+    EncoderInputs,
+    GroupStep,
+    Rows,
+    StepTables,
+    trim_of,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -81,6 +88,7 @@ class DeviceBackend(AttentionBackend):
         self.groups = sorted(self.layers)
         self._check_groups()
         self._chunks = sorted({t.chunk_tokens for t in map(self.trim, self.groups)} - {0})
+        self._reads_encoder = any(map(self.reads_encoder, self.groups))
         self._specs = [self._table_spec(g) for g in self.groups]
         self._copy = PageTableCopy(pool.manager, self.groups, self.device)
         self._eager = self._tables()
@@ -162,12 +170,19 @@ class DeviceBackend(AttentionBackend):
         """What the group's table has of a history."""
         return trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
 
+    def reads_encoder(self, group: int) -> bool:
+        """Whether the group's layers read what an encoder made, and nothing of the text."""
+        return self.pool.manager.dependencies[group].reads_encoder
+
     def _table_spec(self, group: int) -> TableSpec:
         chunk = self.trim(group).chunk_tokens
+        row = 1 + self._chunks.index(chunk) if chunk else 0
+        of_encoder = self.reads_encoder(group)
         return replace(
             self.table_spec(group),
             num_stripes=self.pool.manager.memory.stripes[group],
-            batch_row=1 + self._chunks.index(chunk) if chunk else 0,
+            batch_row=1 + len(self._chunks) if of_encoder else row,
+            loc_row=int(of_encoder),
         )
 
     def _tables(self, max_batch: int | None = None) -> StepTables:
@@ -232,6 +247,11 @@ class DeviceBackend(AttentionBackend):
             rows = [self.rows(kv_lens, q_lens)]
             rows += [self.chunk_rows(kv_lens, q_lens, chunk) for chunk in self._chunks]
             num_tokens = int(q_lens.sum())
+        encoder = None
+        if self._reads_encoder:
+            lengths = encoder_lengths(forward_batch, batch)
+            rows.append(Rows.encoder(lengths, ones if is_decode else q_lens))
+            encoder = self._encoder_inputs(forward_batch, lengths, is_decode)
         locs = forward_batch.out_cache_loc
         tables = self._graph if in_graph else self._eager
         assert tables is not None, "init_cuda_graph_state has not run"
@@ -240,10 +260,17 @@ class DeviceBackend(AttentionBackend):
             forward_batch.req_pool_indices[:batch],
             None if locs is None else locs[:num_tokens],
             num_tokens,
+            encoder,
         )
         groups = dict(zip(self.groups, steps, strict=True))
         self._step = Step(is_decode, in_graph, num_tokens, groups)
         self.begin(self._step)
+
+    def _encoder_inputs(
+        self, forward_batch: ForwardBatch, lengths: torch.Tensor, is_decode: bool
+    ) -> EncoderInputs:
+        pages = (lengths + self.page_size - 1) // self.page_size
+        return EncoderInputs(pages, None if is_decode else new_locs(forward_batch, self.page_size))
 
     # -- once a layer -------------------------------------------------------------------------
 
@@ -273,7 +300,7 @@ class DeviceBackend(AttentionBackend):
     forward_decode = forward_extend
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, step: Step) -> None:
-        slots = self.write_slots(step, self.pool.place[layer.layer_id])
+        slots = self.write_slots(step, self.pool.place[layer.layer_id])[: len(k)]
         kv_write(k, v, *self.cache(layer.layer_id), slots, scales=self._scales(k, layer))
 
     @staticmethod
@@ -301,9 +328,11 @@ class DeviceBackend(AttentionBackend):
 
 def check_attention(layer: RadixAttention) -> None:
     """Raise ``ValueError`` unless the layer attends as decoders do."""
-    if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
-        kind = "cross-attention" if layer.is_cross_attention else layer.attn_type.value
-        raise ValueError(f"layer {layer.layer_id} has {kind}, its kernels have causal attention")
+    if layer.attn_type != AttentionType.DECODER:
+        raise ValueError(
+            f"layer {layer.layer_id} has {layer.attn_type.value} attention, its kernels have "
+            "causal and cross-attention"
+        )
     if layer.pos_encoding_mode != "NONE" or layer.logit_capping_method != "tanh":
         raise ValueError(
             f"layer {layer.layer_id}: positions {layer.pos_encoding_mode} and logit cap "
@@ -316,6 +345,14 @@ def fp8_scales(layer: RadixAttention) -> tuple[float, float]:
     if layer.k_scale_float is None or layer.v_scale_float is None:
         return 1.0, 1.0
     return layer.k_scale_float, layer.v_scale_float
+
+
+def encoder_lengths(forward_batch: ForwardBatch, batch: int) -> torch.Tensor:
+    """(batch,) int32 on the host: tokens that encoders made in front of each text. SGLang keeps
+    those of requests on the host; what pads a CUDA graph's batch has none."""
+    known = getattr(forward_batch, "encoder_lens_cpu", None)
+    lengths = host_lengths(known, forward_batch.encoder_lens)[:batch]
+    return torch.nn.functional.pad(lengths, (0, batch - len(lengths)))
 
 
 def host_lengths(host: Any, device: torch.Tensor) -> torch.Tensor:

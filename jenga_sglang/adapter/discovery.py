@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 
-from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
+from jenga_sglang.core.dependency import (
+    ChunkedLocal,
+    CrossAttention,
+    Dependency,
+    Full,
+    SlidingWindow,
+)
 from jenga_sglang.core.geometry import LayerGroupSpec
 
 
@@ -65,10 +71,11 @@ class LatentRow:
 
 
 def attention_layers(model: torch.nn.Module) -> list[Any]:
-    """The model's `RadixAttention` modules in order of construction."""
-    from sglang.srt.layers.radix_attention import RadixAttention
+    """The model's `RadixAttention` modules that keep KV, in order of construction."""
+    from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-    return [m for m in model.modules() if isinstance(m, RadixAttention)]
+    found = (m for m in model.modules() if isinstance(m, RadixAttention))
+    return [m for m in found if m.attn_type != AttentionType.ENCODER_ONLY]
 
 
 def apply_config_windows(layers: Iterable[Any], config: Any) -> None:
@@ -145,6 +152,8 @@ def _shape(layer: Any, max_length: int, chunk: int | None, latent: LatentRow | N
 
 
 def _dependency(layer: Any, chunk: int | None) -> Dependency:
+    if layer.is_cross_attention:
+        return CrossAttention()
     if layer.use_irope and chunk:
         return ChunkedLocal(chunk)
     # SGLang counts the tokens before the query; model configs and `SlidingWindow` count the

@@ -207,6 +207,7 @@ class JengaFlashInferBackend(DeviceBackend):
             layer.scaling,
             window_left,
             layer.logit_cap,
+            causal=not layer.is_cross_attention,
             backend=backend,
             variant=variant,
         )

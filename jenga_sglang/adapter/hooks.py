@@ -126,6 +126,7 @@ def serving_hooks() -> list[Hook]:
             HookType.AFTER,
         ),
         *_state_hooks(),
+        *_encoder_hooks(),
     ]
 
 
@@ -183,6 +184,31 @@ def _state_hooks() -> list[Hook]:
             "sglang.srt.models.lfm2_moe.can_dispatch_fused_lfm_short_conv",
             ("b", "c", "x", "weight", "bias", "state"),
             _can_dispatch_fused_lfm_short_conv,
+            HookType.AROUND,
+        ),
+    ]
+
+
+def _encoder_hooks() -> list[Hook]:
+    """For models with cross-attention."""
+    return [
+        Hook(
+            "sglang.srt.managers.scheduler.duplicate_pad_mm_input_ids",
+            ("input_ids", "mm_inputs", "pad_input_ids_func"),
+            _duplicate_pad_mm_input_ids,
+            HookType.AROUND,
+        ),
+        Hook(
+            "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_encoder_info_extend",
+            ("self", "input_ids", "seq_lens"),
+            _prepare_encoder_info_extend,
+            HookType.AFTER,
+        ),
+        Hook(
+            "sglang.srt.models.mllama.MllamaForConditionalGeneration"
+            ".get_full_text_row_masked_out_mask",
+            ("self", "forward_batch"),
+            _get_full_text_row_masked_out_mask,
             HookType.AROUND,
         ),
     ]
@@ -362,10 +388,15 @@ def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req:
 
     allocator = scheduler.token_to_kv_pool_allocator
     if isinstance(allocator, JengaAllocator):
+        from jenga_sglang.adapter.encoder import page_tokens
+
+        allocator.asked_encoder_tokens = page_tokens(req)
         why = allocator.why_refused(len(req.origin_input_ids), scheduler.chunked_prefill_size)
         if why:
             req.set_finish_with_abort(why)
     original(scheduler, req)
+    if isinstance(allocator, JengaAllocator):
+        allocator.asked_encoder_tokens = 0
 
 
 def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:
@@ -501,3 +532,38 @@ def _short_convolution(original: Callable[..., Any], *args: Any, **kwargs: Any) 
     return (
         backend.run_convolution(original, *args, **kwargs) if backend else original(*args, **kwargs)
     )
+
+
+def _duplicate_pad_mm_input_ids(
+    original: Callable[..., Any], input_ids: Any, mm_inputs: Any, pad_input_ids_func: Any
+) -> Any:
+    """What an encoder makes fills whole pages."""
+    padded = original(input_ids, mm_inputs, pad_input_ids_func)
+    if not is_jenga():
+        return padded
+    from sglang.srt.runtime_context import get_schedule
+
+    from jenga_sglang.adapter.encoder import fill_pages
+
+    return fill_pages(padded, mm_inputs, get_schedule().page_size)
+
+
+def _prepare_encoder_info_extend(result: None, batch: Any, *args: Any, **kwargs: Any) -> None:
+    if is_jenga():
+        from jenga_sglang.adapter.encoder import tell_what_was_made
+
+        tell_what_was_made(batch)
+
+
+def _get_full_text_row_masked_out_mask(
+    original: Callable[..., Any], model: Any, forward_batch: Any
+) -> Any:
+    """SGLang's mask of a batch of prompts counts rows of tokens that are cached, and of images: a
+    prompt without an image gets another's rows, and its own go through layers that are not its."""
+    if not is_jenga() or forward_batch.forward_mode.is_decode():
+        return original(model, forward_batch)
+    from jenga_sglang.adapter.encoder import text_row_mask
+
+    query_lens = forward_batch.extend_seq_lens.tolist()
+    mask = text_row_mask(query_lens, forward_batch.encoder_lens_cpu)
+    return mask.to(forward_batch.seq_lens.device)

@@ -22,13 +22,14 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     TreeLock,
 )
 
+from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.kv_events import KvEvents
 from jenga_sglang.adapter.metrics import JengaMetrics
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit, Pin
-from jenga_sglang.core.tree import Node, Tokens
+from jenga_sglang.core.tree import Encoded, Node, Tokens
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -89,7 +90,7 @@ class JengaPrefixCache(BasePrefixCache):
     # -- matching -----------------------------------------------------------------------------
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        hit = self.manager.match(_namespace(params.key), _tokens(params.key))
+        hit = self.manager.match(_history(params.key, params.req), _tokens(params.key))
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,
             last_device_node=hit,
@@ -110,7 +111,7 @@ class JengaPrefixCache(BasePrefixCache):
             tokens = req.origin_input_ids
             if req.output_ids:
                 tokens = tokens + req.output_ids
-            return _namespace(req), np.frombuffer(tokens, np.int64)[:-1]
+            return _history(req, req), np.frombuffer(tokens, np.int64)[:-1]
 
         self.lookahead.look([req.rid for req in waiting[:MAX_REQUESTS]], read)
 
@@ -146,7 +147,7 @@ class JengaPrefixCache(BasePrefixCache):
     def bind_row(self, req: Req) -> Pin:
         """The pin of ``req``, whose req_to_token row has just been assigned."""
         if req.lock is None:
-            req.lock = self.lock(self.manager.miss(_namespace(req)))
+            req.lock = self.lock(self.manager.miss(_history(req, req)))
         pin: Pin = req.lock.receipt
         self.pin_of_row[req.kv.req_pool_idx] = pin
         return pin
@@ -174,7 +175,8 @@ class JengaPrefixCache(BasePrefixCache):
         first = pin.tree_pages
         before = pin.row[first:].copy()
         tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
-        self.manager.checkpoint(pin, _namespace(req), tokens, self._lengths_to_keep(req, up_to))
+        keep = self._lengths_to_keep(req, up_to)
+        self.manager.checkpoint(pin, _history(req, req), tokens, keep)
         if self.kv_events is not None:
             self.kv_events.published(_namespace(req), tokens, pin.row[: pin.tree_pages])
         self._rewrite_row(req, pin, first, before)
@@ -271,6 +273,13 @@ def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Pin, int]]) -
     reserved = cache.manager.reserve(demands)
     cache.observe_evictions(started)
     return reserved
+
+
+def _history(owner: RadixKey | Req, req: Req | None) -> Hashable:
+    """The namespace in the tree of what ``owner`` names, a request's or nobody's."""
+    encoder_tokens = 0 if req is None else page_tokens(req)
+    namespace = _namespace(owner)
+    return Encoded(namespace, encoder_tokens) if encoder_tokens else namespace
 
 
 def _namespace(owner: RadixKey | Req) -> Hashable:

@@ -17,7 +17,13 @@ from flashinfer_ext.table_spec import BatchInputs, GroupTables, TableSpec
 from flashinfer_ext.tables import TableBuilder
 from flashinfer_ext.trim import HostCounts, Trim, host_counts, max_entries, split_at_chunks
 from jenga_sglang.adapter.page_tables import STEPS_IN_FLIGHT, PageTableCopy
-from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
+from jenga_sglang.core.dependency import (
+    ChunkedLocal,
+    CrossAttention,
+    Dependency,
+    Full,
+    SlidingWindow,
+)
 
 INT_BYTES = 4
 
@@ -28,7 +34,7 @@ def trim_of(dependency: Dependency, entry_tokens: int) -> Trim:
     Raises ``ValueError`` for one that no trim expresses; the message says which.
     """
     match dependency:
-        case Full():
+        case Full() | CrossAttention():
             return Trim(entry_tokens)
         case SlidingWindow(window=window, sink_tokens=0):
             return Trim(entry_tokens, window_left=window - 1)
@@ -43,13 +49,15 @@ class Rows:
 
     ``kv_lens`` tokens are in the row's table, untrimmed, the last ``q_lens`` of them new;
     ``queries`` rows of the batch's queries are the row's, one row's after the other's; ``owners``
-    is the position in the batch of the request that it is a part of.
+    is the position in the batch of the request that it is a part of. ``of_encoder`` is for what an
+    encoder made in front of the text, none of it the queries' own.
     """
 
     kv_lens: torch.Tensor
     q_lens: torch.Tensor
     queries: torch.Tensor
     owners: torch.Tensor
+    of_encoder: bool = False
 
     @classmethod
     def whole(cls, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
@@ -63,12 +71,27 @@ class Rows:
         owners, part_kv_lens, part_q_lens = split_at_chunks(kv_lens, q_lens, chunk_tokens)
         return cls(part_kv_lens, part_q_lens, part_q_lens, owners)
 
+    @classmethod
+    def encoder(cls, encoder_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
+        """One row per request, of what an encoder made of its images; a request without any reads
+        one token of the null page, whose value is zero."""
+        return replace(cls.whole(encoder_lens.clamp(min=1), q_lens), of_encoder=True)
+
     def before(self) -> Rows:
         """The same rows without their new tokens in the table."""
         return replace(self, kv_lens=self.kv_lens - self.q_lens, q_lens=self.q_lens * 0)
 
     def __len__(self) -> int:
         return len(self.kv_lens)
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    """What encoders made in front of a batch's texts: ``pages`` (requests,) int32 on the host that
+    it fills, and the virtual tokens of what is new, (tokens,) on the device."""
+
+    pages: torch.Tensor
+    locs: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -124,25 +147,30 @@ class StepTables:
         req_pool_indices: torch.Tensor,
         locs: torch.Tensor | None,
         num_tokens: int,
+        encoder: EncoderInputs | None = None,
     ) -> list[GroupStep]:
         """Bring the page tables up to date and build the step's tables, all in stream order.
 
         rows: one per `TableSpec.batch_row`. req_pool_indices: (requests,) int, device. locs: at
         most ``num_tokens`` virtual tokens to write, int, device; those that are missing at the end
-        are padding, whose writes are skipped.
+        are padding, whose writes are skipped. encoder: for a model with cross-attention.
         """
         counts = [
             host_counts(spec.trim, rows[spec.batch_row].kv_lens, rows[spec.batch_row].q_lens)
             for spec in self._specs
         ]
         width = max(map(len, rows))
+        all_locs = [locs]
+        if encoder is not None:
+            all_locs.append(encoder.locs)
+            num_tokens = max(num_tokens, 0 if encoder.locs is None else len(encoder.locs))
         self._fit(width, num_tokens, counts)
         self._copy.follow()
         self.builder.build(
-            self._inputs(rows, width, req_pool_indices),
+            self._inputs(rows, width, req_pool_indices, encoder),
             self._req_to_token,
             self._copy.entries,
-            self._locations(locs, num_tokens),
+            self._locations(all_locs, num_tokens),
             rows_hold_tokens=True,
         )
         return [
@@ -181,16 +209,20 @@ class StepTables:
             tuple(specs), self._page_size, batch, tokens, device, self._index_dtype
         )
         numbers = self._num_rows * batch
-        self._zeros = torch.zeros(numbers, dtype=torch.int32, device=device)
-        self._locs = torch.zeros((1, tokens), dtype=torch.int64, device=device)
-        self._ring = PinnedRing(3 * numbers * INT_BYTES, STEPS_IN_FLIGHT + 1, device)
+        num_locs = 1 + max(spec.loc_row for spec in self._specs)
+        self._locs = torch.zeros((num_locs, tokens), dtype=torch.int64, device=device)
+        self._ring = PinnedRing(4 * numbers * INT_BYTES, STEPS_IN_FLIGHT + 1, device)
 
     def _inputs(
-        self, rows: Sequence[Rows], width: int, req_pool_indices: torch.Tensor
+        self,
+        rows: Sequence[Rows],
+        width: int,
+        req_pool_indices: torch.Tensor,
+        encoder: EncoderInputs | None,
     ) -> BatchInputs:
         """The rows on the device; what a shorter row lacks has no tokens."""
-        shape = (3, self._num_rows, width)
-        numbers = 3 * self._num_rows * width
+        shape = (4, self._num_rows, width)
+        numbers = 4 * self._num_rows * width
         with self._ring.buffer() as pinned:
             staged = pinned[: numbers * INT_BYTES].view(torch.int32).view(shape)
             staged.zero_()
@@ -198,17 +230,21 @@ class StepTables:
                 staged[0, i, : len(row)] = row.kv_lens
                 staged[1, i, : len(row)] = row.q_lens
                 staged[2, i, : len(row)] = row.owners
-            kv_lens, q_lens, owners = staged.to(self._zeros.device, non_blocking=True).unbind()
+                if encoder is not None and not row.of_encoder:
+                    staged[3, i, : len(row)] = encoder.pages[row.owners]
+            on_device = staged.to(self._locs.device, non_blocking=True)
+        kv_lens, q_lens, owners, first_pages = on_device.unbind()
         req_rows = req_pool_indices.index_select(0, owners.flatten()).to(torch.int32)
-        first_pages = self._zeros[: self._num_rows * width].view(shape[1:])
         return BatchInputs(req_rows.view(shape[1:]), kv_lens, q_lens, first_pages)
 
-    def _locations(self, locs: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
-        """(1, num_tokens) virtual tokens; 0 names no page, so what is padding is not written."""
-        given = 0 if locs is None else len(locs)
-        if locs is not None:
-            self._locs[0, :given].copy_(locs)
-        self._locs[0, given:num_tokens].zero_()
+    def _locations(self, all_locs: Sequence[torch.Tensor | None], num_tokens: int) -> torch.Tensor:
+        """(rows, num_tokens) virtual tokens, one row per `TableSpec.loc_row`; 0 names no page, so
+        what is padding is not written."""
+        for row, locs in zip(self._locs, all_locs, strict=True):
+            given = 0 if locs is None else len(locs)
+            if locs is not None:
+                row[:given].copy_(locs)
+            row[given:num_tokens].zero_()
         return self._locs[:, :num_tokens]
 
 

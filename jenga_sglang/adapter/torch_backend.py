@@ -72,14 +72,24 @@ class DecodeBucket:
     unwritten: torch.Tensor
 
 
-@dataclass
-class BatchPlan:
-    """What one forward pass reads and writes; built once, used by every layer."""
+@dataclass(frozen=True)
+class Part:
+    """The text of a batch's requests, or what an encoder made of their images, and where the new
+    tokens of it go: ``virtual`` (tokens,) pages and ``slots`` (tokens,) places in them."""
 
     rows: list[Row]
+    virtual: Ids
+    slots: torch.Tensor
+
+
+@dataclass
+class BatchPlan:
+    """What one forward pass reads and writes; built once, used by every layer. ``encoder`` is
+    there for models with cross-attention."""
+
+    text: Part
+    encoder: Part | None
     decode: bool
-    virtual: Ids  # the virtual page of each new token
-    slots: torch.Tensor  # its place in the page
     pages: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     blocks: dict[tuple[int, int], list[QueryBlock]] = field(default_factory=dict)
     buckets: dict[tuple[int, int], list[DecodeBucket]] = field(default_factory=dict)
@@ -126,16 +136,35 @@ class JengaTorchBackend(AttentionBackend):
             Row(self._virtual(index, stop), start, stop)
             for index, start, stop in zip(indices, starts, stops, strict=True)
         ]
+        encoder = None
+        if forward_batch.encoder_lens is not None:
+            encoder = self._part(self._encoder_rows(forward_batch, indices))
+        self._plan = BatchPlan(self._part(rows), encoder, decode)
+
+    def _encoder_rows(self, forward_batch: ForwardBatch, indices: Sequence[int]) -> list[Row]:
+        """What layers with cross-attention read; new where it is not cached."""
+        lengths = _host_list(forward_batch.encoder_lens_cpu, forward_batch.encoder_lens)
+        cached = forward_batch.encoder_cached or [True] * len(lengths)
+        return [
+            Row(self._virtual(index, length, of_encoder=True), length if known else 0, length)
+            for index, length, known in zip(indices, lengths, cached, strict=True)
+        ]
+
+    def _part(self, rows: list[Row]) -> Part:
         positions = [np.arange(r.start, r.stop) for r in rows]
         virtual = [r.virtual[p // self.page_size] for r, p in zip(rows, positions, strict=True)]
         slots = np.concatenate(positions) % self.page_size
-        self._plan = BatchPlan(rows, decode, np.concatenate(virtual), self._to_device(slots))
+        return Part(rows, np.concatenate(virtual), self._to_device(slots))
 
-    def _virtual(self, row: int, length: int) -> Ids:
+    def _virtual(self, row: int, length: int, *, of_encoder: bool = False) -> Ids:
+        """The pages of ``length`` tokens of a request's text, or of an encoder's before it."""
         pages = -(-length // self.page_size)
         pin = self.pool.pin_of_row.get(row)
         # Dummy batches (warm-up) have no request: they write to and read from the null page.
-        return np.zeros(pages, np.int32) if pin is None else pin.row[:pages]
+        if pin is None:
+            return np.zeros(pages, np.int32)
+        first = 0 if of_encoder else pin.encoder_pages
+        return pin.row[first : first + pages]
 
     # -- once a layer -------------------------------------------------------------------------
 
@@ -166,13 +195,17 @@ class JengaTorchBackend(AttentionBackend):
         assert plan is not None, "init_forward_metadata has not run for this batch"
         place = self.pool.place[layer.layer_id]
         key = (place.group, place.stripe)
+        part = plan.encoder if layer.is_cross_attention else plan.text
+        assert part is not None, "cross-attention in a batch that no encoder has a part in"
         if save_kv_cache and k is not None:
             if key not in plan.pages:
-                small = self.pool.small_pages(*key, plan.virtual)
+                small = self.pool.small_pages(*key, part.virtual)
                 plan.pages[key] = self._to_device(small)
-            self.pool.write(layer.layer_id, plan.pages[key], plan.slots, k, v)
+            self.pool.write(layer.layer_id, plan.pages[key], part.slots, k, v)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+        # A request without an image reads nothing in cross-attention, and gets zeros.
+        new = q.new_zeros if layer.is_cross_attention else q.new_empty
+        out = new((q.shape[0], layer.tp_q_head_num, layer.v_head_dim))
         if plan.decode:
             self._run_decode(q, out, layer, plan, key, sinks)
         else:
@@ -211,10 +244,19 @@ class JengaTorchBackend(AttentionBackend):
         dependency = self.pool.manager.dependencies[key[0]]
         blocks: list[QueryBlock] = []
         offset = 0
-        for row in plan.rows:
-            blocks += self._row_blocks(row, offset, dependency, key)
+        for index, row in enumerate(plan.text.rows):
+            if not dependency.reads_encoder:
+                blocks += self._row_blocks(row, offset, dependency, key)
+            elif plan.encoder and plan.encoder.rows[index].stop:
+                blocks.append(self._cross_block(row, plan.encoder.rows[index], offset, key))
             offset += row.stop - row.start
         return blocks
+
+    def _cross_block(self, row: Row, encoder: Row, offset: int, key: tuple[int, int]) -> QueryBlock:
+        """All queries of a request against all that an encoder made of its images."""
+        pages = self._to_device(self.pool.small_pages(*key, encoder.virtual))
+        mask = self._to_device(np.ones((1, encoder.stop), np.bool_))
+        return QueryBlock(offset, offset + row.stop - row.start, pages, 0, encoder.stop, mask)
 
     def _row_blocks(
         self, row: Row, offset: int, dependency: Dependency, key: tuple[int, int]
@@ -254,7 +296,9 @@ class JengaTorchBackend(AttentionBackend):
         sinks: torch.Tensor | None,
     ) -> None:
         if key not in plan.buckets:
-            plan.buckets[key] = self._decode_buckets(plan.rows, key)
+            part = plan.encoder if layer.is_cross_attention else plan.text
+            assert part is not None
+            plan.buckets[key] = self._decode_buckets(part.rows, key)
         k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
         heads = layer.tp_k_head_num
         for bucket in plan.buckets[key]:
@@ -287,6 +331,8 @@ class JengaTorchBackend(AttentionBackend):
         dependency = self.pool.manager.dependencies[key[0]]
         members: dict[int, list[tuple[int, Ids, int, int]]] = defaultdict(list)
         for index, row in enumerate(rows):
+            if not row.stop:
+                continue
             first = first_visible(dependency, row.stop - 1)
             page = first // self.page_size
             pages = self.pool.small_pages(*key, row.virtual[page:])

@@ -212,7 +212,10 @@ class JengaTritonBackend(DeviceBackend):
         place = self.pool.place[layer.layer_id]
         tables = step.groups[place.group].tables
         k_rows, v_rows = self._rows[layer.layer_id]
-        if k is None or v is None:
+        if layer.is_cross_attention:
+            # All that is read is in the rows by now: there is no part of it that is new.
+            k, v = k_rows[:1], v_rows[:1]
+        elif k is None or v is None:
             # The layer shares another's KV, which is in its rows already. A token that the group
             # does not keep is one of a dummy batch.
             slots = self.write_slots(step, place).clamp(min=0)
@@ -229,13 +232,14 @@ class JengaTritonBackend(DeviceBackend):
             tables.indptr,
             tables.indices[place.stripe],
             None,
-            True,
+            not layer.is_cross_attention,
             None,
             longest,
             *self.descales(layer),
             layer.scaling,
             logit_cap=layer.logit_cap,
             sliding_window_size=self.trim(place.group).window_left,
+            skip_extend=layer.is_cross_attention,
             sinks=sinks,
             xai_temperature_len=layer.xai_temperature_len,
         )

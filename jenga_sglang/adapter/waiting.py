@@ -109,6 +109,7 @@ def _would_admit(scheduler: Any, prompt_tokens: int, max_new_tokens: int) -> Ver
         input_tokens=prompt_tokens,
         swa_host_hit_length=0,
         chunk_limit=chunk,
+        encoder_pages=0,
     )
     if not fits:
         assert budget.refusal is not None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from e2e import images
 from e2e.answers import Answer
 from e2e.stream import Request
 
@@ -274,7 +275,7 @@ def tokenized(number: int, request: Request) -> Any:
         input_text="",
         input_ids=array("q", request.prompt),
         input_embeds=None,
-        mm_inputs=None,
+        mm_inputs=images.processed(request.images, request.tiles) if request.images else None,
         token_type_ids=None,
         sampling_params=sampling,
         return_logprob=True,

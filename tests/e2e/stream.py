@@ -16,6 +16,9 @@ class Request:
     max_new_tokens: int
     namespace: str | None = None
     ignore_eos: bool = False
+    # For a model that sees: the request's images (`e2e.images`), and their tiles.
+    images: tuple[int, ...] = ()
+    tiles: int = 1
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ MODELS = {
     "sinks": Model(("window 17", "full", "window 17"), has_sinks=True).on_gpu(dim=64),
     "chunks": Model(("chunk", "full", "chunk"), chunk=32).on_gpu(),
     "shared KV": Model(("window 17", "again", "full", "again")).on_gpu(),
+    "cross": Model(("full", "cross", "window 17", "cross")).on_gpu(),
     "fp8": Model(("full",) * 2, store_dtype=torch.float8_e4m3fn, scale=2.0).on_gpu(),
 }
 KERNELS = {

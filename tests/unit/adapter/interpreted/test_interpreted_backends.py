@@ -26,6 +26,9 @@ MODELS = {
     "sinks": Model(("window 9", "full", "window 9"), has_sinks=True),
     "chunks": Model(("chunk", "full", "chunk"), chunk=16),
     "shared KV": Model(("window 9", "again", "full", "again")),
+    "cross": Model(("full", "cross", "full", "cross")),
+    "cross, windows and a soft cap": Model(("window 9", "cross", "full"), soft_cap=3.0),
+    "cross and chunks": Model(("chunk", "cross", "full"), chunk=16),
 }
 
 # Empty splits of SGLang's decode kernel subtract infinities, and lanes that are masked overflow.
@@ -174,16 +177,14 @@ def test_a_windowed_table_ends_where_the_window_does(host: Host) -> None:
 
 
 @pytest.mark.parametrize("name", ["flashinfer", "triton"])
-@pytest.mark.parametrize("what", ["cross-attention", "encoder_only", "positions"])
+@pytest.mark.parametrize("what", ["decoder_bidirectional", "positions"])
 def test_attention_that_the_kernels_lack_is_refused(name: str, what: str, host: Host) -> None:
     backend = {"flashinfer": JengaFlashInferBackend, "triton": JengaTritonBackend}[name]
 
     def refused(runner: Any) -> Any:
         layer = runner.model[0]
-        if what == "cross-attention":
-            layer.is_cross_attention = True
-        elif what == "encoder_only":
-            layer.attn_type = AttentionType.ENCODER_ONLY
+        if what == "decoder_bidirectional":
+            layer.attn_type = AttentionType.DECODER_BIDIRECTIONAL
         else:
             layer.pos_encoding_mode = "ROPE_LLAMA"
         with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,121 @@
+"""Images for `models.tiny_mllama`, as SGLang's processor hands them to the scheduler and as Hugging
+Face's model takes them, and requests about them."""
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from e2e.stream import TOKENS, Request
+from models.tiny_mllama import IMAGE_PIXELS
+
+Images = tuple[int, ...]  # the images of one request, each by the seed of its pixels
+KINDS: list[Images] = [(), (1,), (2,), (3, 4), (5,)]
+TEXT_TOKENS = 120
+
+
+def pixels(images: Images, tiles: int) -> torch.Tensor:
+    """(1, images, tiles, 3, height, width) float32."""
+    shape = (tiles, 3, IMAGE_PIXELS, IMAGE_PIXELS)
+    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in images]
+    return torch.stack(drawn).unsqueeze(0)
+
+
+def layout(images: Images, tiles: int) -> dict[str, torch.Tensor]:
+    """Every image is cut into as many tiles as there may be, one above the other."""
+    ids = torch.full((1, len(images)), tiles)  # ratios of one tile's width come first
+    return {
+        "aspect_ratio_ids": ids,
+        "aspect_ratio_mask": torch.ones((1, len(images), tiles), dtype=torch.int64),
+    }
+
+
+def processed(images: Images, tiles: int) -> Any:
+    """What SGLang's processor makes of them: one item for all images of a request."""
+    from sglang.srt.managers.schedule_batch import (
+        Modality,
+        MultimodalDataItem,
+        MultimodalProcessorOutput,
+    )
+
+    item = MultimodalDataItem(
+        modality=Modality.IMAGE,
+        feature=pixels(images, tiles),
+        model_specific_data=dict(layout(images, tiles)),
+    )
+    item.set_pad_value()
+    return MultimodalProcessorOutput(mm_items=[item])
+
+
+def make_requests(tiles: int, count: int) -> list[Request]:
+    """Questions about none, one or two images, most of which begin like another about the same."""
+    rng = random.Random(tiles)
+    texts = {kind: [_text(rng, TEXT_TOKENS) for _ in range(2)] for kind in KINDS}
+    requests = []
+    for number in range(count):
+        kind = rng.choice(KINDS)
+        text = rng.choice(texts[kind])[: rng.randint(1, TEXT_TOKENS)]
+        text += _text(rng, rng.randint(0, 20))
+        grows = 0.4 < number / count < 0.75
+        length = rng.randint(60, 120) if grows else rng.randint(1, 40)
+        requests.append(Request(text, length, ignore_eos=grows, images=kind, tiles=tiles))
+    return requests
+
+
+def _text(rng: random.Random, length: int) -> list[int]:
+    return [rng.choice(TOKENS) for _ in range(length)]
+
+
+def correct_stock() -> None:
+    """SGLang masks the wrong rows where prompts with and without images are computed together, so
+    that answers depend on who else is there. Corrected, it is something to compare with."""
+    from sglang.srt.models.mllama import MllamaForConditionalGeneration as Model
+
+    from jenga_sglang.adapter.encoder import text_row_mask
+
+    original = Model.get_full_text_row_masked_out_mask
+
+    def mask(self: Model, forward_batch: object) -> object:
+        if forward_batch.forward_mode.is_decode():
+            return original(self, forward_batch)
+        lengths = forward_batch.extend_seq_lens.tolist()
+        return text_row_mask(lengths, forward_batch.encoder_lens_cpu)
+
+    Model.get_full_text_row_masked_out_mask = mask
+
+
+@cache
+def load(path: Path) -> Any:
+    from transformers import MllamaForConditionalGeneration
+
+    model = MllamaForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+    # SGLang takes what goes into a layer, which is what came out of the one before.
+    vision = model.model.vision_model
+    vision.intermediate_layers_indices = [n - 1 for n in vision.intermediate_layers_indices]
+    return model
+
+
+def greedy_tokens(path: Path, request: Request, count: int) -> list[int]:
+    """Hugging Face's likeliest continuation."""
+    seen: dict[str, torch.Tensor] = {}
+    if request.images:
+        drawn = pixels(request.images, request.tiles)
+        seen = {"pixel_values": drawn, **layout(request.images, request.tiles)}
+    return continue_greedily(path, request.prompt, seen, count)
+
+
+def continue_greedily(
+    path: Path, prompt: list[int], seen: dict[str, torch.Tensor], count: int
+) -> list[int]:
+    """The same of images as Hugging Face's processor makes them; every token sees all of them."""
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            if seen:
+                # Without a mask Hugging Face's attention would be causal.
+                _, number, tiles = seen["pixel_values"].shape[:3]
+                seen["cross_attention_mask"] = torch.ones(1, len(tokens), number, tiles)
+            out = load(path)(input_ids=torch.tensor([tokens]), use_cache=False, **seen)
+            tokens.append(int(out.logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
