@@ -112,6 +112,20 @@ def test_pages_in_any_order_give_what_contiguous_rows_give(dims: tuple[int, int]
     torch.testing.assert_close(out, torch.cat(parts))
 
 
+def test_cross_attention_may_have_more_queries_than_keys() -> None:
+    """Five queries over three keys in two pages of two, every query against every key."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, 2, 8, generator=generator).double() for n in (5, 4, 4))
+    pages = torch.tensor([[1, 0]])
+    caches = (rows.view(2, 2, 2, 8) for rows in (k, v))
+    out, _ = paged_attention(q, *caches, pages, [3], [5], 0.5, Mask(causal=False))
+    order = torch.tensor([2, 3, 0])
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(0, 1) for x in (q, k[order], v[order])), scale=0.5
+    )
+    torch.testing.assert_close(out, expected.transpose(0, 1))
+
+
 def test_a_hidden_page_is_a_page_that_is_not_there() -> None:
     torch.manual_seed(4)
     cache = torch.randn(4, 2, 1, 8)
