@@ -69,7 +69,7 @@ def test_windows_kept_wholly_are_read_as_windows(monkeypatch: pytest.MonkeyPatch
     ]:
         monkeypatch.setattr(module, name, getattr(module, name))  # undone at the end
     keep_windows_wholly()
-    layer = SimpleNamespace(use_irope=False, sliding_window_size=3)
+    layer = SimpleNamespace(is_cross_attention=False, use_irope=False, sliding_window_size=3)
     kept = discovery._dependency(layer, None)
     assert kept == KeptWholly(SlidingWindow(4))
     assert kept.needed(10) == Full().needed(10)
@@ -78,7 +78,9 @@ def test_windows_kept_wholly_are_read_as_windows(monkeypatch: pytest.MonkeyPatch
         [True, True, True, True, False],
         [False, True, True, True, True],
     ]
-    full = discovery._dependency(SimpleNamespace(use_irope=False, sliding_window_size=-1), None)
+    full = discovery._dependency(
+        SimpleNamespace(is_cross_attention=False, use_irope=False, sliding_window_size=-1), None
+    )
     assert full == Full()
 
 

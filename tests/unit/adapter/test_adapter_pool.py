@@ -27,6 +27,7 @@ def attention(layer_id: int, heads: int, dim_k: int, dim_v: int, window: int = 0
         v_head_dim=dim_v,
         sliding_window_size=window - 1,
         use_irope=False,
+        is_cross_attention=False,
     )
 
 
