@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
-from jenga_sglang.adapter.budget import JengaPrefillBudget, Refusal
+from jenga_sglang.adapter.budget import AskAgain, JengaPrefillBudget, Refusal
 from jenga_sglang.adapter.report import digest
 from jenga_sglang.adapter.watchdog import Watchdog
 
@@ -40,6 +40,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         self.asked_encoder_tokens = 0
         # Of the last admission pass.
         self.budget: JengaPrefillBudget | None = None
+        self.ask_again = AskAgain(pool.manager)
         self.watchdog = Watchdog.from_environment()
 
     def available_size(self) -> int:

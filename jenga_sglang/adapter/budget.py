@@ -13,6 +13,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from jenga_sglang.core.admission import Weighing, weigh
+from jenga_sglang.core.manager import Manager
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
@@ -22,10 +23,49 @@ if TYPE_CHECKING:
 class Refusal:
     """Why a pass stopped admitting. ``cause`` is "memory" when a candidate did not fit, "chunk"
     when the next chunk of a prompt did not, and "cache" when a candidate fits but cached prefixes
-    that others wait for are worth more."""
+    that others wait for are worth more. ``short`` is how much more room, in large pages, would have
+    changed the answer."""
 
     weighing: Weighing
     cause: str
+    short: float
+
+
+ASK_EVERY_PASSES = 16
+
+
+class AskAgain:
+    """When to ask for admission again after a refusal.
+
+    SGLang asks when a request has left. Windows slide before that and make room, so we ask as
+    well when there is as much more as was missing: free and cached pages, and what running
+    requests have used of the room that was promised to them, at most a token each in a pass. What
+    that leaves out (a new guess of their lengths) waits for ``ASK_EVERY_PASSES``.
+    """
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._head: str | None = None
+        self._refusal: Refusal | None = None
+        self._passes = self._available = 0
+
+    def is_due(self, head: str | None, refusal: Refusal | None) -> bool:
+        """Once a pass: the request that waits first, and what the last pass that asked refused."""
+        if refusal is None:
+            return True
+        manager = self._manager
+        books = manager.memory.large
+        available = books.num_free + sum(books.num_reclaimable)
+        if refusal is not self._refusal:
+            # The pass before ended with it, and has let go of the refused request's hit since.
+            self._refusal, self._head, self._passes = refusal, head, 0
+            self._available = available
+            return False
+        self._passes += 1
+        token = sum(manager.large_pages(manager.step_pages(1))) / manager.page_size
+        gained = available - self._available + self._passes * len(manager.pins) * token
+        late = self._passes % ASK_EVERY_PASSES == 0
+        return late or head != self._head or gained >= refusal.short
 
 
 class JengaPrefillBudget:
@@ -73,29 +113,28 @@ class JengaPrefillBudget:
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         length = input_tokens + max_new_tokens
         self._candidate = self.manager.request_pages(length, fresh, prefix, encoder_pages)
+        if self._blocked:
+            return False, None
         if not self._fits(self._candidate):
-            self._refuse("memory")
-        elif not self._is_worth_it(extend_input_len, max_new_tokens):
-            self._refuse("cache")
+            weighing = self.weigh_candidate()
+            self.refusal = Refusal(weighing, "memory", weighing.missing)
+        elif short := self._not_worth(extend_input_len, max_new_tokens):
+            self.refusal = Refusal(self.weigh_candidate(), "cache", short)
         else:
             return True, chunk_limit
         return False, None
 
-    def _refuse(self, cause: str) -> None:
-        if not self._blocked:
-            self.refusal = Refusal(self.weigh_candidate(), cause)
-
-    def _is_worth_it(self, prompt_tokens: int, max_new_tokens: int) -> bool:
-        """Whether the candidate is worth what others wait for. SGLang has pinned the candidate's
-        own prefix by now."""
+    def _not_worth(self, prompt_tokens: int, max_new_tokens: int) -> float:
+        """Large pages that the candidate would take from what others wait for and that is worth
+        more; 0 when there are none. SGLang has pinned the candidate's own prefix by now."""
         assert self._candidate is not None
         demand = self._with_pending(self._candidate)
         if self.manager.fits_free(demand):
-            return True
+            return 0
         self._cache.look_ahead()
         lookahead = self._cache.lookahead
         own = lookahead.own_pages(prompt_tokens, max_new_tokens)
-        return lookahead.is_worth_it(demand, own, len(self.manager.pins) - 1)
+        return lookahead.not_worth(demand, own, len(self.manager.pins) - 1)
 
     def can_allocate_prefill(
         self,
@@ -122,7 +161,8 @@ class JengaPrefillBudget:
         if self.manager.can_serve(self._with_pending(self._candidate)):
             return chunk_limit
         self._blocked = True
-        self.refusal = Refusal(weigh(self.manager, self._pending, self._candidate), "chunk")
+        weighing = weigh(self.manager, self._pending, self._candidate)
+        self.refusal = Refusal(weighing, "chunk", weighing.missing)
         return None
 
     def reserve(

@@ -400,17 +400,17 @@ def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req:
 
 
 def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:
-    """A batch was full while a chunk held more than its window; the window slides with the chunk,
-    so ask again in every pass, as SGLang does for its own window pools. The prefix cache sees who
-    waits, and the watchdog looks at what came of it."""
+    """A batch that was full may have room again before a request leaves, for windows slide. The
+    prefix cache sees who waits, and the watchdog looks at what came of it."""
     from jenga_sglang.adapter.allocator import JengaAllocator
 
     allocator = scheduler.token_to_kv_pool_allocator
     if not isinstance(allocator, JengaAllocator):
         return original(scheduler, **kwargs)
-    kwargs["running_batch"].batch_is_full = False
-    allocator.budget = None
-    scheduler.tree_cache.waiting = scheduler.waiting_queue
+    waiting = scheduler.waiting_queue
+    if allocator.ask_again.is_due(waiting[0].rid if waiting else None, allocator.refusal):
+        kwargs["running_batch"].batch_is_full = False
+    scheduler.tree_cache.waiting = waiting
     plan = original(scheduler, **kwargs)
     allocator.watchdog.look(scheduler)
     return plan

@@ -17,6 +17,7 @@ from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.lru import Candidates
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Counters, Pin
+from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.tree import Node, PrefixTree
 
 # Large pages emptied ahead of need, so that a full pool does not evict page by page: at most so
@@ -35,11 +36,13 @@ class Evictor:
         tree: PrefixTree,
         permanent: Sequence[Sequence[Range]],
         counters: Counters,
+        policy: CachePolicy,
     ) -> None:
         self.memory = memory
         self.tree = tree
         self.permanent = permanent
         self.counters = counters
+        self.policy = policy
         self._candidates = Candidates(self._depths, memory.large.are_reclaimable)
         self._ahead = min(MAX_AHEAD, memory.large.num_large // AHEAD_SHARE)
 
@@ -50,7 +53,8 @@ class Evictor:
         Whole large pages for every request keep tenants apart. Where there are too few, holes in
         the pages of others come first, so that no group takes what only another can use.
         """
-        scarce = not self._make_preferred_room(demands)
+        apart = self.policy.request_aware and self.policy.whole_large_pages
+        scarce = not (apart and self._make_preferred_room(demands))
         if scarce:
             self.make_any_room(demand)
         return scarce
@@ -65,9 +69,15 @@ class Evictor:
                 return True
             if preferred > large.num_free + sum(large.num_reclaimable):
                 return False
-            while preferred > large.num_free:
-                if not self.evict_large(preferred - large.num_free + self._ahead):
-                    return False
+            self._evict_until_free(preferred + self._ahead)
+            if preferred > large.num_free:
+                return False
+
+    def _evict_until_free(self, wanted: int) -> None:
+        large = self.memory.large
+        while (missing := wanted - large.num_free) > 0:
+            if not self.evict_large(missing):
+                return
 
     def _preferred_large(self, pin: Pin, pages: int) -> int:
         """Large pages that ``pages`` new pages take when they go into no other request's holes."""
@@ -81,10 +91,16 @@ class Evictor:
     def make_any_room(self, demand: Sequence[int]) -> None:
         """Evict until ``demand`` small pages per group fit, wherever they are."""
         large = self.memory.large
+        if not self.policy.whole_large_pages:
+            self._evict_beside_used(demand)
         while (missing := large.num_missing(demand)) > 0:
             if not self.evict_large(missing):
                 break
-        # Last resort: single cached pages in large pages that something still uses.
+        self._evict_beside_used(demand)
+
+    def _evict_beside_used(self, demand: Sequence[int]) -> None:
+        """Last resort: evict single cached pages in large pages that something still uses."""
+        large = self.memory.large
         for g, count in enumerate(demand):
             while large.num_missing(demand) > 0 and count > large.num_holes(g) and large.mixed(g):
                 short = count - large.num_holes(g)
@@ -94,8 +110,8 @@ class Evictor:
         """Empty up to ``wanted`` of the least recently used large pages that hold only cached
         pages; among equal times the one that serves the longest prefix. False when there is none.
         """
-        chosen = self.memory.lru.pop_oldest(wanted, self._candidates)
-        if chosen is None:
+        chosen = self._oldest(wanted)
+        if not len(chosen):
             return False
         owners = self.memory.large.owner[chosen]
         for g in range(self.memory.num_groups):
@@ -104,8 +120,20 @@ class Evictor:
                 self.evict_pages(g, np.unique(tenants[tenants != 0]))
         return True
 
+    def _oldest(self, wanted: int) -> Ids:
+        parts = []
+        while wanted > 0:
+            large = self.memory.lru.pop_oldest(wanted, self._candidates)
+            if large is None:
+                break
+            parts.append(large)
+            wanted -= len(large)
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
     def _depths(self, large: Ids) -> Ids:
         depths = np.zeros(len(large), np.int32)
+        if not self.policy.aligned:
+            return depths
         owners = self.memory.large.owner[large]
         for g in range(self.memory.num_groups):
             of_group = owners == g

@@ -26,7 +26,7 @@ from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit
 from jenga_sglang.core.tree import Node, Path, Tokens
 
-MAX_REQUESTS = 256  # looked at, from the head of the queue
+MAX_REQUESTS = 128  # looked at, from the head of the queue
 FIRST_OUTPUT_TOKENS = 128.0  # the mean output before any request has finished
 OUTPUT_WEIGHT = 1 / 64  # of the last output in the running mean
 
@@ -140,29 +140,30 @@ class Lookahead:
 
     # -- the weighing -------------------------------------------------------------------------
 
-    def is_worth_it(self, demand: Sequence[int], own: Sequence[int], num_running: int) -> bool:
-        """Whether to admit a request although what others wait for may have to go.
+    def not_worth(self, demand: Sequence[int], own: Sequence[int], num_running: int) -> float:
+        """Large pages of prefixes that others wait for, and that are worth more than a request
+        which would push them out: 0 when it is to be admitted.
 
         ``demand`` are the pages per group that must be found for it now, ``own`` those that it
         will hold for itself alone (`own_pages`); ``num_running`` requests run beside it. Always
-        true when none does, so that waiting has an end.
+        0 when none does, so that waiting has an end.
         """
         step_cost_tokens = self.manager.policy.step_cost_tokens
         books = self.manager.memory.large
         if not step_cost_tokens or not num_running or not self.wanted:
-            return True
+            return 0
         evictable = books.num_free + sum(books.num_reclaimable)
         unwanted = evictable - sum(w.large_pages for w in self.wanted)
-        short = self._large_pages(demand) - unwanted
+        short = sum(self.manager.large_pages(demand)) - unwanted
         gain = step_cost_tokens * self.mean_output_tokens
-        loss = num_running**2 * self._large_pages(own)
+        loss = num_running**2 * sum(self.manager.large_pages(own))
         for w in reversed(self.wanted):
             if short <= 0:
                 break
             if loss * w.saved_tokens > gain * w.position * w.large_pages:
-                return False
+                return short
             short -= w.large_pages
-        return True
+        return 0
 
     def own_pages(self, prompt_tokens: int, max_new_tokens: int) -> list[int]:
         """Pages per group that a request with ``prompt_tokens`` to compute will hold and nobody
@@ -180,11 +181,6 @@ class Lookahead:
             tokens = own_tokens if lasts else prompt_tokens + output_tokens
             pages.append(dependency.peak_pages(ceil(tokens), manager.page_size))
         return pages
-
-    def _large_pages(self, pages: Sequence[int]) -> float:
-        memory = self.manager.memory
-        per_large = memory.large.small_per_large
-        return sum(n * s / k for n, s, k in zip(pages, memory.stripes, per_large, strict=True))
 
 
 def _first_unseen_page(node: Node, seen: set[int]) -> int | None:

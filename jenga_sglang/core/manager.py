@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Manager:
             groups[:] = [g for g in groups if g not in self.retired]
         self.states = States(self.memory)
         self.tree = PrefixTree(self.page_size, num_virtual)
-        self.evictor = Evictor(self.memory, self.tree, self.permanent, self.counters)
+        self.evictor = Evictor(self.memory, self.tree, self.permanent, self.counters, self.policy)
         self.changes = 0
         self._next_pin = 0
         self._scarce = False
@@ -190,14 +191,14 @@ class Manager:
         """Whether ``pages`` new pages per group fit into free large pages, nothing evicted."""
         return self._num_large(pages) <= self.memory.large.num_free
 
+    def large_pages(self, pages: Sequence[int]) -> list[float]:
+        """``pages`` pages per group in large pages, and parts of them, of each group."""
+        per_large = self.memory.large.small_per_large
+        return [n * s / k for n, s, k in zip(pages, self.memory.stripes, per_large, strict=True)]
+
     def _num_large(self, pages: Sequence[int]) -> int:
         """Large pages that ``pages`` pages per group take, none of them shared."""
-        books = self.memory.large
-        large = (
-            -(-n * s // k)
-            for n, s, k in zip(pages, self.memory.stripes, books.small_per_large, strict=True)
-        )
-        return sum(large)
+        return sum(ceil(large) for large in self.large_pages(pages))
 
     def request_pages(
         self, length: int, fresh: int, prefix: int, encoder_pages: int = 0
@@ -380,6 +381,9 @@ class Manager:
         Rounded down to whole pages, so that the last page boundary stays a possible hit.
         """
         whole = length // self.page_size
+        if whole <= pin.slid_pages:
+            return
+        pin.slid_pages = whole
         for g in self._forgetful:
             before = self.page_ranges(g, whole * self.page_size, pin.encoder_pages)
             if _begins_inside(pin.held[g], before, whole):
@@ -502,6 +506,8 @@ class Manager:
         """One logical time, in every group, for all that hits of these lengths need of a history,
         and for what every longer history needs of it."""
         for g in self._groups:
+            if not self.policy.balanced:
+                self.memory.tick()
             ranges = [
                 r
                 for n in lengths

@@ -140,7 +140,9 @@ class Memory:
 
     def demand_of_parts(self, parts: Parts, states: int = 0) -> list[int]:
         """Small pages per group that ``parts`` and ``states`` new states take."""
-        counts = [states if cut.spec.is_state else 0 for cut in self.geometry.groups]
+        counts = [0] * self.num_groups
+        for g in self.state_groups:
+            counts[g] = states
         for pages, groups in parts:
             for g in groups:
                 counts[g] += pages

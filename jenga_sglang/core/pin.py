@@ -43,6 +43,7 @@ class Pin:
     held: list[list[Range]]
     hit: Hit
     length: int = 0  # tokens in the row; the last page may have room for more
+    slid_pages: int = 0  # windows have slid to here
     touched: bool = False
     # Pinned as well, but given up before a reservation fails: what other requests may ask for.
     held_for_others: list[list[Range]] = field(default_factory=list)

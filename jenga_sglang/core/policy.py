@@ -22,6 +22,14 @@ class CachePolicy:
     ``step_cost_tokens``: the tokens of prompt that could be computed in the time that a decode
     step takes however few requests it serves. What running one more request is worth against
     cached prefixes that others wait for; 0 = always admit.
+
+    ``state_interval_tokens``: the least number of tokens from one checkpoint of recurrent states
+    to the next.
+
+    The paper's own (§5.1, §5.4). ``request_aware``: a request's pages fill large pages of its own
+    before holes in those of others. ``whole_large_pages``: large pages that nothing uses go before
+    single pages beside used ones. ``balanced``: what one request needs has one time in every
+    group. ``aligned``: of one time, the end of the longest prefix goes first, in every group.
     """
 
     prompt_slack_tokens: int = 256
@@ -30,6 +38,10 @@ class CachePolicy:
     waiting_prefixes: bool = True
     step_cost_tokens: int = 128
     state_interval_tokens: int = 512
+    request_aware: bool = True
+    whole_large_pages: bool = True
+    balanced: bool = True
+    aligned: bool = True
 
     @classmethod
     def parse(cls, text: str) -> CachePolicy:

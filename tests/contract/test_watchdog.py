@@ -25,7 +25,7 @@ def scheduler() -> Any:
     """Four large pages, three of them used; the next request asks for two."""
     manager = make_manager(Full(), num_large=4)
     begin(manager, tokens(1, 2, 3))
-    refusal = Refusal(weigh(manager, [0], [2]), "memory")
+    refusal = Refusal(weigh(manager, [0], [2]), "memory", 1)
     head = SimpleNamespace(
         rid="the-one",
         origin_input_ids=[1, 2],

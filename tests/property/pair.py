@@ -51,8 +51,10 @@ class Pair:
         return [{p for r in ranges for p in range(r.start, r.stop)} for ranges in ranges_of]
 
     def times(self) -> Times | None:
-        """When each cached page was last used; None if pages share large pages."""
-        if not self.exact_order:
+        """When each cached page was last used; None if pages share large pages, or a policy has
+        another order."""
+        policy = self.manager.policy
+        if not self.exact_order or not (policy.balanced and policy.aligned):
             return None
         lru, table, seen = self.manager.memory.lru, self.manager.memory.table, self.see()
         return {

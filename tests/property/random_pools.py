@@ -101,6 +101,10 @@ def random_pool(pick: Pick) -> Pool:
             hold_hits=bool(pick(0, 1)),
             waiting_prefixes=bool(pick(0, 1)),
             state_interval_tokens=pick(0, 4) * page_size,
+            request_aware=bool(pick(0, 3)),
+            whole_large_pages=bool(pick(0, 3)),
+            balanced=bool(pick(0, 3)),
+            aligned=bool(pick(0, 3)),
         ),
         encoder_pages=(pick(1, 3), pick(1, MAX_PAGES // 2)) if has_encoder else (),
     )

@@ -127,7 +127,7 @@ class TestWorth:
         serve(manager, A)
         queue.look(first=tokens(A, 1))
         queue.lookahead.mean_output_tokens = 16.0
-        return queue.lookahead.is_worth_it([demand], [4], num_running)
+        return not queue.lookahead.not_worth([demand], [4], num_running)
 
     def test_it_is_while_nothing_that_is_wanted_must_go(self) -> None:
         assert self.admits(1000, demand=8)

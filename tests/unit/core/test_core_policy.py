@@ -154,3 +154,53 @@ def test_without_a_prefix_cache_policies_do_nothing() -> None:
     Lookahead(manager).look(["waits"], lambda index: (None, A))
     serve(manager, A)
     assert manager.memory.large.num_held == [0]
+
+
+def thirds(num_large: int, **policy: bool) -> Manager:
+    """Two full groups, a token a page: a large page holds three tokens of the one, or one of the
+    other."""
+    geometry = make_geometry([Full(), Full()], num_large, layers=[1, 3])
+    return Manager(geometry, max_requests=8, max_length=1000, policy=CachePolicy(**policy))
+
+
+@pytest.mark.parametrize(("request_aware", "large_pages"), [(True, 2), (False, 1)])
+def test_requests_keep_to_large_pages_of_their_own(request_aware: bool, large_pages: int) -> None:
+    manager = thirds(20, request_aware=request_aware)
+    begin(manager, A[:1])
+    begin(manager, FORK[:1] + 1)
+    assert manager.memory.large.num_owned == [large_pages, 2]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_whole_large_pages_go_before_pages_beside_used_ones(whole: bool) -> None:
+    """A request runs in a hole beside two cached tokens of A. It needs one more, and C, which is
+    older than A, fills large pages alone."""
+    manager = thirds(8, request_aware=False, whole_large_pages=whole)
+    a, c = tokens(range(2)), tokens(range(50, 53))
+    serve(manager, c)
+    serve(manager, a)
+    runs = begin(manager, tokens(99))
+    assert manager.memory.large.num_free == 0
+    assert manager.reserve([(runs, 1)])
+    manager.check()
+    assert hit_tokens(manager, a) == (2 if whole else 0)
+    assert (hit_tokens(manager, c) == 3) is not whole
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_what_a_request_needs_has_one_time_in_every_group(balanced: bool) -> None:
+    manager = make(CachePolicy(balanced=balanced))
+    serve(manager, A)
+    times = manager.memory.lru.time
+    last = [set(times[manager.memory.large.owner == g].tolist()) - {0} for g in (0, 1)]
+    assert (last[0] == last[1]) is balanced
+
+
+@pytest.mark.parametrize(("aligned", "left"), [(True, 11), (False, 0)])
+def test_the_end_of_a_prefix_goes_first(aligned: bool, left: int) -> None:
+    geometry = make_geometry([Full()], 20)
+    policy = CachePolicy(aligned=aligned)
+    manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
+    serve(manager, A)
+    manager.evictor.evict_large(1)
+    assert hit_tokens(manager, A) == left
