@@ -59,6 +59,8 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     )
     config = configurator.mambaish_config
     states = discover_states(config) if config is not None else None
+    if not groups and states is None:
+        raise refuse_model(configurator, "no layer that keeps anything")
     pool_bytes = stock_pool_bytes(configurator, sizes)
     geometry = choose_geometry(
         tuple(g.spec for g in (*groups, states) if g),
@@ -215,10 +217,15 @@ def _refuse_models(configurator: Any) -> None:
             f"does not work with {flags.FLAG} jenga yet; use auto, bfloat16 or fp8_e5m2/e4m3",
         )
     if what:
-        names = ", ".join(configurator.model_config.hf_config.architectures)
-        raise flags.refuse(
-            f"{flags.FLAG} jenga", f"{names} has {what}, which Jenga does not serve yet"
-        )
+        raise refuse_model(configurator, what)
+
+
+def refuse_model(configurator: Any, what: str) -> SystemExit:
+    """The one line for a model that has ``what``."""
+    names = ", ".join(configurator.model_config.hf_config.architectures)
+    return flags.refuse(
+        f"{flags.FLAG} jenga", f"{names} has {what}, which Jenga does not serve yet"
+    )
 
 
 _KV_DTYPES = (

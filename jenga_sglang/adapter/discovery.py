@@ -112,8 +112,7 @@ def discover_groups(
 
     ``chunk`` is the model's attention chunk for layers that ask for it, ``latent`` the row of a
     model with latent attention. Layers that reuse another layer's ``layer_id`` share its KV and
-    count once. Raises ``ValueError`` when two layers share an id but not a shape, or when there is
-    nothing to cache.
+    count once. Raises ``ValueError`` when two layers share an id but not a shape.
     """
     shapes: dict[int, LayerShape] = {}
     for layer in storing_layers(layers, latent):
@@ -121,8 +120,6 @@ def discover_groups(
         known = shapes.setdefault(shape.layer_id, shape)
         if known != shape:
             raise ValueError(f"layer {shape.layer_id} is shared by {known} and {shape}")
-    if not shapes:
-        raise ValueError("the model has no attention layer that keeps KV")
     members: dict[tuple[Any, ...], list[LayerShape]] = {}
     for layer_id in sorted(shapes):
         members.setdefault(shapes[layer_id].group_key, []).append(shapes[layer_id])

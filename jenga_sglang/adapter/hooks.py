@@ -179,6 +179,13 @@ def _state_hooks() -> list[Hook]:
             _attn_backend_wrapper,
             HookType.AROUND,
         ),
+        Hook(
+            "sglang.srt.model_executor.model_runner_components.attention_backend_setup"
+            ".build_attention_backends",
+            ("model_runner",),
+            _build_attention_backends,
+            HookType.AFTER,
+        ),
         *_convolution_hooks(),
         Hook(
             "sglang.srt.models.lfm2_moe.can_dispatch_fused_lfm_short_conv",
@@ -516,6 +523,21 @@ def _attn_backend_wrapper(original: Callable[..., Any], runner: Any, full_attn_b
     backend = original(runner, full_attn_backend)
     replace_linear_backend(backend, runner)
     return backend
+
+
+def _build_attention_backends(backends: Any, *, model_runner: Any) -> Any:
+    """A model without attention layers gets its backend past the function above."""
+    from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
+
+    from jenga_sglang.adapter.states import JengaReqToTokenPool
+
+    is_ours = isinstance(model_runner.req_to_token_pool, JengaReqToTokenPool)
+    if not is_ours or type(backends.attn_backend) is not Mamba2AttnBackend:
+        return None
+    from jenga_sglang.adapter.state_backend import JengaMamba2Backend, refuse_graphs
+
+    refuse_graphs()
+    return msgspec.structs.replace(backends, attn_backend=JengaMamba2Backend(model_runner))
 
 
 def _can_dispatch_fused_lfm_short_conv(

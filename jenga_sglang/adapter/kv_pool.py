@@ -55,7 +55,9 @@ class JengaKVPool(KVCache):
         poison_freed: bool = False,
     ) -> None:
         geometry = manager.geometry
-        layer_ids = sorted(layer for g in groups for layer in g.spec.layers)
+        specs = [cut.spec for cut in geometry.groups]
+        rows = [spec for spec in specs if not spec.is_state] or specs
+        layer_ids = sorted(layer for spec in rows for layer in spec.layers)
         super().__init__(
             size=manager.memory.num_virtual * geometry.page_size,
             page_size=geometry.page_size,
@@ -187,5 +189,6 @@ class JengaKVPool(KVCache):
         k_bytes = sum(len(spec.layers) * spec.k_bytes for spec in specs)
         v_bytes = sum(len(spec.layers) * spec.v_bytes for spec in specs)
         total = self.manager.geometry.pool_bytes
-        k_share = total * k_bytes // (k_bytes + v_bytes)
+        # A pool of states only counts as K.
+        k_share = total * k_bytes // (k_bytes + v_bytes) if specs else total
         return k_share, total - k_share

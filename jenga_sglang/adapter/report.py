@@ -102,13 +102,16 @@ def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> 
     text = StringIO()
     console = Console(file=text, width=100, color_system=None)
     console.print(table)
-    stock_pages = -(-manager.max_length // manager.page_size)
-    stock = int(10 * facts["pool_bytes"] / (stock_pages * stock_pages_bytes)) / 10
+    stock_bytes = -(-manager.max_length // manager.page_size) * stock_pages_bytes
+    stock = ""
+    if stock_bytes:
+        fits = int(10 * facts["pool_bytes"] / stock_bytes) / 10
+        stock = f"; in a stock pool of the same bytes: {fits}"
     console.print(
         f"pool {facts['pool_bytes']:,} bytes ({size(facts['pool_bytes'])}), "
         f"{facts['num_large_pages']:,} large pages, pages of {facts['page_size']} tokens\n"
         f"requests of full length ({manager.max_length:,} tokens) that fit: "
-        f"{facts['full_length_requests']}; in a stock pool of the same bytes: {stock}",
+        f"{facts['full_length_requests']}{stock}",
         highlight=False,
     )
     return text.getvalue().rstrip()

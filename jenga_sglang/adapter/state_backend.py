@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
 from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
+from sglang.srt.layers.attention.linear.kda_backend import KDAAttnBackend
 from sglang.srt.layers.attention.linear.short_conv_backend import (
     ShortConvAttnBackend,
     ShortConvMetadata,
@@ -104,6 +105,8 @@ class StateRounds:
     # -- once a batch -------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        # Without attention layers nobody else does.
+        self.pool.poison_freed()
         self._rounds = []
         mode = forward_batch.forward_mode
         if mode.is_idle():
@@ -268,12 +271,12 @@ class LinearRounds(StateRounds):
         b: torch.Tensor,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """mixed_qkv: (tokens, channels). a, b: (tokens, …), or (1, tokens, …) with a dimension
-        more. Returns (1, tokens, heads, value dim)."""
+        """mixed_qkv: (tokens, channels). a, b: (tokens, heads), or (1, tokens, …). Returns (1,
+        tokens, heads, value dim)."""
         step = super().forward_extend  # type: ignore[misc]
 
         def compute(now: Round) -> torch.Tensor:
-            x, gate, rate = (now.pick(t, t.dim() - 2) for t in (mixed_qkv, a, b))
+            x, gate, rate = (now.pick(t, int(t.dim() > 2)) for t in (mixed_qkv, a, b))
             # Room for the whole batch's output cannot take a part of it.
             given = kwargs if now.tokens is None else kwargs | {"linear_attn_output": None}
             result: torch.Tensor = step(
@@ -310,10 +313,15 @@ class JengaGDNBackend(LinearRounds, GDNAttnBackend):
     """Gated delta nets. SGLang's kernels for prefills get copies of strided states from it."""
 
 
+class JengaKDABackend(LinearRounds, KDAAttnBackend):
+    """Kimi delta attention. SGLang's Triton kernels take states with any stride."""
+
+
 BACKENDS: dict[type, type[StateRounds]] = {
     ShortConvAttnBackend: JengaShortConvBackend,
     Mamba2AttnBackend: JengaMamba2Backend,
     GDNAttnBackend: JengaGDNBackend,
+    KDAAttnBackend: JengaKDABackend,
 }
 
 

@@ -88,17 +88,20 @@ def chunk_kda(
     dt_bias: torch.Tensor | None = None,
     lower_bound: float | None = None,
     beta_is_raw: bool = False,
+    output_intermediate_states: bool = False,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> torch.Tensor:
     """`chunk_gated_delta_rule` with a decay per key dimension; with ``A_log``, g comes before its
-    activation. Returns (outputs, None)."""
+    activation. Returns the outputs."""
+    if output_intermediate_states:
+        raise NotImplementedError("the CPU platform keeps no states between the tokens of a step")
     if A_log is not None:
         g = kda_log_decay(g, A_log, dt_bias, lower_bound)
     beta = beta.float().sigmoid() if beta_is_raw else beta
     out, _, _ = chunk_gated_delta_rule(
         q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens
     )
-    return out, None
+    return out
 
 
 def gated_delta_decode(

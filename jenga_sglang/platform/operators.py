@@ -21,9 +21,10 @@ PAD_SLOT = -1
 
 def install() -> None:
     """Put these operators where SGLang's recurrent layers look for theirs."""
-    from sglang.kernels.ops.mamba import causal_conv1d_triton
+    from sglang.kernels.ops.mamba import causal_conv1d_triton, triton_ops
 
-    # Linear-attention backends import the convolution from here; they are not imported yet.
+    # Models and linear-attention backends import these from here; they are not imported yet.
+    _bind(triton_ops, selective_state_update=selective_state_update)
     if os.environ.get("TRITON_INTERPRET") != "1":
         _bind(
             causal_conv1d_triton,
@@ -185,17 +186,17 @@ def selective_state_update(
 ) -> None:
     """One more token for every sequence: updates ``state`` in place and writes ``out``.
 
-    state: (slots, heads, dim, n), strided. x, dt, out: (sequences, heads, dim). A: (heads, dim, n).
-    B, C: (sequences, groups, n). D, dt_bias: (heads, dim).
+    state: (slots, heads, dim, n), strided. x, z, dt, out: (sequences, heads, dim). A: (heads, dim,
+    n). B, C: (sequences, groups, n). D, dt_bias: (heads, dim).
     """
-    if x.dim() != 3 or z is not None or state_batch_indices is None or out is None:
+    if x.dim() != 3 or state_batch_indices is None or out is None:
         raise NotImplementedError("the CPU platform moves Mamba states one token at a time")
     kept = state_batch_indices != pad_slot_id
     slots = state_batch_indices[kept].long()
     step = _time_step(dt[kept], dt_bias, dt_softplus)
     new, y = _mamba_step(state[slots].float(), x[kept], step[..., 0], A, B[kept], C[kept], D)
     state[slots] = new.to(state.dtype)
-    out[kept] = y.to(out.dtype)
+    out[kept] = (y if z is None else y * silu(z[kept].float())).to(out.dtype)
 
 
 def _time_step(dt: torch.Tensor, bias: torch.Tensor | None, soft: bool) -> torch.Tensor:

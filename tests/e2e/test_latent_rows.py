@@ -4,20 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from e2e.checks import POISON, assert_outputs_vary, assert_same_answers, server_flags
+from e2e.checks import (
+    POISON,
+    absorb_latent_rows,
+    assert_outputs_vary,
+    assert_same_answers,
+    server_flags,
+)
 from e2e.engine import Job, run_jobs
 from e2e.hugging_face import greedy_tokens
 from e2e.stream import StreamShape, make_stream
 
 SHAPE = StreamShape(num_requests=50, longest_prompt=300)
 LATENT_BYTES = (32 + 16) * 4
-
-
-def absorb() -> None:
-    """SGLang's own torch backend reads latent rows, but is not asked to."""
-    from sglang.srt.models.deepseek_common import attention_backend_handler as handler
-
-    handler.AttentionBackendRegistry.register("torch_native", handler._dispatch_mla_subtype)
 
 
 @pytest.mark.parametrize("architecture", ["minicpm3", "deepseek_v3"])
@@ -29,7 +28,9 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     flags = server_flags(path, 16)
     reports = run_jobs(
         {
-            "stock": Job(flags | {"memory_backend": "default"}, requests, prepare=absorb),
+            "stock": Job(
+                flags | {"memory_backend": "default"}, requests, prepare=absorb_latent_rows
+            ),
             "jenga": Job(flags | {"memory_backend": "jenga"}, requests, env=POISON),
         },
         tmp_path,

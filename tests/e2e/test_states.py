@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from e2e.checks import (
     POISON,
+    absorb_latent_rows,
     assert_outputs_vary,
     assert_same_answers,
     server_flags,
@@ -30,7 +31,9 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1", "qwen3_5"])
+@pytest.mark.parametrize(
+    "architecture", ["lfm2", "falcon_h1", "qwen3_5", "kimi_linear", "falcon_mamba"]
+)
 def test_every_answer_is_stocks_and_hits_change_nothing(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -40,7 +43,7 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     jenga = flags | {"memory_backend": "jenga"}
     reports = run_jobs(
         {
-            "stock": Job(flags | STOCK, requests, env=EXACT_STATES),
+            "stock": Job(flags | STOCK, requests, env=EXACT_STATES, prepare=absorb_latent_rows),
             "jenga": Job(jenga, requests, env=EXACT_STATES | POISON),
             "cold": Job(jenga | {"disable_radix_cache": True}, requests, env=EXACT_STATES),
         },

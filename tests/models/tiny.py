@@ -4,12 +4,14 @@ Weights are drawn wide enough that greedy output wanders instead of repeating on
 tokens far back change what follows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedConfig
 
 from jenga_sglang.demo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
@@ -40,8 +42,10 @@ class Architecture:
     weight_scale: float = 0.2
     # Constants for the norms whose names end so.
     norms: dict[str, float] = field(default_factory=dict)
-    # Layers keep a recurrent state beside what their letter says.
+    # Layers keep a recurrent state beside what their letter says; without letters, nothing else.
     states: bool = False
+    # Parts of weights' names that Hugging Face saves otherwise than SGLang reads them.
+    renamed: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_groups(self) -> int:
@@ -68,7 +72,7 @@ class Architecture:
             "eos_token_id": EOS_ID,
             "pad_token_id": PAD_ID,
         }
-        if set(self.layers) != {"f"}:
+        if set(self.layers) - {"f"}:
             fields["layer_types"] = [LAYER_TYPES[letter] for letter in self.layers]
         if "w" in self.layers:
             fields["sliding_window"] = WINDOW
@@ -184,6 +188,44 @@ ARCHITECTURES = {
             "rope_parameters": YARN,
         },
     ),
+    "kimi_linear": Architecture(
+        "KimiLinear",
+        "KimiLinear",
+        "ddfddf",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 16,
+            "mlp_layer_types": ["dense"] * 6,
+            "first_k_dense_replace": 6,
+            "num_local_experts": 4,
+            "linear_attn_config": {
+                "kda_layers": [1, 2, 4, 5],
+                "full_attn_layers": [3, 6],
+                "num_heads": 4,
+                "head_dim": 16,
+                "short_conv_kernel_size": 4,
+            },
+        },
+        renamed={".block_sparse_moe.": ".mlp."},
+    ),
+    "falcon_mamba": Architecture(
+        "FalconMamba",
+        "FalconMamba",
+        "",
+        {
+            "num_hidden_layers": 3,
+            "state_size": 8,
+            "conv_kernel": 4,
+            "time_step_rank": 8,
+            "time_step_min": 0.01,
+            "time_step_max": 1.0,
+            "tie_word_embeddings": False,
+        },
+        states=True,
+    ),
 }
 
 
@@ -201,8 +243,20 @@ def write_model(path: Path, kind: Architecture, seed: int) -> Path:
         bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )
     model.save_pretrained(path)
+    if kind.renamed:
+        rename_weights(path / "model.safetensors", kind.renamed)
     make_byte_tokenizer(path)
     return path
+
+
+def rename_weights(file: Path, renamed: Mapping[str, str]) -> None:
+    """Replace parts of the names in a file of weights."""
+    weights = {}
+    for name, weight in load_file(file).items():
+        for part, instead in renamed.items():
+            name = name.replace(part, instead)
+        weights[name] = weight
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def random_model(kind: Architecture, seed: int) -> torch.nn.Module:

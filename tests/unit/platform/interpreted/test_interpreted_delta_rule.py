@@ -107,7 +107,7 @@ def test_a_prefill_is_as_many_single_tokens(kind: str) -> None:
     whole, states = make_states()
     if kind == "KDA":
         one = delta_rule.kda_decode
-        out, _ = delta_rule.chunk_kda(
+        out = delta_rule.chunk_kda(
             *(q, k, v, a.unflatten(-1, (HEADS, KEY_DIM))[None], b[None], states, SLOTS, bounds),
             A_log=rate,
             dt_bias=bias,
