@@ -28,7 +28,6 @@ from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.planner import plan_geometry
 from jenga_sglang.core.policy import CachePolicy
-from jenga_sglang.core.search import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +126,6 @@ def choose_geometry(
             pool_bytes=pool_bytes,
             max_length=max_length,
             page_size=page_size,
-            # SGLang's kernels find the convolution and the temporal part by one index.
-            limits=Limits(split_states=False),
         )
         logger.info("Jenga geometry\n%s", "\n".join(plan.explain()))
         return plan.geometry

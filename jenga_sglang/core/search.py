@@ -33,7 +33,8 @@ class Limits:
 
     ``keep_row_grid`` allows only padding by whole rows, so that every row of the pool keeps lying
     on one grid and kernels for one-token pages can read it. ``split_states`` allows the parts of
-    a state to lie apart; kernels that find all of them by one number need them together.
+    a state to lie apart, which no server can use yet: SGLang's kernels find all of them by one
+    number.
     """
 
     large_page_bytes: int | None = None
@@ -41,7 +42,7 @@ class Limits:
     large_page_max_bytes: int = 32 << 20
     max_padding: float = 1 / 32  # of the small page's payload
     keep_row_grid: bool = True
-    split_states: bool = True
+    split_states: bool = False
 
     def bound_bytes(self, pool_bytes: int) -> int:
         """The most that a large page may take."""

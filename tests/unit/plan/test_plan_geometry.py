@@ -161,17 +161,19 @@ def test_a_window_longer_than_the_model_is_planned_as_full() -> None:
     assert plan.geometry.groups[0].spec.dependency == Full()
 
 
-def test_the_parts_of_a_state_may_be_split() -> None:
+def test_the_parts_of_a_state_are_split_only_when_that_is_allowed() -> None:
     """A convolution of 1 KiB beside a temporal state of exactly 16 rows: together they divide
     nothing without padding, apart both do."""
     specs = (
         LayerGroupSpec("full", (0,), Full(), 2048, 2048),
         LayerGroupSpec("state", (1,), LastState(), state_bytes=(1024, 65536)),
     )
-    limits = Limits(large_page_bytes=65536, max_padding=0.0)
+    limits = Limits(large_page_bytes=65536, max_padding=0.0, split_states=True)
     plan = plan_geometry(specs, pool_bytes=GIB, max_length=4096, page_size=16, limits=limits)
     assert plan.origins == ((0, None), (1, 0), (1, 1))
     assert [g.small_page_bytes for g in plan.geometry.groups] == [65536, 1024, 65536]
+    served = plan_geometry(specs, pool_bytes=GIB, max_length=4096, page_size=16)
+    assert all(len(candidate.groups) == 2 for candidate in served.candidates)
 
 
 def test_rows_leave_their_grid_only_when_that_is_allowed() -> None:
