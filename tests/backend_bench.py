@@ -209,7 +209,7 @@ class Bench:
         )
 
     def _encoder_fields(self, rows: list[int], padding: int) -> dict[str, Any]:
-        """SGLang hands a captured batch over without the lengths on the host."""
+        """Of padding, and of a graph's capture, SGLang keeps no lengths on the host."""
         if not self.model.has_encoder:
             return {"encoder_lens": None}
         requests = [self.requests[row] for row in rows]
@@ -219,7 +219,7 @@ class Bench:
         ]
         return {
             "encoder_lens": torch.tensor(lengths, device=self.device),
-            "encoder_lens_cpu": None if padding else lengths,
+            "encoder_lens_cpu": lengths[: len(rows)] or None,
             "encoder_cached": [r.encoder_cached or not r.encoder_tokens for r in requests],
             "encoder_out_cache_loc": torch.cat(places or [self.req_to_token[0, :0]]).long(),
         }

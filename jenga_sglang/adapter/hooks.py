@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,7 @@ def serving_hooks() -> list[Hook]:
         ),
         *_state_hooks(),
         *_encoder_hooks(),
+        *_embedding_hooks(),
     ]
 
 
@@ -216,6 +218,42 @@ def _encoder_hooks() -> list[Hook]:
             ".get_full_text_row_masked_out_mask",
             ("self", "forward_batch"),
             _get_full_text_row_masked_out_mask,
+            HookType.AROUND,
+        ),
+        Hook(
+            "sglang.srt.model_executor.runner.decode_cuda_graph_runner.build_replay_fb_view",
+            (
+                *("forward_batch", "buffers", "bs", "raw_bs", "num_tokens"),
+                *("global_num_tokens_cpu", "seq_len_fill_value", "capture_forward_mode"),
+                "is_encoder_decoder",
+            ),
+            _build_replay_fb_view,
+            HookType.AFTER,
+        ),
+    ]
+
+
+def _embedding_hooks() -> list[Hook]:
+    """For models that put what a vision encoder makes into the text."""
+    return [
+        Hook(
+            "sglang.srt.mem_cache.kv_cache_builder.build_kv_cache",
+            (
+                *("server_args", "model_config", "tp_worker", "page_size", "spec_algorithm"),
+                *("enable_metrics", "enable_kv_cache_events", "enable_hierarchical_cache"),
+                *("hicache_draft_plan", "dynamo_kv_event_format", "kv_event_lora_names"),
+                "draft_swa_window",
+            ),
+            _build_kv_cache,
+            HookType.AFTER,
+        ),
+        Hook(
+            "sglang.srt.managers.mm_schedule._get_chunked_prefill_embedding",
+            (
+                *("data_embedding_func", "embedding_items", "items_size", "prefix_length"),
+                *("extend_length", "items_offset_list", "input_ids"),
+            ),
+            _get_chunked_prefill_embedding,
             HookType.AROUND,
         ),
     ]
@@ -577,6 +615,11 @@ def _prepare_encoder_info_extend(result: None, batch: Any, *args: Any, **kwargs:
         tell_what_was_made(batch)
 
 
+def _build_replay_fb_view(view: Any, *, forward_batch: Any, **kwargs: Any) -> None:
+    """What an encoder made is known on the host; asking the device would wait for the last step."""
+    view.encoder_lens_cpu = forward_batch.encoder_lens_cpu
+
+
 def _get_full_text_row_masked_out_mask(
     original: Callable[..., Any], model: Any, forward_batch: Any
 ) -> Any:
@@ -589,3 +632,36 @@ def _get_full_text_row_masked_out_mask(
     query_lens = forward_batch.extend_seq_lens.tolist()
     mask = text_row_mask(query_lens, forward_batch.encoder_lens_cpu)
     return mask.to(forward_batch.seq_lens.device)
+
+
+def _build_kv_cache(
+    result: Any, *, tp_worker: Any, enable_kv_cache_events: bool, **kwargs: Any
+) -> None:
+    """Embeddings are cached in the pool. Not where events tell of it: an embedding has no tokens
+    that a router could look for."""
+    from sglang.srt.managers import mm_schedule
+
+    from jenga_sglang.adapter.embeddings import PoolEmbeddings
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+    pool = tp_worker.model_runner.token_to_kv_pool
+    if isinstance(pool, JengaKVPool) and not enable_kv_cache_events:
+        stock = mm_schedule.embedding_cache
+        mm_schedule.embedding_cache = PoolEmbeddings(pool, stock.max_size)
+
+
+def _get_chunked_prefill_embedding(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Embeddings that a step has read to their ends are not needed any more."""
+    from sglang.srt.managers import mm_schedule
+
+    from jenga_sglang.adapter.embeddings import PoolEmbeddings
+
+    result = original(*args, **kwargs)
+    cache = mm_schedule.embedding_cache
+    if isinstance(cache, PoolEmbeddings):
+        names = inspect.signature(mm_schedule._get_chunked_prefill_embedding).parameters
+        given = dict(zip(names, args, strict=False)) | kwargs
+        lengths = zip(given["prefix_length"], given["extend_length"], strict=False)
+        stops = [prefix + extend for prefix, extend in lengths]
+        cache.look_at_step(given["embedding_items"], given["items_size"], stops)
+    return result

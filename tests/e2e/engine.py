@@ -275,7 +275,7 @@ def tokenized(number: int, request: Request) -> Any:
         input_text="",
         input_ids=array("q", request.prompt),
         input_embeds=None,
-        mm_inputs=images.processed(request.images, request.tiles) if request.images else None,
+        mm_inputs=images.multimodal_inputs(request),
         token_type_ids=None,
         sampling_params=sampling,
         return_logprob=True,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from e2e.stream import TOKENS, Request
+from external_models.net import HIDDEN
 from models.tiny_mllama import IMAGE_PIXELS
 
 Images = tuple[int, ...]  # the images of one request, each by the seed of its pixels
@@ -48,6 +49,36 @@ def processed(images: Images, tiles: int) -> Any:
     return MultimodalProcessorOutput(mm_items=[item])
 
 
+def picture(seed: int, num_tokens: int) -> torch.Tensor:
+    """(tokens, hidden) float32: an image for `external_models.seeing`."""
+    return torch.randn(num_tokens, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+def multimodal_inputs(request: Request) -> Any:
+    """What a request's images are to SGLang's scheduler; None where it has none."""
+    if request.images:
+        return processed(request.images, request.tiles)
+    if not request.pictures:
+        return None
+    from sglang.srt.managers.schedule_batch import (
+        Modality,
+        MultimodalDataItem,
+        MultimodalProcessorOutput,
+    )
+
+    items = [
+        MultimodalDataItem(
+            modality=Modality.IMAGE,
+            feature=picture(*drawn),
+            offsets=[(first, first + drawn[1] - 1)],
+        )
+        for first, drawn in sorted(request.pictures.items())
+    ]
+    for item in items:
+        item.set_pad_value()
+    return MultimodalProcessorOutput(mm_items=items)
+
+
 def make_requests(tiles: int, count: int) -> list[Request]:
     """Questions about none, one or two images, most of which begin like another about the same."""
     rng = random.Random(tiles)
@@ -69,8 +100,10 @@ def _text(rng: random.Random, length: int) -> list[int]:
 
 def correct_stock() -> None:
     """SGLang masks the wrong rows where prompts with and without images are computed together, so
-    that answers depend on who else is there. Corrected, it is something to compare with."""
+    that answers depend on who else is there; and its torch backend's attention of a text to no
+    image is sometimes NaN, masked or not. Corrected, it is something to compare with."""
     from sglang.srt.models.mllama import MllamaForConditionalGeneration as Model
+    from sglang.srt.models.mllama import MllamaTextCrossAttention as Layer
 
     from jenga_sglang.adapter.encoder import text_row_mask
 
@@ -83,6 +116,8 @@ def correct_stock() -> None:
         return text_row_mask(lengths, forward_batch.encoder_lens_cpu)
 
     Model.get_full_text_row_masked_out_mask = mask
+    attend = Layer.forward
+    Layer.forward = lambda *args, **kwargs: attend(*args, **kwargs).nan_to_num(nan=0.0)
 
 
 @cache

@@ -1,7 +1,7 @@
 """A stream of requests that puts a prefix cache and a small pool to work."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Byte tokens; below them are special ones.
 TOKENS = range(4, 260)
@@ -19,6 +19,8 @@ class Request:
     # For a model that sees: the request's images (`e2e.images`), and their tiles.
     images: tuple[int, ...] = ()
     tiles: int = 1
+    # For one that reads them in the text: an image's seed and its tokens, by the first one's place.
+    pictures: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

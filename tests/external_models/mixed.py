@@ -32,6 +32,15 @@ class MixedForCausalLM(nn.Module):
         forward_batch: Any,
         **kwargs: Any,
     ) -> Any:
+        with torch.no_grad():
+            hidden = self.hidden(input_ids, positions, forward_batch)
+            return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def hidden(
+        self, tokens: torch.Tensor, positions: torch.Tensor, forward_batch: Any
+    ) -> torch.Tensor:
+        """Tokens, or rows in their place, through all layers."""
+
         def attend(
             number: int, q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None
         ) -> torch.Tensor:
@@ -40,9 +49,7 @@ class MixedForCausalLM(nn.Module):
             shared = kind.shares is not None
             return self.attention[number](q, k, v, forward_batch, not shared, **more)
 
-        with torch.no_grad():
-            hidden = self.net(input_ids, positions, attend)
-            return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+        return self.net(tokens, positions, attend)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         loaded = dict(weights)

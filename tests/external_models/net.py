@@ -47,8 +47,9 @@ class Net(nn.Module):
         self.head = nn.Linear(HIDDEN, VOCAB_SIZE, bias=False)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> Any:
-        """(n,) tokens at (n,) positions → (n, hidden), before the head."""
-        x = self.embed(tokens)
+        """(n,) tokens at (n,) positions, or (n, hidden) in place of them → (n, hidden), before the
+        head."""
+        x = tokens if tokens.is_floating_point() else self.embed(tokens)
         for number, block in enumerate(self.blocks):
             q, k, v = block.project(norm(x), positions)
             x = x + block.o(attend(number, q, k, v))
@@ -130,7 +131,9 @@ class DenseAttention:
         return torch.einsum("hqk,khd->qhd", shares, values).flatten(1)
 
 
-def make_mixed_model(path: Path, layers: list[Layer], seed: int = 0) -> Net:
+def make_mixed_model(
+    path: Path, layers: list[Layer], seed: int = 0, architecture: str = ARCHITECTURE
+) -> Net:
     """Write a random model for SGLang into ``path``, and return it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -141,7 +144,7 @@ def make_mixed_model(path: Path, layers: list[Layer], seed: int = 0) -> Net:
     chunks = {layer.chunk for layer in layers if layer.chunk}
     assert len(chunks) <= 1, "SGLang has one chunk length a model"
     config = LlamaConfig(
-        architectures=[ARCHITECTURE],
+        architectures=[architecture],
         vocab_size=VOCAB_SIZE,
         hidden_size=HIDDEN,
         intermediate_size=2 * HIDDEN,
@@ -163,11 +166,16 @@ def make_mixed_model(path: Path, layers: list[Layer], seed: int = 0) -> Net:
 
 
 @torch.inference_mode()
-def answer(net: Net, prompt: list[int], num_tokens: int) -> list[int]:
-    """The likeliest next tokens, the whole sequence computed anew for each."""
+def answer(
+    net: Net, prompt: list[int], num_tokens: int, pictures: dict[int, torch.Tensor] | None = None
+) -> list[int]:
+    """The likeliest next tokens, the whole sequence computed anew for each; ``pictures`` replace
+    the embeddings of tokens from a place on."""
     tokens = list(prompt)
     for _ in range(num_tokens):
-        ids = torch.tensor(tokens)
-        hidden = net(ids, torch.arange(len(tokens)), DenseAttention(net))
+        embedded = net.embed(torch.tensor(tokens))
+        for place, rows in (pictures or {}).items():
+            embedded[place : place + len(rows)] = rows
+        hidden = net(embedded, torch.arange(len(tokens)), DenseAttention(net))
         tokens.append(int(net.head(hidden[-1]).argmax()))
     return tokens[len(prompt) :]
