@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-LOGPROB_TOLERANCE = 1e-4
-# Two tokens this close in stock's own logprobs have no order that float32 could tell.
-TIE = 1e-5
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far logprobs may lie apart, and how close two tokens must be in stock's own logprobs to
+    have no order that the arithmetic could tell."""
+
+    logprob: float
+    tie: float
+
+
+FLOAT32 = Tolerance(1e-4, 1e-5)
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,13 @@ class Comparison:
         return "\n".join(lines + self.ties + self.differences[:20])
 
 
-def compare(stock: Sequence[Answer], jenga: Sequence[Answer]) -> Comparison:
+def compare(
+    stock: Sequence[Answer], jenga: Sequence[Answer], tolerance: Tolerance = FLOAT32
+) -> Comparison:
     """Compare answer by answer; what is neither equal nor a tie is a difference."""
     result = Comparison()
     for number, (ours, theirs) in enumerate(zip(jenga, stock, strict=True)):
-        problem, is_tie, error = _compare_one(theirs, ours)
+        problem, is_tie, error = _compare_one(theirs, ours, tolerance)
         result.worst_logprob_error = max(result.worst_logprob_error, error)
         if problem is None:
             result.equal += 1
@@ -51,15 +61,17 @@ def compare(stock: Sequence[Answer], jenga: Sequence[Answer]) -> Comparison:
     return result
 
 
-def _compare_one(stock: Answer, jenga: Answer) -> tuple[str | None, bool, float]:
+def _compare_one(
+    stock: Answer, jenga: Answer, tolerance: Tolerance
+) -> tuple[str | None, bool, float]:
     """Return what differs (None: nothing), whether it is a tie, and the logprob error before."""
     pairs = list(zip(stock.tokens, jenga.tokens, strict=False))
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
     errors = [abs(a - b) for a, b in zip(stock.logprobs[:same], jenga.logprobs[:same], strict=True)]
     # NaN compares false with everything: count it as infinitely far off.
     error = max((e if e == e else float("inf") for e in errors), default=0.0)
-    if error > LOGPROB_TOLERANCE:
-        where = next(i for i, e in enumerate(errors) if not e <= LOGPROB_TOLERANCE)
+    if error > tolerance.logprob:
+        where = next(i for i, e in enumerate(errors) if not e <= tolerance.logprob)
         return (
             f"logprob of token {where} is {jenga.logprobs[where]}, stock {stock.logprobs[where]}",
             False,
@@ -68,7 +80,7 @@ def _compare_one(stock: Answer, jenga: Answer) -> tuple[str | None, bool, float]
     if same < len(pairs):
         problem = f"token {same} is {jenga.tokens[same]}, stock {stock.tokens[same]}"
         (best, _), (second, other) = stock.likeliest[same]
-        is_tie = best - second <= TIE and jenga.tokens[same] == other
+        is_tie = best - second <= tolerance.tie and jenga.tokens[same] == other
         return f"{problem}; stock's two best are {best - second:.1e} apart", is_tie, error
     if len(stock.tokens) != len(jenga.tokens) or stock.finish_reason != jenga.finish_reason:
         return (
