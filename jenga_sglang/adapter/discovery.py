@@ -6,7 +6,7 @@ No architecture is listed anywhere: layers with equal dependency, row shape and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -126,6 +126,23 @@ def discover_groups(
     return [_group(shapes_of_group, store_dtype) for shapes_of_group in members.values()]
 
 
+def draft_groups(groups: Iterable[DiscoveredGroup], num_layers: int) -> list[DiscoveredGroup]:
+    """A draft model's groups, for the pool of a target with ``num_layers`` layers: their ids go on
+    where the target's end. They stay groups of their own where rows are alike, since a draft that
+    is switched off must give back all that it holds."""
+    return [
+        replace(
+            group,
+            spec=replace(
+                group.spec,
+                name=f"draft {group.spec.name}",
+                layers=tuple(num_layers + layer for layer in group.spec.layers),
+            ),
+        )
+        for group in groups
+    ]
+
+
 def storing_layers(layers: Iterable[Any], latent: LatentRow | None) -> list[Any]:
     """``layers`` without those that keep nothing: a model with latent attention may have a second
     module with a layer's id, for prefills that attend over what a row expands to."""
@@ -171,6 +188,5 @@ def _group(shapes: list[LayerShape], store_dtype: torch.dtype) -> DiscoveredGrou
         k_bytes=first.num_kv_heads * first.head_dim_k * itemsize,
         v_bytes=first.num_kv_heads * first.head_dim_v * itemsize,
     )
-    return DiscoveredGroup(
-        spec, first.num_kv_heads, first.head_dim_k, first.head_dim_v, first.latent_dim
-    )
+    dims = (first.num_kv_heads, first.head_dim_k, first.head_dim_v, first.latent_dim)
+    return DiscoveredGroup(spec, *dims, dtype=store_dtype)

@@ -1,18 +1,27 @@
 """The pool's own part: whose bytes its views show, latent rows, and groups that come and go."""
 
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from core_builders import begin, serve, tokens
+from fake_engine import FakeEngine
+from fake_engine import Job as EngineJob
 
-from jenga_sglang.adapter.discovery import DiscoveredGroup, LatentRow, discover_groups
+from jenga_sglang.adapter.discovery import (
+    DiscoveredGroup,
+    LatentRow,
+    discover_groups,
+    draft_groups,
+)
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.live_groups import fitting_cut
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.planner import plan_geometry
 
 PAGE = 4
 HISTORY = tokens(range(100, 116))
@@ -118,6 +127,51 @@ def test_a_group_is_born_on_the_live_pool_and_dies_and_no_byte_is_moved() -> Non
     manager.check_idle()
     again = pool.add_group(new_group(8))
     assert again == number + 1 and pool.place[8].group == again
+
+
+def test_a_draft_models_layers_are_a_group_more_of_the_same_pool() -> None:
+    """A target of full and windowed layers and a draft of one narrow layer, planned, served, and
+    the draft switched off."""
+    target = discover_groups(
+        [attention(i, 2, 16, 16, window=0 if i == 3 else 8) for i in range(4)],
+        store_dtype=torch.float32,
+        max_length=200,
+    )
+    draft = discover_groups([attention(0, 1, 16, 16)], store_dtype=torch.bfloat16, max_length=200)
+    groups = [*target, *draft_groups(draft, 4)]
+    assert [(g.spec.name, g.spec.layers) for g in groups] == [
+        ("window 8", (0, 1, 2)),
+        ("full", (3,)),
+        ("draft full", (4,)),
+    ]
+    plan = plan_geometry(
+        tuple(g.spec for g in groups), pool_bytes=200_000, max_length=200, page_size=PAGE
+    )
+    manager = Manager(plan.geometry, max_requests=4, max_length=200)
+    picks = Random(1)
+    engine = FakeEngine(manager, picks.randint)
+    for length in range(1, 120, 4):
+        engine.submit(EngineJob("", list(range(length)), to_generate=8))
+    while engine.waiting or engine.running:
+        engine.step()
+        manager.check()
+    manager.check_idle()
+    assert engine.counts["hit tokens"] > 100 and engine.counts["checked tokens"] > 1000
+
+    manager.reset()
+    pool = JengaKVPool(
+        manager,
+        groups,
+        dtype=torch.float32,
+        device="cpu",
+        enable_memory_saver=False,
+    )
+    assert pool.k_pages[4].shape[2:] == (1, 16) and pool.k_pages[4].dtype == torch.bfloat16
+    serve(manager, HISTORY)
+    assert manager.memory.large.num_owned[2] > 0
+    pool.retire_group(2)
+    assert manager.memory.large.num_owned[2] == 0 and 4 not in pool.place
+    assert manager.match(None, HISTORY).path.num_pages == len(HISTORY) // PAGE
 
 
 def test_a_layer_has_one_place() -> None:
