@@ -37,7 +37,8 @@ class PoolEmbeddings(MultiModalStaticCache):
         self._pool = pool
         self._books: Embeddings | None = None
         self._is_refused = False
-        self._layer_id = 1 + max(pool.place)
+        # A model without attention layers has no place in the pool yet.
+        self._layer_id = 1 + max(pool.place, default=pool.end_layer)
         # Tokens of every embedding that was ever stored and may still be there.
         self._tokens: dict[int, int] = {}
 
