@@ -354,6 +354,7 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
         model_hook.resolved_view = stock
     if stock(server_args).radix_cache_backend == flags.RADIX_CACHE_BACKEND:
         _forbid_graphs_of_states(server_args)
+        _forbid_chunks_of_encoders(server_args)
     return result
 
 
@@ -370,6 +371,16 @@ def _forbid_graphs_of_states(server_args: Any) -> None:
     for phase in Phase.ALL:
         config = with_phase(config, phase, backend=Backend.DISABLED)
     model_hook.declare_resolution(server_args, "jenga", cuda_graph_config=config)
+
+
+def _forbid_chunks_of_encoders(server_args: Any) -> None:
+    """What an encoder makes is computed as a whole. SGLang says so of some of these models; with
+    the others a chunk that ends inside it ends the server."""
+    from sglang.srt.arg_groups import model_hook
+
+    config = model_hook.model_config_of(server_args)
+    if getattr(config, "is_encoder_decoder", False):
+        model_hook.declare_resolution(server_args, "jenga", chunked_prefill_size=-1)
 
 
 class ListedView:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from e2e import sound
 from e2e.stream import TOKENS, Request
 from external_models.net import HIDDEN
 from models.tiny_mllama import IMAGE_PIXELS
@@ -55,9 +56,11 @@ def picture(seed: int, num_tokens: int) -> torch.Tensor:
 
 
 def multimodal_inputs(request: Request) -> Any:
-    """What a request's images are to SGLang's scheduler; None where it has none."""
+    """What a request's images or sound are to SGLang's scheduler; None where it has none."""
     if request.images:
         return processed(request.images, request.tiles)
+    if request.sound:
+        return sound.multimodal_inputs(request.sound)
     if not request.pictures:
         return None
     from sglang.srt.managers.schedule_batch import (
