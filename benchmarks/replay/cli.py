@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.replay run | sweep | seeds | table | plot | generate`."""
+"""Replays traces through SGLang's scheduler on a chosen memory backend, and compares results."""
 
 import argparse
 import json
@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_seeds(commands)
     _add_table(commands)
+    _add_ablation(commands)
     _add_plot(commands)
     _add_generate(commands)
     return parser
@@ -84,6 +85,12 @@ def _add_table(commands: Any) -> None:
     table = commands.add_parser("table", help="print results as a Markdown table")
     table.add_argument("results", type=Path, nargs="+")
     table.set_defaults(handler=_table)
+
+
+def _add_ablation(commands: Any) -> None:
+    ablation = commands.add_parser("ablation", help="print what each Jenga policy is worth")
+    ablation.add_argument("results", type=Path, nargs="+", help="with and without policies")
+    ablation.set_defaults(handler=_ablation)
 
 
 def _add_plot(commands: Any) -> None:
@@ -161,6 +168,15 @@ def _table(options: argparse.Namespace) -> None:
     from benchmarks.replay.report import load_results, markdown_table
 
     print(markdown_table(load_results(options.results)))
+
+
+def _ablation(options: argparse.Namespace) -> None:
+    from benchmarks.replay.report import ablation_table, load_results
+
+    try:
+        print(ablation_table(load_results(options.results)))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -272,6 +272,20 @@ def test_kept_results_make_a_table_and_a_figure(
     assert figure.stat().st_size > 10_000
 
 
+def test_an_ablation_is_read_off_kept_results(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = DATA.parent / "results"
+    whole = folder / "gemma3-27b-docqa-jenga.json"
+    without = folder / "gemma3-27b-docqa-jenga-without-hold_hits.json"
+    assert main(["ablation", str(without), str(whole)]) == 0
+    header, _, nothing, row = capsys.readouterr().out.splitlines()
+    assert header == "| without | gemma3-27b docqa |"
+    rates = [json.loads(path.read_text())["mid_out_tok_s"] for path in (without, whole)]
+    assert nothing.startswith(f"| nothing | {rates[1]:,.0f} (")
+    assert row.startswith(f"| `hold_hits` | {100 * (rates[0] / rates[1] - 1):+.1f} % (")
+    with pytest.raises(SystemExit, match="no run with all policies of gemma3-27b docqa"):
+        main(["ablation", str(without)])
+
+
 class TestOracle:
     @staticmethod
     def batch(row: int, prompt: list[int], written: list[int]) -> SimpleNamespace:
