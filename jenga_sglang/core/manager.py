@@ -153,7 +153,10 @@ class Manager:
         pin.held_for_others = [[] for _ in self._groups]
         pin.groups = tuple(self.memory.row_groups)
         pin.encoder_groups = tuple(self.memory.encoder_groups)
-        pin.branch_ahead = hit.matched_pages > hit.path.num_pages
+        # A history that merely ends, perhaps because the rest was evicted, parts from nothing.
+        pin.branch_ahead = hit.matched_pages > hit.path.num_pages and self.tree.goes_on(
+            Path(hit.path.node, hit.matched_pages)
+        )
         for g, ranges in enumerate(held):
             for r in ranges:
                 self.memory.pin(g, pages[r.start : r.stop])
