@@ -54,6 +54,22 @@ def test_a_branch_point_is_kept_from_the_first_fork_on(keep_branches: bool, hit:
     assert hit_tokens(manager, FORK) == hit_tokens(manager, A) == 12
 
 
+def test_a_history_that_merely_goes_on_is_no_branch() -> None:
+    """The window at the end of A is gone, so what goes on from A hits nothing; a fork does neither,
+    but it parts from A where others may part as well."""
+    manager = make(CachePolicy())
+    serve(manager, A)
+    pages = manager.tree.pages(manager.match(None, A).path)
+    evict_transient(manager)
+    manager.evictor.evict_pages(1, pages[-2:])
+    goes_on = manager.match(None, tokens(A, range(500, 506)))
+    forks = manager.match(None, FORK)
+    assert (goes_on.path.num_pages, goes_on.matched_pages) == (0, 12)
+    assert (forks.path.num_pages, forks.matched_pages) == (0, 6)
+    assert not manager.lock(goes_on).branch_ahead
+    assert manager.lock(forks).branch_ahead
+
+
 def test_the_windows_of_the_lengths_to_keep_stay_and_those_between_go_first() -> None:
     manager = make(CachePolicy())
     pin = begin(manager, A)
