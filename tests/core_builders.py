@@ -58,7 +58,7 @@ def tokens(*parts: int | range | Tokens) -> Tokens:
 
 
 def ids(*values: int) -> Ids:
-    return np.array(values, np.int32)
+    return np.array(values, np.int64)
 
 
 def begin(manager: Manager, history: Tokens, *, namespace: str | None = None) -> Pin:

@@ -289,7 +289,7 @@ class FakeEngine:
         """Overwrite what the last operation freed. No operation both frees and hands out."""
         before, self._held = self._held, self._held_pages()
         for group, (was, now) in enumerate(zip(before, self._held, strict=True)):
-            freed = np.flatnonzero(was & ~now).astype(np.int32)
+            freed = np.flatnonzero(was & ~now)
             self.buffer.poison(group, freed)
             self.counts["freed pages"] += len(freed)
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flashinfer_ext.staging import PinnedRing
 from jenga_sglang.core.large_pages import Ids
@@ -58,12 +59,12 @@ class PageTableCopy:
         for start in range(0, len(changed), CHANGES_AT_ONCE):
             self._copy(changed[start : start + CHANGES_AT_ONCE])
 
-    def _values(self, virtual: Ids | slice) -> Ids:
+    def _values(self, virtual: Ids | slice) -> NDArray[np.int32]:
         """(tables, pages) of the books, a missing page as -1."""
         assert self._followed is not None
         values = np.concatenate([self._followed.table[g][virtual].T for g in self.groups])
         values[values == 0] = NO_PAGE
-        return values
+        return values.astype(np.int32)
 
     def _copy(self, virtual: Ids) -> None:
         values = self._values(virtual)

@@ -40,6 +40,7 @@ from jenga_sglang.adapter.states import (
     copy_pages,
     working_pages,
 )
+from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.pin import Pin, StateCopy
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class StateRounds:
         self._layer_id = -1
 
     @property
-    def _table(self) -> NDArray[np.int32]:
+    def _table(self) -> Ids:
         # Not kept: a reset of the manager makes new tables.
         return self.pool.manager.memory.table[self.group]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sglang.srt.mem_cache.memory_pool import MambaPool, ReqToTokenPool
 
 from flashinfer_ext.states import StateLayout, StatePart, state_view
 from jenga_sglang.core.dependency import LastState
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.pin import Pin, StateCopy
 
 
@@ -128,12 +128,12 @@ class JengaReqToTokenPool(ReqToTokenPool):
         return self.views.layers[layer_id]
 
 
-def working_pages(pins: list[Pin], table: NDArray[np.int32]) -> NDArray[np.int64]:
+def working_pages(pins: list[Pin], table: Ids) -> Ids:
     """Small pages of the working states, (stripes, requests)."""
-    return table[[pin.slot for pin in pins]].T.astype(np.int64)
+    return table[[pin.slot for pin in pins]].T
 
 
-def copy_pages(copies: list[StateCopy]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def copy_pages(copies: list[StateCopy]) -> tuple[Ids, Ids]:
     """Source and target small pages, (stripes, copies) each."""
     source = np.array([c.source for c in copies], np.int64)
     target = np.array([c.target for c in copies], np.int64)

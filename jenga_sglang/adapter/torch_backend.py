@@ -162,7 +162,7 @@ class JengaTorchBackend(AttentionBackend):
         pin = self.pool.pin_of_row.get(row)
         # Dummy batches (warm-up) have no request: they write to and read from the null page.
         if pin is None:
-            return np.zeros(pages, np.int32)
+            return np.zeros(pages, np.int64)
         first = 0 if of_encoder else pin.encoder_pages
         return pin.row[first : first + pages]
 

@@ -128,10 +128,10 @@ class Evictor:
                 break
             parts.append(large)
             wanted -= len(large)
-        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _depths(self, large: Ids) -> Ids:
-        depths = np.zeros(len(large), np.int32)
+        depths = np.zeros(len(large), np.int64)
         if not self.policy.aligned:
             return depths
         owners = self.memory.large.owner[large]

@@ -85,7 +85,7 @@ def retire_group(manager: Manager, group: int) -> None:
     manager.retired.add(group)
     manager.dependencies[group] = NOTHING
     manager.permanent[group] = ()
-    cached = np.flatnonzero(memory.table[group][:, 0]).astype(np.int32)
+    cached = np.flatnonzero(memory.table[group][:, 0])
     memory.drop(group, cached)
     manager.evictor.forget_hollow(cached)
     manager.groups_changed()

@@ -69,7 +69,7 @@ class LruBuckets:
         self.time = np.zeros(num_large + 1, np.int64)
         # The bucket and the depth of a page's valid entry; what other entries say of it is void.
         self._queued_at = np.full(num_large + 1, _NEVER, np.int64)
-        self._depth = np.zeros(num_large + 1, np.int32)
+        self._depth = np.zeros(num_large + 1, np.int64)
         self._buckets: dict[int, _Bucket] = {}
         self._times: list[int] = []
         self._num_entries = 0
@@ -137,7 +137,7 @@ class LruBuckets:
         """The first ``wanted`` idle pages of a sorted bucket that are still of its time; possibly
         fewer, or none, while the bucket has more."""
         keys = bucket.peek(max(wanted, _LOOKED_AT))
-        large = (keys & _ID_MASK).astype(np.int32)
+        large = keys & _ID_MASK
         current = self._is_current(time, keys)
         idle = current & are_idle(large)
         good = idle & (self.time[large] == time)
@@ -158,7 +158,7 @@ class LruBuckets:
         depths = depths_of(large)
         self._depth[large] = depths
         bucket.fresh = []
-        bucket.add_run(np.sort(large - (depths.astype(np.int64) << _ID_BITS)))
+        bucket.add_run(np.sort(large - (depths << _ID_BITS)))
         self._num_entries -= before - len(bucket)
 
     def _is_current(self, time: int, keys: _Keys) -> NDArray[np.bool_]:

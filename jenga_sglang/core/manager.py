@@ -492,7 +492,7 @@ class Manager:
         theirs = self.tree.pages(path)[first:]
         hollow = theirs == 0
         if hollow.any():
-            fill = np.where(hollow, mine, 0).astype(np.int32)
+            fill = np.where(hollow, mine, 0)
             self.tree.replace(path, first, fill)
             self._move_to_tree(fill, first, pin.encoder_pages)
         if not hollow.all():
@@ -502,7 +502,7 @@ class Manager:
     def _move_to_tree(self, pages: Ids, depth: int, encoder_pages: int) -> None:
         """Private ``pages`` are in the tree now, from page ``depth`` of the history; 0 is passed
         over (a hollow page of a prefix that the tree has since forgotten)."""
-        held = np.flatnonzero(pages).astype(np.int32)
+        held = np.flatnonzero(pages)
         self.memory.move_to_tree(pages[held], held + depth, encoder_pages)
 
     def _touch(self, pages: Ids, lengths: Sequence[int], encoder_pages: int) -> None:

@@ -42,7 +42,7 @@ class TreeChange:
 class Memory:
     """The pool's books, in host arrays that are the authority for every rank and the device.
 
-    ``table[g]`` has shape (virtual pages, stripes) and dtype int32; ``pins[g]`` counts pins per
+    ``table[g]`` has shape (virtual pages, stripes) and dtype int64; ``pins[g]`` counts pins per
     virtual page, and ``pins[-1]`` those on the virtual page itself.
     """
 
@@ -62,18 +62,18 @@ class Memory:
         self.lru = LruBuckets(self.large.num_large)
         rows = num_virtual_pages + 1 + self.num_slots
         self.stripes = [g.stripes for g in geometry.groups]
-        self.table = [np.zeros((rows, s), np.int32) for s in self.stripes]
-        self.pins = np.zeros((self.num_groups + 1, rows), np.int32)
+        self.table = [np.zeros((rows, s), np.int64) for s in self.stripes]
+        self.pins = np.zeros((self.num_groups + 1, rows), np.int64)
         self.in_tree = np.zeros(rows, np.bool_)
         # Position of a tree page in its history, in pages; orders eviction among equal times.
-        self.depth = np.zeros(rows, np.int32)
+        self.depth = np.zeros(rows, np.int64)
         # Pages of that history that an encoder made, all in front.
-        self.encoder_pages = np.zeros(rows, np.int32)
+        self.encoder_pages = np.zeros(rows, np.int64)
         # The virtual page that a small page belongs to: the table read backwards.
         self._virtual_of = [
-            np.zeros((self.large.num_large + 1) * k, np.int32) for k in self.large.small_per_large
+            np.zeros((self.large.num_large + 1) * k, np.int64) for k in self.large.small_per_large
         ]
-        self._free = np.arange(num_virtual_pages, 0, -1, dtype=np.int32)
+        self._free = np.arange(num_virtual_pages, 0, -1, dtype=np.int64)
         self.num_free_virtual = num_virtual_pages
         self.num_tree = 0  # virtual pages in the tree
         self.num_tree_pinned = 0
@@ -90,7 +90,7 @@ class Memory:
         """Virtual pages and slots whose entry in some group changed since the last call:
         ascending, once each. A copy of the tables that follows them is equal to the tables."""
         changed, self._changed = self._changed or [], []
-        return np.unique(np.concatenate(changed)) if changed else np.empty(0, np.int32)
+        return np.unique(np.concatenate(changed)) if changed else np.empty(0, np.int64)
 
     def _rows_like(self, dependency: Dependency) -> list[int]:
         return self.encoder_groups if dependency.reads_encoder else self.row_groups
@@ -103,11 +103,11 @@ class Memory:
         self._rows_like(geometry.groups[group].spec.dependency).append(group)
         self.stripes.append(geometry.groups[group].stripes)
         rows = self.pins.shape[1]
-        self.table.append(np.zeros((rows, self.stripes[group]), np.int32))
+        self.table.append(np.zeros((rows, self.stripes[group]), np.int64))
         self.pins = np.insert(self.pins, group, 0, axis=0)
         self.large.add_group(geometry.small_per_large(group))
         size = (self.large.num_large + 1) * self.large.small_per_large[group]
-        self._virtual_of.append(np.zeros(size, np.int32))
+        self._virtual_of.append(np.zeros(size, np.int64))
 
     def record_freed(self) -> None:
         """Keep note of the small pages that are freed, for `take_freed` (a debugging aid)."""
@@ -304,7 +304,7 @@ class Memory:
     def tenants(self, group: int, large: Ids) -> Ids:
         """Virtual pages with a small page of ``group`` in ``large`` pages; shape (large, k)."""
         per_large = self.large.small_per_large[group]
-        small = large[:, None] * per_large + np.arange(per_large, dtype=np.int32)
+        small = large[:, None] * per_large + np.arange(per_large, dtype=np.int64)
         return self._virtual_of[group][small]
 
     def mixed_tenants(self, group: int, count: int) -> Ids:
@@ -312,7 +312,7 @@ class Memory:
         pages that also hold used ones, least recently mixed first."""
         found: list[Ids] = []
         for large in self.large.mixed(group):
-            tenants = np.unique(self.tenants(group, np.array([large], np.int32)))
+            tenants = np.unique(self.tenants(group, np.array([large], np.int64)))
             cached = tenants[(tenants != 0) & (self.pins[group][tenants] == 0)]
             found.append(cached)
             count -= len(cached)

@@ -86,7 +86,7 @@ class Pin:
         """Go on with private ``pages``."""
         stop = self.num_pages + len(pages)
         if stop > len(self.pages):
-            grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int32)
+            grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int64)
             grown[: self.num_pages] = self.row
             self.pages = grown
         self.pages[self.num_pages : stop] = pages

@@ -51,7 +51,7 @@ class States:
         if not self.needs_slot(pin):
             return
         pin.slot = self._free.pop()
-        slot = np.array([pin.slot], np.int32)
+        slot = np.array([pin.slot], np.int64)
         self.memory.open_slot(slot)
         length = pin.hit.path.num_pages
         for g in self.groups:
@@ -64,7 +64,7 @@ class States:
         """Free the working state of ``pin``."""
         if not pin.slot:
             return
-        slot = np.array([pin.slot], np.int32)
+        slot = np.array([pin.slot], np.int64)
         for g in self.groups:
             self.memory.unpin(g, slot)
         self.memory.close_slot(slot)

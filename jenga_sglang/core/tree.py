@@ -68,7 +68,7 @@ class PrefixTree:
     def root(self, namespace: Hashable) -> Node:
         """The empty history of ``namespace``."""
         if namespace not in self._roots:
-            root = self._new_node(b"", None, 0, np.empty(0, np.int64), np.empty(0, np.int32))
+            root = self._new_node(b"", None, 0, np.empty(0, np.int64), np.empty(0, np.int64))
             if isinstance(namespace, Encoded):
                 root.encoder_pages = -(-namespace.tokens // self.page_size)
             self._roots[namespace] = root
@@ -100,7 +100,7 @@ class PrefixTree:
             if stop > node.start:
                 parts.append(node.pages[: stop - node.start])
             node = node.parent
-        return np.concatenate(parts[::-1]) if parts else np.empty(0, np.int32)
+        return np.concatenate(parts[::-1]) if parts else np.empty(0, np.int64)
 
     def extend(self, path: Path, tokens: Tokens, pages: Ids) -> Path:
         """Append ``pages`` (virtual pages of the rest of ``tokens``) below ``path``.

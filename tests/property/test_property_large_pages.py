@@ -57,7 +57,7 @@ class LargePagesMachine(RuleBasedStateMachine):
         """Some small pages in one state."""
         options = [s for s, is_used in self.state[group].items() if is_used == used]
         chosen = data.draw(st.sets(st.sampled_from(options))) if options else set()
-        return np.array(sorted(chosen), np.int32)
+        return np.array(sorted(chosen), np.int64)
 
     def drop(self, group: int, small: Ids) -> set[int]:
         """Forget small pages; the large pages that held them."""

@@ -229,5 +229,5 @@ def test_check_notices_a_lost_large_page(large: LargePages) -> None:
         large.check()
 
 
-def test_ids_are_small_integers_for_the_device(large: LargePages) -> None:
-    assert large.take(0, 4, A).dtype == np.int32
+def test_ids_are_of_the_type_that_numpy_indexes_with(large: LargePages) -> None:
+    assert large.take(0, 4, A).dtype == np.intp

@@ -162,10 +162,10 @@ def test_a_large_bucket_is_not_gone_through_again() -> None:
 
     def depths(large: Ids) -> Ids:
         asked.append(len(large))
-        return large % np.int32(7)
+        return large % 7
 
     large = Candidates(depths, all_idle)
-    lru.add(np.arange(1, 9_001, dtype=np.int32))
+    lru.add(np.arange(1, 9_001, dtype=np.int64))
     for page in range(9_001, 9_101):
         lru.add(ids(page))
         popped = lru.pop_oldest(1, large)
