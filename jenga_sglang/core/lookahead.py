@@ -54,17 +54,17 @@ class _Route:
     path: Path
     start: int
     stop: int
-    num_children: int
+    num_born: int
 
     @classmethod
     def of(cls, path: Path) -> _Route:
         node = path.node
-        return cls(path, node.start, node.stop, len(node.children))
+        return cls(path, node.start, node.stop, node.num_born)
 
     def is_current(self, alive: bool) -> bool:
         node = self.path.node
-        now = (node.start, node.stop, len(node.children))
-        return alive and now == (self.start, self.stop, self.num_children)
+        now = (node.start, node.stop, node.num_born)
+        return alive and now == (self.start, self.stop, self.num_born)
 
 
 class Lookahead:

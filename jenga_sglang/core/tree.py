@@ -40,6 +40,7 @@ class Node:
     number: int
     encoder_pages: int
     children: dict[bytes, Node] = field(default_factory=dict)
+    num_born: int = 0  # children that it was ever given
 
     @property
     def stop(self) -> int:
@@ -117,6 +118,7 @@ class PrefixTree:
         key = self._key(tokens, start)
         child = self._new_node(key, node, start, own, pages.copy())
         node.children[key] = child
+        node.num_born += 1
         return Path(child, stop)
 
     def replace(self, path: Path, first: int, pages: Ids) -> None:

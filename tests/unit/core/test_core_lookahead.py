@@ -117,6 +117,19 @@ def test_a_stale_match_is_found_again_after_its_node_has_gone() -> None:
     assert not queue.lookahead.wanted
 
 
+def test_a_match_is_found_again_when_one_child_has_gone_and_another_come() -> None:
+    manager = make()
+    queue = Queue(manager)
+    for document in (C, A):
+        serve(manager, document)
+    waiting = {"first": tokens(A, 1), "second": tokens(B, 1)}
+    queue.look(**waiting)
+    manager.evict(12)  # C, that nobody waits for
+    serve(manager, B)
+    queue.look(**waiting)
+    assert [w.position for w in queue.lookahead.wanted] == [1, 2]
+
+
 class TestWorth:
     """One full group, a token a page, a page a large page: all numbers can be done in the head."""
 
