@@ -308,7 +308,7 @@ class Switches(Dependency):
 
 
 def _non_empty(*ranges: Range) -> tuple[Range, ...]:
-    return tuple(r for r in ranges if r.start < r.stop)
+    return tuple([r for r in ranges if r.start < r.stop])
 
 
 def check_legal(dependency: Dependency, lengths: Iterable[int]) -> None:

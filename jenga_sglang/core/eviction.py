@@ -46,9 +46,11 @@ class Evictor:
         self._candidates = Candidates(self._depths, memory.large.are_reclaimable)
         self._ahead = min(MAX_AHEAD, memory.large.num_large // AHEAD_SHARE)
 
-    def make_room(self, demands: Sequence[tuple[Pin, int]], demand: Sequence[int]) -> bool:
-        """Evict until ``demands`` (pin, pages), together ``demand`` small pages per group, fit;
-        that they can fit is known. Returns whether memory is scarce.
+    def make_room(
+        self, demands: Sequence[tuple[Pin, Sequence[int]]], demand: Sequence[int]
+    ) -> bool:
+        """Evict until the ``demands`` of requests, small pages per group that come to ``demand``
+        together, fit; that they can fit is known. Returns whether memory is scarce.
 
         Whole large pages for every request keep tenants apart. Where there are too few, holes in
         the pages of others come first, so that no group takes what only another can use.
@@ -59,12 +61,12 @@ class Evictor:
             self.make_any_room(demand)
         return scarce
 
-    def _make_preferred_room(self, demands: Sequence[tuple[Pin, int]]) -> bool:
+    def _make_preferred_room(self, demands: Sequence[tuple[Pin, Sequence[int]]]) -> bool:
         large = self.memory.large
         while True:
             # Evicting can take a request's own holes along, so this is asked anew afterwards: not
             # after every step, for it takes as long as the batch is.
-            preferred = sum(self._preferred_large(pin, pages) for pin, pages in demands)
+            preferred = sum(self._preferred_large(pin, own) for pin, own in demands)
             if preferred <= large.num_free:
                 return True
             if preferred > large.num_free + sum(large.num_reclaimable):
@@ -79,11 +81,11 @@ class Evictor:
             if not self.evict_large(missing):
                 return
 
-    def _preferred_large(self, pin: Pin, pages: int) -> int:
-        """Large pages that ``pages`` new pages take when they go into no other request's holes."""
+    def _preferred_large(self, pin: Pin, demand: Sequence[int]) -> int:
+        """Large pages that ``demand`` takes when it goes into no other request's holes."""
         large = self.memory.large
         total = 0
-        for g, count in enumerate(self.memory.demand_of_parts(pin.parts(pages), not pin.slot)):
+        for g, count in enumerate(demand):
             small = max(0, count - large.num_holes_of(g, pin.number))
             total += -(-small // large.small_per_large[g])
         return total
@@ -152,12 +154,14 @@ class Evictor:
 
     def evict_pages(self, group: int, virtual: Ids) -> None:
         """Drop cached pages of ``group``, and in every group what nobody can reach without them."""
-        virtual = virtual[self.memory.table[group][virtual, 0] != 0]
+        virtual = virtual[self.memory.holds(group, virtual)]
         self.counters.evicted[group] += len(virtual)
         self.memory.drop(group, virtual)
         permanent = self._is_permanent(group, virtual)
-        self._cascade(virtual[permanent])
-        self.forget_hollow(virtual[~permanent])
+        if permanent.any():
+            self._cascade(virtual[permanent])
+            virtual = virtual[~permanent]
+        self.forget_hollow(virtual)
 
     def _is_permanent(self, group: int, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         depth = self.memory.depth[virtual]
@@ -176,7 +180,7 @@ class Evictor:
             node, index = self._first_dead(node, index)
             unreachable = self.tree.below(node, index)
             for g in range(self.memory.num_groups):
-                held = unreachable[self.memory.table[g][unreachable, 0] != 0]
+                held = unreachable[self.memory.holds(g, unreachable)]
                 self.counters.cascaded[g] += len(held)
                 self.memory.drop(g, held)
             self.tree.cut(node, index)
@@ -199,8 +203,7 @@ class Evictor:
 
     def forget_hollow(self, virtual: Ids) -> None:
         """Take out of the tree those pages that no group holds anything of and nobody pins."""
-        virtual = virtual[self.memory.in_tree[virtual]]
-        hollow = virtual[self.memory.is_hollow(virtual)]
+        hollow = virtual[self.memory.in_tree[virtual] & self.memory.is_hollow(virtual)]
         if len(hollow):
             self.tree.hollow_out(hollow)
             self.memory.forget(hollow)

@@ -12,7 +12,7 @@ A large page returns to the common pool the moment its last small page is free.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from jenga_sglang.core.geometry import Geometry
 Ids = NDArray[np.int64]
 
 _FEW = 8  # so many ids are counted faster one by one
+_NONE: Ids = np.empty(0, np.int64)
 
 _FREE = -1
 _RESERVED = -2
@@ -58,6 +59,7 @@ class LargePages:
         # Large pages with used and cached pages side by side, in the order they became so. May
         # be stale: `mixed` looks again. Empty where a small page is a large page.
         self._mixed: list[dict[int, None]] = [{} for _ in range(num_groups)]
+        self._slots = [np.arange(k) for k in self.small_per_large]
 
     def add_group(self, small_per_large: int) -> None:
         """One more group, which owns nothing yet."""
@@ -67,6 +69,7 @@ class LargePages:
         self._holes.append({})
         self._holes_of.append({})
         self._mixed.append({})
+        self._slots.append(np.arange(small_per_large))
 
     # -- capacity ---------------------------------------------------------------------------
 
@@ -81,24 +84,27 @@ class LargePages:
 
     def num_missing(self, demand: Sequence[int]) -> int:
         """Large pages short of serving ``demand`` small pages per group without any eviction."""
-        needed = sum(
-            _ceil_div(max(0, count - self.num_holes(g)), self.small_per_large[g])
-            for g, count in enumerate(demand)
-        )
+        needed = 0
+        for g, count in enumerate(demand):
+            if (fresh := count - self.num_holes(g)) > 0:
+                needed += _ceil_div(fresh, self.small_per_large[g])
         return needed - self.num_free
 
     def can_serve(self, demand: Sequence[int]) -> bool:
         """Whether ``demand`` small pages per group fit once everything cached has gone."""
-        needed = sum(
-            _ceil_div(max(0, count - self.num_usable(g)), self.small_per_large[g])
-            for g, count in enumerate(demand)
-        )
+        needed = 0
+        for g, count in enumerate(demand):
+            if (fresh := count - self.num_usable(g)) > 0:
+                needed += _ceil_div(fresh, self.small_per_large[g])
         return needed <= self.num_free + sum(self.num_reclaimable)
 
     # -- transitions ------------------------------------------------------------------------
 
-    def take(self, group: int, count: int, request: int, *, scarce: bool = False) -> Ids:
-        """Turn ``count`` free small pages into used ones of ``group`` and return their ids.
+    def take(
+        self, group: int, count: int, request: int, *, scarce: bool = False
+    ) -> tuple[Ids, Ids]:
+        """Turn ``count`` free small pages into used ones of ``group``; return their ids, and those
+        of the large pages that were free before.
 
         Order (Jenga §5.4): holes in large pages taken for the same request, free large pages,
         holes in anybody's large pages; ``scarce`` puts free large pages last, so that another
@@ -107,18 +113,19 @@ class LargePages:
         """
         if count > self.num_holes(group) + self.num_free * self.small_per_large[group]:
             raise MemoryError(f"group {group}: {count} small pages were never reserved")
-        holes = self._take_holes(group, list(self._holes_of[group].get(request, ())), count)
+        holes: list[int] = []
+        if own := self._holes_of[group].get(request):
+            holes = self._take_holes(group, own, count)
         if scarce:
-            holes += self._take_holes(group, list(self._holes[group]), count - len(holes))
-        fresh = self._take_free_large(group, count - len(holes), request)
-        missing = count - len(holes) - len(fresh)
-        if missing:
-            holes += self._take_holes(group, list(self._holes[group]), missing)
-        return np.concatenate((np.array(holes, np.int64), fresh)) if holes else fresh
+            holes += self._take_holes(group, self._holes[group], count - len(holes))
+        if len(holes) == count:
+            return np.array(holes, np.int64), _NONE
+        fresh, large = self._take_free_large(group, count - len(holes), request)
+        if missing := count - len(holes) - len(fresh):
+            holes += self._take_holes(group, self._holes[group], missing)
+        return (np.concatenate((np.array(holes, np.int64), fresh)) if holes else fresh), large
 
-    def _take_free_large(self, group: int, count: int, request: int) -> Ids:
-        if count <= 0:
-            return np.empty(0, np.int64)
+    def _take_free_large(self, group: int, count: int, request: int) -> tuple[Ids, Ids]:
         per_large = self.small_per_large[group]
         num_large = min(self.num_free, _ceil_div(count, per_large))
         self.num_free -= num_large
@@ -126,25 +133,28 @@ class LargePages:
         self.owner[large] = group
         self._request[large] = request
         self.num_owned[group] += num_large
-        small: Ids = (large[:, None] * per_large + np.arange(per_large, dtype=np.int64)).ravel()
-        count = min(count, len(small))
         self.used[large] = self.held[large] = per_large
+        small = self.small_of(group, large).ravel()
+        count = min(count, len(small))
         if holes := small[count:].tolist():
             last = int(large[-1])
             self.used[last] = self.held[last] = per_large - len(holes)
             self._add_holes(group, last, holes)
         self.num_used[group] += count
         self.num_held[group] += count
-        return small[:count]
+        return small[:count], large
 
     def num_holes_of(self, group: int, request: int) -> int:
         """Free small pages inside the large pages that were taken for ``request``."""
-        holes = self._holes[group]
-        return sum(len(holes[large]) for large in self._holes_of[group].get(request, ()))
+        if not (own := self._holes_of[group].get(request)):
+            return 0
+        return sum(len(self._holes[group][large]) for large in own)
 
-    def _take_holes(self, group: int, large_pages: list[int], count: int) -> list[int]:
+    def _take_holes(self, group: int, large_pages: Iterable[int], count: int) -> list[int]:
         taken: list[int] = []
-        for large in large_pages:
+        if not count:
+            return taken
+        for large in list(large_pages):
             if len(taken) == count:
                 break
             holes = self._holes[group][large]
@@ -159,28 +169,27 @@ class LargePages:
             self.num_used[group] += len(got)
             self.num_held[group] += len(got)
             taken += got
-            self._note_mixed(group, [large])
+            if self.used[large] < self.held[large]:
+                self._mixed[group].setdefault(large)
         return taken
 
     def cache(self, group: int, small: Ids) -> Ids:
         """Used → cached. Returns the large pages in which nothing is used any more."""
-        large, counts = self.by_large(group, small)
-        before = self._count_reclaimable(large)
+        large, counts = self._by_large(group, small)
         self.used[large] -= counts
         self.num_used[group] -= len(small)
-        self.num_reclaimable[group] += self._count_reclaimable(large) - before
         idle: Ids = large[self.used[large] == 0]
-        self._note_mixed(group, large.tolist() if self.small_per_large[group] > 1 else [])
+        self.num_reclaimable[group] += len(idle)
+        self._note_mixed(group, large)
         return idle
 
     def use(self, group: int, small: Ids) -> None:
         """Cached → used."""
-        large, counts = self.by_large(group, small)
-        before = self._count_reclaimable(large)
+        large, counts = self._by_large(group, small)
+        self.num_reclaimable[group] -= int(np.count_nonzero(self.used[large] == 0))
         self.used[large] += counts
         self.num_used[group] += len(small)
-        self.num_reclaimable[group] += self._count_reclaimable(large) - before
-        self._note_mixed(group, large.tolist() if self.small_per_large[group] > 1 else [])
+        self._note_mixed(group, large)
 
     def mixed(self, group: int) -> list[int]:
         """Large pages of ``group`` with used and cached pages side by side, oldest first."""
@@ -192,37 +201,42 @@ class LargePages:
         self._mixed[group] = mixed
         return list(mixed)
 
-    def _note_mixed(self, group: int, large_pages: list[int]) -> None:
-        for large in large_pages:
+    def _note_mixed(self, group: int, large_pages: Ids) -> None:
+        if self.small_per_large[group] == 1:
+            return
+        for large in large_pages.tolist():
             if 0 < self.used[large] < self.held[large]:
                 self._mixed[group].setdefault(large)
 
     def free_used(self, group: int, small: Ids) -> Ids:
         """Used → free. Returns the large pages that still hold cached pages but nothing used."""
-        large, counts = self.by_large(group, small)
-        before = self._count_reclaimable(large)
+        large, counts = self._by_large(group, small)
         self.used[large] -= counts
         self.num_used[group] -= len(small)
-        self._free_small(group, small, large, counts, before)
-        idle: Ids = large[(self.used[large] == 0) & (self.held[large] > 0)]
+        held = self._free_small(group, small, large, counts)
+        idle: Ids = held[self.used[held] == 0]
+        self.num_reclaimable[group] += len(idle)
         return idle
 
     def free_cached(self, group: int, small: Ids) -> None:
         """Cached → free."""
-        large, counts = self.by_large(group, small)
-        self._free_small(group, small, large, counts, self._count_reclaimable(large))
+        large, counts = self._by_large(group, small)
+        held = self._free_small(group, small, large, counts)
+        self.num_reclaimable[group] -= len(large) - len(held)
 
-    def _free_small(self, group: int, small: Ids, large: Ids, counts: Ids, before: int) -> None:
+    def _free_small(self, group: int, small: Ids, large: Ids, counts: Ids | int) -> Ids:
+        """Used and cached books apart: free ``small``. Returns what of ``large`` holds others."""
         self.held[large] -= counts
         self.num_held[group] -= len(small)
-        self.num_reclaimable[group] += self._count_reclaimable(large) - before
-        empty = large[self.held[large] == 0]
+        still_held = self.held[large] > 0
+        empty = large[~still_held]
         if self.small_per_large[group] > 1:
             self._record_holes(group, small, empty)
         self.owner[empty] = _FREE
         self._free[self.num_free : self.num_free + len(empty)] = empty[::-1]
         self.num_free += len(empty)
         self.num_owned[group] -= len(empty)
+        return large[still_held]
 
     def _record_holes(self, group: int, small: Ids, empty: Ids) -> None:
         gone = set(empty.tolist())
@@ -249,17 +263,23 @@ class LargePages:
     # -- helpers ----------------------------------------------------------------------------
 
     def large_of(self, group: int, small: Ids) -> Ids:
-        return small // self.small_per_large[group]
+        """The large page that each small page lies in."""
+        per_large = self.small_per_large[group]
+        return small if per_large == 1 else small // per_large
 
-    def by_large(self, group: int, small: Ids) -> tuple[Ids, Ids]:
+    def small_of(self, group: int, large: Ids) -> Ids:
+        """The small pages of each large page, (large, small per large)."""
+        per_large = self.small_per_large[group]
+        return large[:, None] if per_large == 1 else large[:, None] * per_large + self._slots[group]
+
+    def _by_large(self, group: int, small: Ids) -> tuple[Ids, Ids | int]:
         """The large pages that small pages lie in, each once, and how many lie in each."""
         if self.small_per_large[group] == 1:
-            return small, np.ones(len(small), np.int64)
+            return small, 1
         if len(small) <= _FEW:
             found = Counter(page // self.small_per_large[group] for page in small.tolist())
             return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
-        large, counts = np.unique(self.large_of(group, small), return_counts=True)
-        return large, counts
+        return np.unique(self.large_of(group, small), return_counts=True)
 
     def _is_reclaimable(self, large: int) -> bool:
         return bool(self.used[large] == 0 and self.held[large] > 0)
@@ -268,9 +288,6 @@ class LargePages:
         """Which large pages hold cached pages and nothing that is used."""
         idle: NDArray[np.bool_] = (self.used[large] == 0) & (self.held[large] > 0)
         return idle
-
-    def _count_reclaimable(self, large: Ids) -> int:
-        return int(np.count_nonzero(self.are_reclaimable(large)))
 
     def check(self) -> None:
         """Recount everything; raise ``AssertionError`` at the first difference."""

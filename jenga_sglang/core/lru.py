@@ -45,16 +45,17 @@ class _Bucket:
         return sum(map(len, self.fresh)) + sum(map(len, self.runs))
 
     def add_run(self, run: _Keys) -> None:
-        """Keep ``run``, in ascending order, merged with those that are hardly longer."""
+        """Keep ``run``, ascending and nothing twice, merged with those that are hardly longer."""
         while self.runs and len(self.runs[-1]) <= 2 * len(run):
             # A stable sort finds the two runs and only merges them.
             run = np.sort(np.concatenate((self.runs.pop(), run)), kind="stable")
+            run = run[np.concatenate(([True], run[1:] != run[:-1]))]
         if len(run):
             self.runs.append(run)
 
     def peek(self, count: int) -> _Keys:
         """The first ``count`` keys, or all; ascending, equal ones once."""
-        return np.unique(np.concatenate([run[:count] for run in self.runs]))[:count]
+        return _unique([run[:count] for run in self.runs])[:count]
 
     def drop_through(self, key: int) -> None:
         """Take out every key up to ``key``, itself included."""
@@ -107,7 +108,7 @@ class LruBuckets:
         return self._buckets[time]
 
     def pop_oldest(self, wanted: int, candidates: Candidates) -> Ids | None:
-        """Take up to ``wanted`` idle pages of the oldest bucket out, longest prefix first,
+        """Take up to ``wanted`` idle pages of the oldest bucket out, those with the longest prefix,
         without those touched since; None when there is none.
 
         Idle pages touched since are queued again at their new time. A page counts as deep as it
@@ -116,16 +117,31 @@ class LruBuckets:
         while self._times:
             time = self._times[0]
             bucket = self._buckets[time]
-            if bucket.fresh:
-                self._sort_fresh(time, bucket, candidates.depths)
-            if not bucket.runs:
-                heapq.heappop(self._times)
-                del self._buckets[time]
-                continue
-            large = self._take(time, bucket, wanted, candidates.are_idle)
+            if not bucket.runs and len(bucket) <= wanted:
+                large = self._take_all(bucket, candidates.are_idle)
+            else:
+                if bucket.fresh:
+                    self._sort_fresh(time, bucket, candidates.depths)
+                large = self._take(time, bucket, wanted, candidates.are_idle)
             if len(large):
                 return large
         return None
+
+    def _take_all(self, bucket: _Bucket, are_idle: Callable[[Ids], NDArray[np.bool_]]) -> Ids:
+        """The idle pages of the oldest bucket, never sorted, that are still of its time, and the
+        bucket with them. All of them go, so their order does not matter."""
+        time = heapq.heappop(self._times)
+        del self._buckets[time]
+        self._num_entries -= len(bucket)
+        large = _unique(bucket.fresh)
+        large = large[self._queued_at[large] == time]
+        self._queued_at[large] = _NEVER
+        idle = large[are_idle(large)]
+        touched = self.time[idle] != time
+        if touched.any():
+            self.add(idle[touched])
+            idle = idle[~touched]
+        return idle
 
     def _take(
         self,
@@ -137,6 +153,8 @@ class LruBuckets:
         """The first ``wanted`` idle pages of a sorted bucket that are still of its time; possibly
         fewer, or none, while the bucket has more."""
         keys = bucket.peek(max(wanted, _LOOKED_AT))
+        if not len(keys):
+            return keys
         large = keys & _ID_MASK
         current = self._is_current(time, keys)
         idle = current & are_idle(large)
@@ -153,7 +171,7 @@ class LruBuckets:
 
     def _sort_fresh(self, time: int, bucket: _Bucket, depths_of: Callable[[Ids], Ids]) -> None:
         before = len(bucket)
-        large = np.concatenate(bucket.fresh)
+        large = _unique(bucket.fresh)
         large = large[self._queued_at[large] == time]
         depths = depths_of(large)
         self._depth[large] = depths
@@ -175,3 +193,10 @@ class LruBuckets:
                 fresh = np.concatenate(bucket.fresh)
                 bucket.fresh = [np.unique(fresh[self._queued_at[fresh] == time])]
         self._num_entries = sum(map(len, self._buckets.values()))
+
+
+def _unique(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """All that is in ``parts``, each of which has nothing twice, once."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)

@@ -131,7 +131,10 @@ class Manager:
 
     def dependency(self, group: int, encoder_pages: int) -> Dependency:
         """What ``group`` needs of a history whose first ``encoder_pages`` an encoder made."""
-        return self.dependencies[group].after_encoder(encoder_pages * self.page_size)
+        dependency = self.dependencies[group]
+        if encoder_pages or dependency.reads_encoder:
+            dependency = dependency.after_encoder(encoder_pages * self.page_size)
+        return dependency
 
     def _dependencies_after(self, encoder_pages: int) -> Sequence[Dependency]:
         if not encoder_pages and not self.memory.encoder_groups:
@@ -153,6 +156,7 @@ class Manager:
         pin.held_for_others = [[] for _ in self._groups]
         pin.groups = tuple(self.memory.row_groups)
         pin.encoder_groups = tuple(self.memory.encoder_groups)
+        pin.encoder_pages = encoder_pages
         # A history that merely ends, perhaps because the rest was evicted, parts from nothing.
         pin.branch_ahead = hit.matched_pages > hit.path.num_pages and self.tree.goes_on(
             Path(hit.path.node, hit.matched_pages)
@@ -288,13 +292,15 @@ class Manager:
         """
         demand = [0] * len(self.dependencies)
         total = sum(pages for _, pages in demands)
+        own_demands: list[tuple[Pin, list[int]]] = []
         for pin, pages in demands:
             own = self.memory.demand_of_parts(pin.parts(pages), self.states.needs_slot(pin))
+            own_demands.append((pin, own))
             demand = [a + b for a, b in zip(demand, own, strict=True)]
         if not self._can_serve_at_last(demand) or not self._can_name(total):
             self.counters.refused_reservations += 1
             return False
-        self._scarce = self.evictor.make_room(demands, demand)
+        self._scarce = self.evictor.make_room(own_demands, demand)
         return True
 
     def _can_name(self, pages: int) -> bool:
@@ -388,26 +394,26 @@ class Manager:
             return
         pin.slid_pages = whole
         for g in self._forgetful:
-            before = self.page_ranges(g, whole * self.page_size, pin.encoder_pages)
-            if _begins_inside(pin.held[g], before, whole):
+            if not pin.held[g]:
                 continue
-            needed = union([*before, Range(whole, pin.num_pages)])
-            gone = subtract(pin.held[g], needed)
-            if not gone:
-                continue
-            kept = intersect(gone, self._shared_ranges(g, pin)) if self.policy.hold_hits else []
-            for r in subtract(gone, kept):
-                self.memory.unpin(g, pin.pages[r.start : r.stop])
-            pin.held[g] = subtract(pin.held[g], gone)
-            pin.held_for_others[g] = union([*pin.held_for_others[g], *kept])
+            needed = self.page_ranges(g, whole * self.page_size, pin.encoder_pages)
+            pin.held[g], gone = _divide(pin.held[g], needed, whole)
+            kept = self._worth_holding(g, pin, gone) if gone and pin.shared else []
+            if kept:
+                pin.held_for_others[g] = union([*pin.held_for_others[g], *kept])
+                gone = subtract(gone, kept)
+            for start, stop in gone:
+                self.memory.unpin(g, pin.pages[start:stop])
 
-    def _shared_ranges(self, group: int, pin: Pin) -> list[Range]:
-        """Tree pages of ``group`` that hits of the shared lengths need."""
+    def _worth_holding(self, group: int, pin: Pin, gone: Sequence[Range]) -> list[Range]:
+        """Tree pages of ``group`` among those ``gone`` that hits of the shared lengths need."""
+        if not self.policy.hold_hits:
+            return []
         size, encoder_pages = self.page_size, pin.encoder_pages
         ranges = [
             r for n in pin.shared for r in self.page_ranges(group, n // size * size, encoder_pages)
         ]
-        return intersect(union(ranges), [Range(0, pin.tree_pages)])
+        return intersect(gone, intersect(union(ranges), [Range(0, pin.tree_pages)]))
 
     def _let_go_for_others(self, pin: Pin) -> None:
         for g, ranges in enumerate(pin.held_for_others):
@@ -586,11 +592,17 @@ class Manager:
         self.tree.check()
 
 
-def _begins_inside(held: Sequence[Range], needed: Sequence[Range], stop: int) -> bool:
-    """Whether ``needed`` is one range up to page ``stop`` and ``held`` has nothing before it."""
-    return (
-        len(needed) == 1
-        and needed[0].stop == stop
-        and bool(held)
-        and held[0].start >= needed[0].start
-    )
+def _divide(
+    held: list[Range], needed: Sequence[Range], front: int
+) -> tuple[list[Range], list[Range]]:
+    """``held`` page ranges, those that stay and those that go: what is ``needed`` stays, and all
+    from page ``front`` on."""
+    if len(needed) > 1 or not needed or needed[0].stop != front:
+        gone = subtract(held, union([*needed, Range(front, max(front, held[-1].stop))]))
+        return subtract(held, gone), gone
+    # A window that moves with the front, as nearly all do.
+    start = needed[0].start
+    if held[0].start >= start:
+        return held, []
+    gone = [Range(a, min(b, start)) for a, b in held if a < start]
+    return [Range(max(a, start), b) for a, b in held if b > start], gone

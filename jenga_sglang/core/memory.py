@@ -63,6 +63,7 @@ class Memory:
         rows = num_virtual_pages + 1 + self.num_slots
         self.stripes = [g.stripes for g in geometry.groups]
         self.table = [np.zeros((rows, s), np.int64) for s in self.stripes]
+        self._first = [table[:, 0] for table in self.table]  # one index is faster than two
         self.pins = np.zeros((self.num_groups + 1, rows), np.int64)
         self.in_tree = np.zeros(rows, np.bool_)
         # Position of a tree page in its history, in pages; orders eviction among equal times.
@@ -104,6 +105,7 @@ class Memory:
         self.stripes.append(geometry.groups[group].stripes)
         rows = self.pins.shape[1]
         self.table.append(np.zeros((rows, self.stripes[group]), np.int64))
+        self._first.append(self.table[group][:, 0])
         self.pins = np.insert(self.pins, group, 0, axis=0)
         self.large.add_group(geometry.small_per_large(group))
         size = (self.large.num_large + 1) * self.large.small_per_large[group]
@@ -179,13 +181,16 @@ class Memory:
         """Give private pages or slots small pages of ``group``, pinned once. The room must have
         been made before."""
         stripes = self.stripes[group]
-        small = self.large.take(group, len(virtual) * stripes, request, scarce=scarce)
+        small, fresh = self.large.take(group, len(virtual) * stripes, request, scarce=scarce)
         # Until something needs it again a page is transient: first to go. A large page with
         # other tenants keeps their time.
-        large, counts = self.large.by_large(group, small)
-        self.lru.start(large[self.large.held[large] == counts])
-        self.table[group][virtual] = small.reshape(len(virtual), stripes)
-        self._virtual_of[group][small] = np.repeat(virtual, stripes)
+        self.lru.start(fresh)
+        if stripes == 1:
+            self._first[group][virtual] = small
+            self._virtual_of[group][small] = virtual
+        else:
+            self.table[group][virtual] = small.reshape(-1, stripes)
+            self._virtual_of[group][small] = virtual.repeat(stripes)
         self._note_change(virtual)
         self.pins[group][virtual] = 1
 
@@ -199,17 +204,18 @@ class Memory:
     def pin(self, group: int, virtual: Ids) -> None:
         """Pin tree pages that ``group`` holds: cached ones become used."""
         pins = self.pins[group]
-        idle = virtual[pins[virtual] == 0]
-        pins[virtual] += 1
-        if len(idle):
+        before = pins[virtual]
+        pins[virtual] = before + 1
+        if len(idle := virtual[before == 0]):
             self.large.use(group, self._small(group, idle))
 
     def unpin(self, group: int, virtual: Ids) -> None:
         """Drop one pin: a tree page that nobody pins any more becomes cached, a private one is
         freed in this group."""
         pins = self.pins[group]
-        pins[virtual] -= 1
-        idle = virtual[pins[virtual] == 0]
+        left = pins[virtual] - 1
+        pins[virtual] = left
+        idle = virtual[left == 0]
         if not len(idle):
             return
         in_tree = self.in_tree[idle]
@@ -222,14 +228,16 @@ class Memory:
         """Pin the virtual pages themselves, all in the tree; 0 is passed over."""
         virtual = virtual[virtual != 0]
         pins = self.pins[-1]
-        self.num_tree_pinned += int(np.count_nonzero(pins[virtual] == 0))
-        pins[virtual] += 1
+        before = pins[virtual]
+        self.num_tree_pinned += int(np.count_nonzero(before == 0))
+        pins[virtual] = before + 1
 
     def unpin_virtual(self, virtual: Ids) -> None:
         """Drop one pin of virtual pages; private ones are given back, 0 is passed over."""
         virtual = virtual[virtual != 0]
-        self.pins[-1][virtual] -= 1
-        idle = virtual[self.pins[-1][virtual] == 0]
+        left = self.pins[-1][virtual] - 1
+        self.pins[-1][virtual] = left
+        idle = virtual[left == 0]
         in_tree = self.in_tree[idle]
         self.num_tree_pinned -= int(np.count_nonzero(in_tree))
         self._free_virtual(idle[~in_tree])
@@ -250,10 +258,14 @@ class Memory:
         self.num_tree += len(virtual)
         self.num_tree_pinned += len(virtual)
         for g in range(self.num_groups):
-            self._note_tree(g, True, virtual[self.table[g][virtual, 0] != 0])
+            self._note_tree(g, True, virtual)
 
     def _note_tree(self, group: int, held: bool, virtual: Ids) -> None:
-        if self._tree_changes is not None and len(virtual):
+        """The tree pages among ``virtual`` that ``group`` holds are new to it, or leave it."""
+        if self._tree_changes is None:
+            return
+        virtual = virtual[self.in_tree[virtual] & self.holds(group, virtual)]
+        if len(virtual):
             self._tree_changes.append(TreeChange(group, held, virtual))
 
     def merge(self, private: Ids, tree: Ids) -> None:
@@ -265,7 +277,7 @@ class Memory:
         for g in range(self.num_groups):
             held = self.pins[g][private] > 0
             mine, theirs = private[held], tree[held]
-            absent = self.table[g][theirs, 0] == 0
+            absent = ~self.holds(g, theirs)
             self._adopt(g, mine[absent], theirs[absent])
             self.pin(g, theirs[~absent])
             self.unpin(g, mine[~absent])
@@ -284,15 +296,15 @@ class Memory:
 
     def drop(self, group: int, virtual: Ids) -> None:
         """Free cached pages of ``group``; passes over pages that the group does not hold."""
-        virtual = virtual[self.table[group][virtual, 0] != 0]
+        virtual = virtual[self.holds(group, virtual)]
         if len(virtual):
             self.large.free_cached(group, self._clear(group, virtual))
 
     def is_hollow(self, virtual: Ids) -> NDArray[np.bool_]:
         """Which pages no group holds anything of and no request pins."""
         hollow = self.pins[-1][virtual] == 0
-        for table in self.table:
-            hollow &= table[virtual, 0] == 0
+        for first in self._first:
+            hollow &= first[virtual] == 0
         return hollow
 
     def forget(self, virtual: Ids) -> None:
@@ -303,9 +315,7 @@ class Memory:
 
     def tenants(self, group: int, large: Ids) -> Ids:
         """Virtual pages with a small page of ``group`` in ``large`` pages; shape (large, k)."""
-        per_large = self.large.small_per_large[group]
-        small = large[:, None] * per_large + np.arange(per_large, dtype=np.int64)
-        return self._virtual_of[group][small]
+        return self._virtual_of[group][self.large.small_of(group, large)]
 
     def mixed_tenants(self, group: int, count: int) -> Ids:
         """Cached pages of ``group`` with at least ``count`` small pages between them, in large
@@ -323,18 +333,27 @@ class Memory:
 
     def first_missing(self, group: int, virtual: Ids) -> int | None:
         """Index of the first page that ``group`` does not hold, or None."""
-        missing = self.table[group][virtual, 0] == 0
-        index = int(missing.argmax()) if len(virtual) else 0
-        return index if len(virtual) and missing[index] else None
+        if not len(virtual):
+            return None
+        held = self._first[group][virtual]
+        index = int(held.argmin())  # the first 0, if there is one
+        return None if held[index] else index
+
+    def holds(self, group: int, virtual: Ids) -> NDArray[np.bool_]:
+        """Which pages ``group`` holds."""
+        held: NDArray[np.bool_] = self._first[group][virtual] != 0
+        return held
 
     # -- helpers ------------------------------------------------------------------------------
 
     def _small(self, group: int, virtual: Ids) -> Ids:
+        if self.stripes[group] == 1:
+            return self._first[group][virtual]
         return self.table[group][virtual].ravel()
 
     def _clear(self, group: int, virtual: Ids) -> Ids:
         small = self._small(group, virtual)
-        self._note_tree(group, False, virtual[self.in_tree[virtual]])
+        self._note_tree(group, False, virtual)
         self.table[group][virtual] = 0
         self._virtual_of[group][small] = 0
         self._note_change(virtual)

