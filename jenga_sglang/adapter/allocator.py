@@ -69,18 +69,20 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         """
         if input_tokens == 0:
             return "The prompt is empty: send at least one token."
-        longest = self._longest(input_tokens, chunk_size)
-        if input_tokens < longest:
+        how = self._how_computed(input_tokens, chunk_size)
+        if self.manager.fits_alone(input_tokens + 1, *how):
             return None
         return (
             f"The prompt of {input_tokens} tokens does not fit into the KV pool: the longest "
-            f"request that does has {longest} tokens, prompt and output together."
+            f"request that does has {self.manager.longest_request(*how)} tokens, prompt and output "
+            "together."
         )
 
-    def _longest(self, input_tokens: int, chunk_size: int | None) -> int:
+    def _how_computed(self, input_tokens: int, chunk_size: int | None) -> tuple[int, int]:
+        """Tokens of a prompt that one step computes at most, and pages that an encoder makes."""
         # SGLang has -1 for prompts that are not cut.
         fresh = min(input_tokens, chunk_size) if chunk_size and chunk_size > 0 else input_tokens
-        return self.manager.longest_request(fresh, self.asked_encoder_tokens // self.page_size)
+        return fresh, self.asked_encoder_tokens // self.page_size
 
     def max_new_tokens_for_memory(
         self,
@@ -92,10 +94,11 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         chunk_size: int | None,
     ) -> int | None:
         """Clip generation to what an empty pool holds; None when the prompt alone cannot fit."""
-        longest = self._longest(input_tokens, chunk_size)
-        if input_tokens >= longest:
-            return None
-        return max(0, min(max_new_tokens, longest - input_tokens))
+        how = self._how_computed(input_tokens, chunk_size)
+        if self.manager.fits_alone(input_tokens + max(1, max_new_tokens), *how):
+            return max(0, max_new_tokens)
+        longest = self.manager.longest_request(*how)
+        return min(max_new_tokens, longest - input_tokens) if input_tokens < longest else None
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:
         """Nothing to do: a reservation evicts exactly what it needs when it is made."""

@@ -14,10 +14,11 @@ from sglang.srt.mem_cache.allocation import alloc_req_slots
 
 from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
+from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.pin import Pin
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 
 def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -64,38 +65,44 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     """One more token for every request. Returns their virtual token ids, int64, on the device."""
     assert token_per_req == 1, "speculative decoding is refused at start-up"
     cache: JengaPrefixCache = batch.tree_cache
-    lengths = batch.seq_lens_cpu.numpy()
+    lengths, places = batch.seq_lens_cpu.numpy(), batch.seq_lens
     offsets = _encoder_tokens(batch)
     if offsets is not None:
         lengths = lengths + offsets
-    rows = np.fromiter((req.kv.req_pool_idx for req in batch.reqs), np.int64, len(batch.reqs))
-    opening = np.flatnonzero(lengths % cache.page_size == 0).tolist()
+        places = places + _to_device(torch.from_numpy(offsets), batch)
+    rows = batch.req_pool_indices_cpu.numpy()
+    slots = lengths % cache.page_size
+    _open_pages(cache, batch.reqs, rows, lengths, np.flatnonzero(slots == 0).tolist())
+    if cache.manager.memory.state_groups:
+        for index in np.flatnonzero(slots == cache.page_size - 1).tolist():
+            req, length = batch.reqs[index], int(lengths[index])
+            prompt = len(req.origin_input_ids)
+            cache.manager.save_states(req.lock.receipt, length, length + 1, prompt)
+    out = _to_device(torch.from_numpy(cache.last_page[rows] * cache.page_size + slots), batch)
+    batch.req_to_token_pool.write((batch.req_pool_indices, places), out.to(torch.int32))
+    for req in batch.reqs:
+        kv = req.kv
+        kv.kv_allocated_len += 1
+        kv.kv_committed_len += 1
+        req.lock.receipt.length = kv.kv_allocated_len
+    return out
+
+
+def _open_pages(
+    cache: JengaPrefixCache, reqs: list[Req], rows: Ids, lengths: Ids, opening: list[int]
+) -> None:
+    """One more page for each of the requests at the indices ``opening``."""
+    if not opening:
+        return
     demands: list[tuple[Pin, int]] = []
     for index in opening:
-        pin: Pin = batch.reqs[index].lock.receipt
+        pin: Pin = reqs[index].lock.receipt
         cache.manager.slide(pin, int(lengths[index]))
         demands.append((pin, 1))
-    if demands:
-        _reserve(cache, demands)
-        for index, (pin, _) in zip(opening, demands, strict=True):
-            pages = cache.manager.extend(pin, int(lengths[index]) + 1)
-            cache.last_page[rows[index]] = pages[0]
-    for index in np.flatnonzero((lengths + 1) % cache.page_size == 0).tolist():
-        req, length = batch.reqs[index], int(lengths[index])
-        prompt = len(req.origin_input_ids)
-        cache.manager.save_states(req.lock.receipt, length, length + 1, prompt)
-    out = torch.from_numpy(cache.last_page[rows] * cache.page_size + lengths % cache.page_size)
-    out = _to_device(out, batch)
-    places = batch.seq_lens.clone()
-    if offsets is not None:
-        places += _to_device(torch.from_numpy(offsets), batch)
-    where = (batch.req_pool_indices, places)
-    batch.req_to_token_pool.write(where, out.to(torch.int32))
-    for req in batch.reqs:
-        req.lock.receipt.length = req.kv.kv_allocated_len + 1
-        req.kv.kv_allocated_len += 1
-        req.kv.kv_committed_len += 1
-    return out
+    _reserve(cache, demands)
+    for index, (pin, _) in zip(opening, demands, strict=True):
+        pages = cache.manager.extend(pin, int(lengths[index]) + 1)
+        cache.last_page[rows[index]] = pages[0]
 
 
 def _encoder_tokens(batch: ScheduleBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:

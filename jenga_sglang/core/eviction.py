@@ -176,7 +176,8 @@ class Evictor:
         for node in sorted(self.tree.nodes_of(virtual), key=lambda n: n.start):
             if not self.tree.is_alive(node):
                 continue
-            index = int(np.isin(node.pages, virtual).argmax())
+            of_node = virtual[self.tree.is_in(node, virtual)]
+            index = int(self.memory.depth[of_node].min()) - node.start
             node, index = self._first_dead(node, index)
             unreachable = self.tree.below(node, index)
             for g in range(self.memory.num_groups):

@@ -22,9 +22,10 @@ from math import ceil
 import numpy as np
 
 from jenga_sglang.core.dependency import reads_everything
+from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit
-from jenga_sglang.core.tree import Node, Path, Tokens
+from jenga_sglang.core.tree import Node, Path, PrefixTree, Tokens
 
 MAX_REQUESTS = 128  # looked at, from the head of the queue
 FIRST_OUTPUT_TOKENS = 128.0  # the mean output before any request has finished
@@ -49,22 +50,27 @@ class Wanted:
 
 @dataclass(frozen=True)
 class _Route:
-    """A path that stays the longest match of a history for as long as its node is as it was."""
+    """The longest match of a history: it stays that for as long as its node is as it was and has
+    no child that begins with ``next_key``, the page with which the history goes on."""
 
     path: Path
     start: int
     stop: int
-    num_born: int
+    next_key: bytes
 
     @classmethod
-    def of(cls, path: Path) -> _Route:
+    def find(cls, tree: PrefixTree, namespace: Hashable, tokens: Tokens) -> _Route:
+        path = tree.find(namespace, tokens)
         node = path.node
-        return cls(path, node.start, node.stop, node.num_born)
+        return cls(path, node.start, node.stop, tree.key(tokens, path.num_pages))
 
-    def is_current(self, alive: bool) -> bool:
+    def is_current(self, tree: PrefixTree) -> bool:
         node = self.path.node
-        now = (node.start, node.stop, node.num_born)
-        return alive and now == (self.start, self.stop, self.num_born)
+        return (
+            self.next_key not in node.children
+            and (self.start, self.stop) == (node.start, node.stop)
+            and tree.is_alive(node)
+        )
 
 
 class Lookahead:
@@ -98,7 +104,7 @@ class Lookahead:
         if not waiting or self._looked_at == (waiting[0], manager.memory.now):
             return
         routes: dict[str, _Route] = {}
-        hits: list[Hit] = []
+        hits: list[tuple[Hit, Ids]] = []
         seen: set[int] = set()
         self.wanted = []
         for index, key in enumerate(waiting[:MAX_REQUESTS]):
@@ -108,24 +114,24 @@ class Lookahead:
                 continue
             hit = manager.hit_of(route.path)
             if hit.path.num_pages > first:
-                hits.append(hit)
-                self._want(index + 1, hit, first)
-        for hit in reversed(hits):
-            manager.refresh(hit)
+                pages = manager.tree.pages(hit.path)
+                hits.append((hit, pages))
+                self._want(index + 1, hit, pages, first)
+        for hit, pages in reversed(hits):
+            manager.refresh(hit, pages)
         self._routes = routes
         self._looked_at = (waiting[0], manager.memory.now)
 
     def _route(self, key: str, index: int, read: Read) -> _Route:
         route = self._routes.get(key)
         tree = self.manager.tree
-        if route is not None and route.is_current(tree.is_alive(route.path.node)):
+        if route is not None and route.is_current(tree):
             return route
-        return _Route.of(tree.find(*read(index)))
+        return _Route.find(tree, *read(index))
 
-    def _want(self, position: int, hit: Hit, first: int) -> None:
-        """Note what a hit adds from page ``first`` of its history on."""
+    def _want(self, position: int, hit: Hit, pages: Ids, first: int) -> None:
+        """Note what a hit of ``pages`` adds from page ``first`` of its history on."""
         memory = self.manager.memory
-        pages = self.manager.tree.pages(hit.path)
         large_pages = 0.0
         for g, stripes in enumerate(memory.stripes):
             idle = 0

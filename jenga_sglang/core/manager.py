@@ -234,16 +234,22 @@ class Manager:
             pages.append(max(0, min(-(-length // self.page_size), held) - pinned))
         return pages
 
+    def fits_alone(self, length: int, fresh: int, encoder_pages: int = 0) -> bool:
+        """Whether a request of ``length`` tokens fits into an empty pool when its prompt is
+        computed ``fresh`` tokens at a time."""
+        if length > self.max_length:
+            return False
+        pages = self.request_pages(length, fresh, 0, encoder_pages)
+        return self._num_large(pages) <= self.memory.large.num_large
+
     def longest_request(self, fresh: int, encoder_pages: int = 0) -> int:
-        """The longest request, in tokens, that fits into an empty pool when its prompt is
-        computed ``fresh`` tokens at a time; at most ``max_length``."""
+        """The longest request, in tokens, that `fits_alone`; at most ``max_length``."""
         key = (fresh, encoder_pages)
         if key not in self._longest:
             low, high = 0, self.max_length
             while low < high:
                 middle = (low + high + 1) // 2
-                pages = self.request_pages(middle, fresh, 0, encoder_pages)
-                if self._num_large(pages) <= self.memory.large.num_large:
+                if self.fits_alone(middle, fresh, encoder_pages):
                     low = middle
                 else:
                     high = middle - 1
@@ -484,11 +490,12 @@ class Manager:
             return 0
         return min(self.policy.prompt_slack_tokens, prompt_tokens * lasting // (20 * fleeting))
 
-    def refresh(self, hit: Hit) -> None:
-        """Make what ``hit`` needs the last to be evicted: somebody is going to ask for it."""
+    def refresh(self, hit: Hit, pages: Ids | None = None) -> None:
+        """Make what ``hit`` needs the last to be evicted: somebody is going to ask for it. Its
+        ``pages`` are asked of the tree when they are not given."""
         self.memory.tick()
         encoder_pages = hit.path.node.encoder_pages
-        pages = self.tree.pages(hit.path)
+        pages = self.tree.pages(hit.path) if pages is None else pages
         self._touch(pages, [hit.path.num_pages * self.page_size], encoder_pages)
 
     def _merge(self, pin: Pin, path: Path) -> None:
@@ -523,9 +530,8 @@ class Manager:
                 for r in self.page_ranges(g, n // self.page_size * self.page_size, encoder_pages)
             ]
             ranges += intersect(self._permanent(g, encoder_pages), [Range(0, len(pages))])
-            for r in ranges:
-                if r.size:
-                    self.memory.touch(g, pages[r.start : r.stop])
+            for start, stop in union(ranges):
+                self.memory.touch(g, pages[start:stop])
 
     def _permanent(self, group: int, encoder_pages: int) -> Sequence[Range]:
         """Pages that every longer history needs of one that begins with an encoder's pages."""

@@ -349,7 +349,7 @@ class Memory:
     def _small(self, group: int, virtual: Ids) -> Ids:
         if self.stripes[group] == 1:
             return self._first[group][virtual]
-        return self.table[group][virtual].ravel()
+        return self.table[group].take(virtual, axis=0).ravel()
 
     def _clear(self, group: int, virtual: Ids) -> Ids:
         small = self._small(group, virtual)

@@ -40,7 +40,6 @@ class Node:
     number: int
     encoder_pages: int
     children: dict[bytes, Node] = field(default_factory=dict)
-    num_born: int = 0  # children that it was ever given
 
     @property
     def stop(self) -> int:
@@ -80,7 +79,7 @@ class PrefixTree:
         node, pages = self.root(namespace), 0
         total = len(tokens) // self.page_size
         while pages < total:
-            child = node.children.get(self._key(tokens, pages))
+            child = node.children.get(self.key(tokens, pages))
             if child is None:
                 break
             node = child
@@ -115,10 +114,9 @@ class PrefixTree:
             return Path(node, start)
         stop = start + len(pages)
         own = tokens[start * self.page_size : stop * self.page_size].copy()
-        key = self._key(tokens, start)
+        key = self.key(tokens, start)
         child = self._new_node(key, node, start, own, pages.copy())
         node.children[key] = child
-        node.num_born += 1
         return Path(child, stop)
 
     def replace(self, path: Path, first: int, pages: Ids) -> None:
@@ -134,7 +132,12 @@ class PrefixTree:
 
     def nodes_of(self, virtual: Ids) -> list[Node]:
         """The nodes that hold these tree pages, each once, in a fixed order."""
-        return [self._nodes[n] for n in np.unique(self._node_of[virtual]).tolist()]
+        return [self._nodes[n] for n in sorted(set(self._node_of[virtual].tolist()))]
+
+    def is_in(self, node: Node, virtual: Ids) -> NDArray[np.bool_]:
+        """Which tree pages ``node`` holds."""
+        held: NDArray[np.bool_] = self._node_of[virtual] == node.number
+        return held
 
     def below(self, node: Node, index: int) -> Ids:
         """All virtual pages of ``node`` from ``index`` on and of everything below it."""
@@ -159,8 +162,10 @@ class PrefixTree:
 
     def hollow_out(self, virtual: Ids) -> None:
         """Mark tree pages as held by nobody, and forget the ends of histories that are hollow."""
-        for node in self.nodes_of(virtual):
-            node.pages[np.isin(node.pages, virtual)] = 0
+        nodes = self.nodes_of(virtual)
+        self._node_of[virtual] = 0
+        for node in nodes:
+            node.pages[self._node_of[node.pages] == 0] = 0
             self.trim(node)
 
     def trim(self, node: Node) -> None:
@@ -192,7 +197,7 @@ class PrefixTree:
             node.key, node.parent, node.start, node.tokens[: index * size], node.pages[:index]
         )
         node.parent.children[node.key] = upper
-        node.key = self._key(node.tokens, index)
+        node.key = self.key(node.tokens, index)
         node.parent = upper
         node.start += index
         node.tokens = node.tokens[index * size :]
@@ -210,7 +215,8 @@ class PrefixTree:
         self._node_of[pages] = node.number
         return node
 
-    def _key(self, tokens: Tokens, page: int) -> bytes:
+    def key(self, tokens: Tokens, page: int) -> bytes:
+        """What a child is known by whose first page is page ``page`` of ``tokens``."""
         return tokens[page * self.page_size : (page + 1) * self.page_size].tobytes()
 
     def _common_pages(self, node: Node, tokens: Tokens, page: int) -> int:
@@ -238,7 +244,7 @@ class PrefixTree:
             assert node.parent is not None and node.parent.children[node.key] is node
             assert node.parent.stop == node.start and len(node.pages) > 0
             assert len(node.tokens) == len(node.pages) * self.page_size
-            assert node.key == self._key(node.tokens, 0)
+            assert node.key == self.key(node.tokens, 0)
             assert node.children or node.pages[-1] != 0, "a hollow end was not forgotten"
             held = node.pages[node.pages != 0]
             assert (self._node_of[held] == node.number).all()
