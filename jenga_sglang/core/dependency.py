@@ -67,6 +67,11 @@ class Dependency(ABC):
     # Whether the layers read what an encoder made of images or sound, and nothing else.
     reads_encoder = False
 
+    @property
+    def needs_last(self) -> bool:
+        """Whether every history but the empty one is known to need its last token."""
+        return False
+
     def after_encoder(self, encoder_tokens: int) -> Dependency:
         """The same in a request whose first ``encoder_tokens`` tokens an encoder made: those are
         for the layers with `reads_encoder`, and the others begin to count behind them."""
@@ -76,6 +81,8 @@ class Dependency(ABC):
 @dataclass(frozen=True)
 class Full(Dependency):
     """Every earlier token."""
+
+    needs_last = True
 
     def needed(self, length: int) -> tuple[Range, ...]:
         return (Range(0, length),) if length > 0 else ()
@@ -108,6 +115,10 @@ class SlidingWindow(Dependency):
         if start <= sink:
             return (Range(0, length),) if length > 0 else ()
         return _non_empty(Range(0, sink), Range(start, length))
+
+    @property
+    def needs_last(self) -> bool:
+        return self.window > 1
 
     def peak_tokens(self, length: int) -> int:
         return min(length, self.window - 1 + self.sink_tokens)
@@ -163,6 +174,8 @@ class LastState(Dependency):
     A state belongs to the page that ends with its token, so a prefix of whole pages can be
     continued when the state of its last page, a checkpoint exactly there, is held.
     """
+
+    needs_last = True
 
     def needed(self, length: int) -> tuple[Range, ...]:
         return (Range(length - 1, length),) if length > 0 else ()

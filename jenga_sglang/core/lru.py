@@ -86,20 +86,24 @@ class LruBuckets:
 
     def add(self, large: Ids) -> None:
         """Queue ``large`` pages at their own times; those queued as early stay where they are."""
-        fresh = large[self._queued_at[large] > self.time[large]]
-        if not len(fresh):
+        if not len(large):
             return
+        times = self.time[large]
+        early = times < self._queued_at[large]
+        if not early.all():
+            large, times = large[early], times[early]
+            if not len(large):
+                return
         if self._num_entries > 2 * len(self.time):
             self._drop_void()
-        times = self.time[fresh]
-        self._queued_at[fresh] = times
-        self._num_entries += len(fresh)
+        self._queued_at[large] = times
+        self._num_entries += len(large)
         first = int(times[0])
         if (times == first).all():
-            self._bucket(first).fresh.append(fresh)
+            self._bucket(first).fresh.append(large)
             return
         for time in np.unique(times).tolist():
-            self._bucket(time).fresh.append(fresh[times == time])
+            self._bucket(time).fresh.append(large[times == time])
 
     def _bucket(self, time: int) -> _Bucket:
         if time not in self._buckets:

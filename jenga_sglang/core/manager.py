@@ -20,7 +20,7 @@ A request's row, in pages, with who owns what::
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil
 
 import numpy as np
@@ -43,6 +43,8 @@ from jenga_sglang.core.pin import Counters, Hit, Pin
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.states import States, due
 from jenga_sglang.core.tree import Path, PrefixTree, Tokens
+
+REMEMBERED = 1 << 14  # answers about lengths of histories
 
 
 class Manager:
@@ -72,6 +74,9 @@ class Manager:
         ]
         self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
         self._longest: dict[tuple[int, int], int] = {}  # by `longest_request`
+        # The same few lengths are asked about again and again.
+        self.page_ranges = lru_cache(REMEMBERED)(self._page_ranges)
+        self._lasting = lru_cache(REMEMBERED)(self._lasting_ranges)
         self.counters = Counters()
         self.reset()
 
@@ -116,14 +121,13 @@ class Manager:
         if missing is None:
             return None
         length = wanted.start + missing
-        if group in self.memory.state_groups:
-            # A state is needed exactly at the end: the next prefix that has one there, or the one
-            # without any text, which needs none.
-            held = np.flatnonzero(self.memory.table[group][pages[:length], 0])
+        if self.dependencies[group].needs_last:
+            # The next prefix that ends with a page that is held, or the one without any text.
+            held = np.flatnonzero(self.memory.holds(group, pages[:length]))
             length = int(held[-1]) + 1 if len(held) else min(length, encoder_pages)
         return length
 
-    def page_ranges(self, group: int, length: int, encoder_pages: int = 0) -> tuple[Range, ...]:
+    def _page_ranges(self, group: int, length: int, encoder_pages: int = 0) -> tuple[Range, ...]:
         """The pages of a history of ``length`` tokens that ``group`` still needs, of which an
         encoder made the first ``encoder_pages``."""
         dependency = self.dependency(group, encoder_pages)
@@ -529,16 +533,19 @@ class Manager:
                 for n in lengths
                 for r in self.page_ranges(g, n // self.page_size * self.page_size, encoder_pages)
             ]
-            ranges += intersect(self._permanent(g, encoder_pages), [Range(0, len(pages))])
-            for start, stop in union(ranges):
+            ranges += self._lasting(g, len(pages), encoder_pages)
+            for start, stop in union(ranges) if len(ranges) > 1 else ranges:
                 self.memory.touch(g, pages[start:stop])
 
-    def _permanent(self, group: int, encoder_pages: int) -> Sequence[Range]:
-        """Pages that every longer history needs of one that begins with an encoder's pages."""
+    def _lasting_ranges(self, group: int, num_pages: int, encoder_pages: int) -> list[Range]:
+        """What every longer history needs of the first ``num_pages`` pages of one, of which an
+        encoder made the first ``encoder_pages``."""
+        permanent = [
+            Range(r.start + encoder_pages, r.stop + encoder_pages) for r in self.permanent[group]
+        ]
         if group in self.memory.encoder_groups:
-            return [Range(0, encoder_pages)]
-        permanent = self.permanent[group]
-        return [Range(r.start + encoder_pages, r.stop + encoder_pages) for r in permanent]
+            permanent = [Range(0, encoder_pages)]
+        return intersect(permanent, [Range(0, num_pages)])
 
     def evict(self, pages: int) -> int:
         """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
@@ -563,6 +570,8 @@ class Manager:
         """A group was registered or retired."""
         self.changes += 1
         self._longest.clear()
+        self.page_ranges.cache_clear()
+        self._lasting.cache_clear()
         self.__dict__.pop("_forgetful", None)
 
     def used_share(self) -> float:
