@@ -52,7 +52,7 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
         cache.last_page[row] = pin.row[-1]
         ids = cache.token_ids(pin.row)[:length]
         _write_row(batch, row, start if holds_kv else 0, ids)
-        new_ids.append(ids[start:])
+        new_ids.append(ids[start:].astype(np.int64))
         req.kv.kv_allocated_len = req.kv.kv_committed_len = length
     for req, pin, start, length in zip(batch.reqs, pins, batch.prefix_lens, lengths, strict=True):
         cache.manager.save_states(pin, start, length, len(req.origin_input_ids))
@@ -122,7 +122,7 @@ def _reserve(cache: JengaPrefixCache, demands: list[tuple[Pin, int]]) -> None:
 
 
 def _write_row(batch: ScheduleBatch, row: int, start: int, ids: Any) -> None:
-    values = torch.from_numpy(ids[start:].astype(np.int32))
+    values = torch.from_numpy(ids[start:])
     where = (row, slice(start, len(ids)))
     batch.req_to_token_pool.write(where, _to_device(values, batch))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sglang.srt.mem_cache.base_prefix_cache import (
     BasePrefixCache,
     DecLockRefParams,
@@ -197,19 +198,19 @@ class JengaPrefixCache(BasePrefixCache):
         if not len(changed):
             return
         start, stop = first + int(changed[0]), first + int(changed[-1]) + 1
-        row = self.token_ids(pin.row[start:stop]).astype(np.int32)
+        row = self.token_ids(pin.row[start:stop])
         where = (req.kv.req_pool_idx, slice(start * self.page_size, stop * self.page_size))
         self.req_to_token_pool.write(where, torch.from_numpy(row).to(self.device))
         self.last_page[req.kv.req_pool_idx] = pin.row[-1]
 
-    def token_ids(self, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Virtual token ids of whole virtual pages, int64, in order."""
-        slots = np.arange(self.page_size, dtype=np.int64)
-        return (virtual.astype(np.int64)[:, None] * self.page_size + slots).ravel()
+    def token_ids(self, virtual: Ids) -> NDArray[np.int32]:
+        """Virtual token ids of whole virtual pages, in order, as req_to_token has them."""
+        first = (virtual * self.page_size).astype(np.int32)
+        return (first[:, None] + np.arange(self.page_size, dtype=np.int32)).ravel()
 
     def prefix_device_indices(self, req: Req) -> torch.Tensor:
         pages = self.manager.tree.pages(req.last_node.path)
-        return torch.from_numpy(self.token_ids(pages)[: req.prefix_len]).to(self.device)
+        return torch.from_numpy(self.token_ids(pages)[: req.prefix_len]).to(self.device).long()
 
     # -- decoding -----------------------------------------------------------------------------
 
@@ -288,4 +289,4 @@ def _namespace(owner: RadixKey | Req) -> Hashable:
 
 def _tokens(key: RadixKey) -> Tokens:
     # Not kept: a live view would forbid the request to grow its array.
-    return np.frombuffer(key.raw_token_ids(), np.int64)
+    return np.frombuffer(key.token_ids, np.int64)[: key.limit]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from jenga_sglang.core.dependency import Dependency, Range, page_ranges
+from jenga_sglang.core.dependency import Dependency, Range
 
+Needed = Callable[[int, int], Sequence[Range]]
 Refusal = Callable[[int, Range], int | None]
 
 
 def longest_hit(
-    num_pages: int, page_size: int, dependencies: Sequence[Dependency], refuse: Refusal
+    num_pages: int,
+    page_size: int,
+    dependencies: Sequence[Dependency],
+    needed: Needed,
+    refuse: Refusal,
 ) -> tuple[int, int | None]:
     """The greatest number of pages, at most ``num_pages``, that every group accepts.
 
+    ``needed(group, length)`` are the pages that the group's dependency needs of ``length`` tokens.
     ``refuse(group, pages)`` is None when the group holds all of a page range. Otherwise it is the
     first page that it does not hold, or less where it knows to refuse shorter prefixes too. Also
     returns the group that cut the hit last, or None when nothing did.
@@ -31,7 +37,7 @@ def longest_hit(
             whole = dependency.whole(num_pages * page_size) // page_size
             if whole < num_pages:
                 num_pages, cut_by, settled = whole, group, False
-            for pages in page_ranges(dependency.needed(num_pages * page_size), page_size):
+            for pages in needed(group, num_pages * page_size):
                 missing = refuse(group, pages)
                 if missing is not None:
                     num_pages, cut_by, settled = missing, group, False

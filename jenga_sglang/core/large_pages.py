@@ -134,15 +134,15 @@ class LargePages:
         self._request[large] = request
         self.num_owned[group] += num_large
         self.used[large] = self.held[large] = per_large
-        small = self.small_of(group, large).ravel()
-        count = min(count, len(small))
+        small = large if per_large == 1 else self.small_of(group, large).ravel()
         if holes := small[count:].tolist():
             last = int(large[-1])
             self.used[last] = self.held[last] = per_large - len(holes)
             self._add_holes(group, last, holes)
-        self.num_used[group] += count
-        self.num_held[group] += count
-        return small[:count], large
+            small = small[:count]
+        self.num_used[group] += len(small)
+        self.num_held[group] += len(small)
+        return small, large
 
     def num_holes_of(self, group: int, request: int) -> int:
         """Free small pages inside the large pages that were taken for ``request``."""

@@ -68,7 +68,8 @@ class _Route:
         node = self.path.node
         return (
             self.next_key not in node.children
-            and (self.start, self.stop) == (node.start, node.stop)
+            and self.start == node.start
+            and self.stop == node.stop
             and tree.is_alive(node)
         )
 

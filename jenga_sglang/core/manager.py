@@ -76,7 +76,7 @@ class Manager:
         self._longest: dict[tuple[int, int], int] = {}  # by `longest_request`
         # The same few lengths are asked about again and again.
         self.page_ranges = lru_cache(REMEMBERED)(self._page_ranges)
-        self._lasting = lru_cache(REMEMBERED)(self._lasting_ranges)
+        self._kept = lru_cache(REMEMBERED)(self._kept_ranges)
         self.counters = Counters()
         self.reset()
 
@@ -107,12 +107,13 @@ class Manager:
 
     def hit_of(self, path: Path) -> Hit:
         """The longest prefix of ``path`` that every group can continue from."""
-        pages = self.tree.pages(path)
+        pages, encoder_pages = self.tree.pages(path), path.node.encoder_pages
         length, cut_by = longest_hit(
             path.num_pages,
             self.page_size,
-            self._dependencies_after(path.node.encoder_pages),
-            lambda g, wanted: self._refusal(g, pages, wanted, path.node.encoder_pages),
+            self._dependencies_after(encoder_pages),
+            lambda g, length: self.page_ranges(g, length, encoder_pages),
+            lambda g, wanted: self._refusal(g, pages, wanted, encoder_pages),
         )
         return Hit(Path(path.node, length), path.num_pages, cut_by)
 
@@ -417,7 +418,7 @@ class Manager:
 
     def _worth_holding(self, group: int, pin: Pin, gone: Sequence[Range]) -> list[Range]:
         """Tree pages of ``group`` among those ``gone`` that hits of the shared lengths need."""
-        if not self.policy.hold_hits:
+        if not self.policy.hold_hits or gone[0].start * self.page_size >= max(pin.shared):
             return []
         size, encoder_pages = self.page_size, pin.encoder_pages
         ranges = [
@@ -528,24 +529,24 @@ class Manager:
         for g in self._groups:
             if not self.policy.balanced:
                 self.memory.tick()
-            ranges = [
-                r
-                for n in lengths
-                for r in self.page_ranges(g, n // self.page_size * self.page_size, encoder_pages)
-            ]
-            ranges += self._lasting(g, len(pages), encoder_pages)
-            for start, stop in union(ranges) if len(ranges) > 1 else ranges:
+            ranges = self._kept(g, len(pages), encoder_pages, *lengths)
+            for start, stop in ranges:
                 self.memory.touch(g, pages[start:stop])
 
-    def _lasting_ranges(self, group: int, num_pages: int, encoder_pages: int) -> list[Range]:
-        """What every longer history needs of the first ``num_pages`` pages of one, of which an
-        encoder made the first ``encoder_pages``."""
+    def _kept_ranges(
+        self, group: int, num_pages: int, encoder_pages: int, *lengths: int
+    ) -> list[Range]:
+        """What hits of ``lengths``, and every longer history, need of the first ``num_pages`` pages
+        of one, of which an encoder made the first ``encoder_pages``."""
         permanent = [
             Range(r.start + encoder_pages, r.stop + encoder_pages) for r in self.permanent[group]
         ]
         if group in self.memory.encoder_groups:
             permanent = [Range(0, encoder_pages)]
-        return intersect(permanent, [Range(0, num_pages)])
+        ranges = intersect(permanent, [Range(0, num_pages)])
+        for n in lengths:
+            ranges += self.page_ranges(group, n // self.page_size * self.page_size, encoder_pages)
+        return union(ranges)
 
     def evict(self, pages: int) -> int:
         """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
@@ -571,7 +572,7 @@ class Manager:
         self.changes += 1
         self._longest.clear()
         self.page_ranges.cache_clear()
-        self._lasting.cache_clear()
+        self._kept.cache_clear()
         self.__dict__.pop("_forgetful", None)
 
     def used_share(self) -> float:

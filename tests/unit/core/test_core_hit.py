@@ -14,6 +14,7 @@ from jenga_sglang.core.dependency import (
     LastState,
     Range,
     SlidingWindow,
+    page_ranges,
 )
 from jenga_sglang.core.hit import longest_hit
 
@@ -56,7 +57,10 @@ def find(
     def first_missing(group: int, pages: Range) -> int | None:
         return next((p for p in range(*pages) if p not in held[group]), None)
 
-    return longest_hit(NUM_PAGES, page_size, groups, first_missing)
+    def needed(group: int, length: int) -> Sequence[Range]:
+        return page_ranges(groups[group].needed(length), page_size)
+
+    return longest_hit(NUM_PAGES, page_size, groups, needed, first_missing)
 
 
 @settings(max_examples=300, deadline=None)
