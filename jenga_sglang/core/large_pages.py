@@ -292,7 +292,7 @@ class LargePages:
     def check(self) -> None:
         """Recount everything; raise ``AssertionError`` at the first difference."""
         free = self._free[: self.num_free]
-        assert len(set(free.tolist())) == self.num_free, "a large page is free twice"
+        assert are_distinct(free, self.num_large + 1), "a large page is free twice"
         assert (self.owner[free] == _FREE).all(), "a free large page has an owner"
         owned_total = 0
         for g, per_large in enumerate(self.small_per_large):
@@ -306,14 +306,20 @@ class LargePages:
             assert int(self.held[owned].sum()) == self.num_held[g], f"group {g}: held miscounted"
             idle = int(np.count_nonzero(self.used[owned] == 0))
             assert idle == self.num_reclaimable[g], f"group {g}: reclaimable miscounted"
-            for large in owned.tolist():
-                holes = self._holes[g].get(large, [])
+            with_holes = owned[self.held[owned] < per_large].tolist()
+            assert set(with_holes) == set(self._holes[g]), f"group {g}: holes in the wrong pages"
+            for large, holes in self._holes[g].items():
                 assert len(holes) == len(set(holes)) == per_large - self.held[large], (
                     f"group {g}: large page {large} has {len(holes)} holes, "
                     f"{self.held[large]} held of {per_large}"
                 )
                 assert all(p // per_large == large for p in holes)
         assert self.num_free + owned_total == self.num_large, "a large page is lost"
+
+
+def are_distinct(ids: Ids, size: int) -> bool:
+    """Whether no id, all of them below ``size``, is there twice."""
+    return bool((np.bincount(ids, minlength=size) <= 1).all())
 
 
 def _ceil_div(value: int, divisor: int) -> int:

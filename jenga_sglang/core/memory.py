@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from jenga_sglang.core.dependency import Dependency, reads_everything
 from jenga_sglang.core.geometry import Geometry
-from jenga_sglang.core.large_pages import Ids, LargePages
+from jenga_sglang.core.large_pages import Ids, LargePages, are_distinct
 from jenga_sglang.core.lru import LruBuckets
 
 # Pages of a history, one part after the other: how many, and the groups that each of them is in.
@@ -375,7 +375,7 @@ class Memory:
         self.large.check()
         assert not self.pins[:, 0].any() and not self.in_tree[0]
         free = self._free[: self.num_free_virtual]
-        assert len(set(free.tolist())) == len(free), "a virtual page is free twice"
+        assert are_distinct(free, self.num_virtual + 1), "a virtual page is free twice"
         assert not self.in_tree[free].any() and not self.pins[:, free].any()
         assert int(self.in_tree.sum()) == self.num_tree
         pinned = self.in_tree & (self.pins[-1] > 0)
@@ -391,7 +391,9 @@ class Memory:
         assert not table[0].any()
         rows, stripes = np.nonzero(table)
         small = table[rows, stripes]
-        assert len(set(small.tolist())) == len(small), f"group {group}: a page is owned twice"
+        assert are_distinct(small, len(self._virtual_of[group])), (
+            f"group {group}: a page is owned twice"
+        )
         assert (self._virtual_of[group][small] == rows).all()
         assert np.count_nonzero(self._virtual_of[group]) == len(small)
         assert (table[rows] != 0).all(), f"group {group}: stripes of a page disagree"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.large_pages import Ids, are_distinct
 
 Tokens = NDArray[np.int64]
 
@@ -239,7 +239,7 @@ class PrefixTree:
         """Walk the tree; raise ``AssertionError`` at the first thing out of place."""
         reachable = {n.number for root in self._roots.values() for n in _descendants(root)}
         assert reachable == set(self._nodes), "a node is lost"
-        seen: list[int] = []
+        seen: list[Ids] = []
         for node in self:
             assert node.parent is not None and node.parent.children[node.key] is node
             assert node.parent.stop == node.start and len(node.pages) > 0
@@ -248,8 +248,10 @@ class PrefixTree:
             assert node.children or node.pages[-1] != 0, "a hollow end was not forgotten"
             held = node.pages[node.pages != 0]
             assert (self._node_of[held] == node.number).all()
-            seen += held.tolist()
-        assert len(set(seen)) == len(seen), "a virtual page is in the tree twice"
+            seen.append(held)
+        assert not seen or are_distinct(np.concatenate(seen), len(self._node_of)), (
+            "a virtual page is in the tree twice"
+        )
 
 
 def _ancestors(node: Node) -> Iterator[Node]:
