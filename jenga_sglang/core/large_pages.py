@@ -204,9 +204,9 @@ class LargePages:
     def _note_mixed(self, group: int, large_pages: Ids) -> None:
         if self.small_per_large[group] == 1:
             return
-        for large in large_pages.tolist():
-            if 0 < self.used[large] < self.held[large]:
-                self._mixed[group].setdefault(large)
+        used = self.used[large_pages]
+        for large in large_pages[(used > 0) & (used < self.held[large_pages])].tolist():
+            self._mixed[group].setdefault(large)
 
     def free_used(self, group: int, small: Ids) -> Ids:
         """Used → free. Returns the large pages that still hold cached pages but nothing used."""
@@ -239,11 +239,10 @@ class LargePages:
         return large[still_held]
 
     def _record_holes(self, group: int, small: Ids, empty: Ids) -> None:
-        gone = set(empty.tolist())
-        for page in small.tolist():
-            large = page // self.small_per_large[group]
-            if large not in gone:
-                self._add_holes(group, large, [page])
+        large_pages = self.large_of(group, small)
+        left = self.held[large_pages] > 0
+        for page, large in zip(small[left].tolist(), large_pages[left].tolist(), strict=True):
+            self._add_holes(group, large, [page])
         for large in empty.tolist():
             if large in self._holes[group]:
                 self._drop_holes(group, large)
