@@ -72,7 +72,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         places = places + _to_device(torch.from_numpy(offsets), batch)
     rows = batch.req_pool_indices_cpu.numpy()
     slots = lengths % cache.page_size
-    _open_pages(cache, batch.reqs, rows, lengths, np.flatnonzero(slots == 0).tolist())
+    _open_pages(cache, batch.reqs, rows, lengths, (slots == 0).nonzero()[0].tolist())
     if cache.manager.memory.state_groups:
         for index in np.flatnonzero(slots == cache.page_size - 1).tolist():
             req, length = batch.reqs[index], int(lengths[index])

@@ -225,7 +225,8 @@ class LargePages:
         self.num_reclaimable[group] -= len(large) - len(held)
 
     def _free_small(self, group: int, small: Ids, large: Ids, counts: Ids | int) -> Ids:
-        """Used and cached books apart: free ``small``. Returns what of ``large`` holds others."""
+        """Free ``small``, and the large pages that this empties; returns the rest of ``large``.
+        How many pages are used or reclaimable is for the caller to say."""
         self.held[large] -= counts
         self.num_held[group] -= len(small)
         still_held = self.held[large] > 0
