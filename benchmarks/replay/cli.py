@@ -59,12 +59,28 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _add_seeds(commands: Any) -> None:
-    seeds = commands.add_parser("seeds", help="compare backends on new traces of the same kinds")
-    seeds.add_argument("--seeds", type=int, nargs="+", default=(2, 3, 4))
-    seeds.add_argument("--geometries", nargs="+", help="only these, as gemma3-27b")
-    seeds.add_argument("--kinds", nargs="+", help="only these, as docqa")
-    seeds.add_argument("--json", type=Path, required=True, help="where rows go; it may have some")
+    seeds = commands.add_parser("seeds", help="compare backends on several traces of each kind")
+    _add_matrix(seeds)
     seeds.set_defaults(handler=_seeds)
+
+
+def _add_ablation(commands: Any) -> None:
+    ablation = commands.add_parser("ablation", help="what each Jenga policy is worth, likewise")
+    _add_matrix(ablation)
+    ablation.set_defaults(handler=_ablation)
+
+
+def _add_matrix(parser: argparse.ArgumentParser) -> None:
+    """Add what `seeds` and `ablation` have in common."""
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=(1, 2, 3), help="1 is the trace in data/"
+    )
+    parser.add_argument("--geometries", nargs="+", help="only these, as gemma3-27b")
+    parser.add_argument("--kinds", nargs="+", help="only these, as docqa")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--json", type=Path, required=True, help="where rows go; those it has are not run again"
+    )
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +101,6 @@ def _add_table(commands: Any) -> None:
     table = commands.add_parser("table", help="print results as a Markdown table")
     table.add_argument("results", type=Path, nargs="+")
     table.set_defaults(handler=_table)
-
-
-def _add_ablation(commands: Any) -> None:
-    ablation = commands.add_parser("ablation", help="print what each Jenga policy is worth")
-    ablation.add_argument("results", type=Path, nargs="+", help="with and without policies")
-    ablation.set_defaults(handler=_ablation)
 
 
 def _add_plot(commands: Any) -> None:
@@ -153,7 +163,19 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _seeds(options: argparse.Namespace) -> None:
-    from benchmarks.replay.seeds import EXPERIMENTS, ratio_table, run_seeds
+    from benchmarks.replay.seeds import Experiment, ratio_table
+
+    print(ratio_table(_matrix(options, Experiment.backends)))
+
+
+def _ablation(options: argparse.Namespace) -> None:
+    from benchmarks.replay.seeds import Experiment, ablation_table
+
+    print(ablation_table(_matrix(options, Experiment.policies)))
+
+
+def _matrix(options: argparse.Namespace, sides: Any) -> Any:
+    from benchmarks.replay.seeds import EXPERIMENTS, run_seeds
 
     chosen = [
         e
@@ -161,22 +183,13 @@ def _seeds(options: argparse.Namespace) -> None:
         if (not options.geometries or e.geometry in options.geometries)
         and (not options.kinds or e.kind in options.kinds)
     ]
-    print(ratio_table(run_seeds(options.seeds, chosen, options.json)))
+    return run_seeds(options.seeds, chosen, sides, options.json, options.jobs)
 
 
 def _table(options: argparse.Namespace) -> None:
     from benchmarks.replay.report import load_results, markdown_table
 
     print(markdown_table(load_results(options.results)))
-
-
-def _ablation(options: argparse.Namespace) -> None:
-    from benchmarks.replay.report import ablation_table, load_results
-
-    try:
-        print(ablation_table(load_results(options.results)))
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -38,44 +38,11 @@ def markdown_table(results: Sequence[Result]) -> str:
     """Return one row per run."""
     header = ["geometry", "trace", "budget GiB", "backend", *(title for title, _, _ in COLUMNS)]
     align = [":--"] * 4 + ["--:"] * len(COLUMNS)
-    return _markdown(header, align, [_row(result) for result in results])
+    return markdown(header, align, [_row(result) for result in results])
 
 
-def ablation_table(results: Sequence[Result]) -> str:
-    """Return one row per policy that was switched off, one column per trace: the middle output rate
-    against the run with all policies, and the hit rate. Raises `ValueError` without such a run."""
-    runs = {(_case(r), "".join(r["jenga_policies"])): r for r in results if r["backend"] == "jenga"}
-    cases = list(dict.fromkeys(case for case, _ in runs))
-    if missing := [case for case in cases if (case, "") not in runs]:
-        raise ValueError(f"no run with all policies of {', '.join(missing)}")
-    rows = [
-        ["nothing", *(f"{_rate(runs[case, '']):,.0f} ({_hits(runs[case, ''])})" for case in cases)]
-    ]
-    for policy in sorted({policy for _, policy in runs if policy}):
-        cells = [_against(runs.get((case, policy)), runs[case, ""]) for case in cases]
-        rows.append([f"`{policy}`", *cells])
-    return _markdown(["without", *cases], [":--"] + ["--:"] * len(cases), rows)
-
-
-def _case(result: Result) -> str:
-    return f"{result['geometry']} {Path(result['trace']).stem}"
-
-
-def _rate(result: Result) -> float:
-    return float(result["mid_out_tok_s"])
-
-
-def _hits(result: Result) -> str:
-    return format(result["hit_rate"], ".2f")
-
-
-def _against(result: Result | None, whole: Result) -> str:
-    if result is None:
-        return "-"
-    return f"{100 * (_rate(result) / _rate(whole) - 1):+.1f} % ({_hits(result)})"
-
-
-def _markdown(header: list[str], align: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], align: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *rows))
 
 

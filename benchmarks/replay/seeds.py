@@ -1,27 +1,40 @@
-"""The same comparison on other traces of the same kinds: how far does one trace's ratio carry?"""
+"""The same comparison on several traces of each kind: how far does one trace's ratio carry?
+
+Seed 1 is the trace in `data/`, any other a new one of its kind.
+"""
 
 import json
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.replay.generators import GENERATORS
+from benchmarks.replay.report import markdown
 from benchmarks.replay.sweep import run_apart
 from benchmarks.replay.trace import save_trace
 
 DATA = Path(__file__).parent / "data"
 
 Row = dict[str, Any]
+# What is run, by name, and the flags that say so.
+Sides = Mapping[str, Sequence[str]]
+
+# Figures that a row keeps. Host times are not among them: rows may be made side by side.
+KEPT = (
+    *("mid_out_tok_s", "mid_emitted_tok_s", "out_tok_s", "hit_rate", "hit_bound"),
+    *("mean_running", "retractions", "ttft_p50_s", "ttft_p99_s"),
+)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A kind of trace on a geometry. ``ratio`` is the best one that a sweep found on the trace in
-    `data/`; None for a single group, which stock has no ratio for and unified memory refuses."""
+    """A kind of trace on a geometry. ``ratio`` is stock's best in a sweep of the trace in `data/`;
+    None for a single group, which stock has no ratio for and unified memory refuses."""
 
     geometry: str
     kind: str
@@ -33,8 +46,7 @@ class Experiment:
     def title(self) -> str:
         return f"{self.geometry}, {self.kind}, {self.kv_bytes}"
 
-    def backends(self) -> dict[str, list[str]]:
-        """What runs, by name, and the flags that say so."""
+    def backends(self) -> Sides:
         if self.ratio is None:
             return {"stock": ["--backend=stock"], "jenga": ["--backend=jenga"]}
         return {
@@ -43,64 +55,110 @@ class Experiment:
             "jenga": ["--backend=jenga"],
         }
 
+    def policies(self) -> Sides:
+        """Jenga as it is, and without each of its policies."""
+        from jenga_sglang.core.policy import CachePolicy
+
+        jenga = ["--backend=jenga"]
+        names = [f.name for f in fields(CachePolicy) if f.name not in NOT_REPLAYED]
+        return {"jenga": jenga} | {n: [*jenga, f"--jenga-policy={n}=off"] for n in names}
+
+
+# Geometries with recurrent states cannot be replayed.
+NOT_REPLAYED = ("state_interval_tokens",)
 
 EXPERIMENTS = (
     Experiment("gemma3-27b", "docqa", 400, "40GiB", 0.1),
     Experiment("gemma3-27b", "mix", 800, "32GiB", 0.4),
+    Experiment("gemma3-27b", "chat", 1_500, "16GiB", 0.6),
+    Experiment("gemma3-27b", "agents", 400, "16GiB", 0.4),
+    Experiment("gemma3-27b", "fewshot", 800, "16GiB", 0.4),
+    Experiment("gemma3-27b", "tree-of-thought", 600, "16GiB", 0.4),
     Experiment("gpt-oss-120b", "docqa", 400, "10GiB", 0.1),
     Experiment("gpt-oss-120b", "mix", 800, "4GiB", 0.4),
+    Experiment("gpt-oss-120b", "chat", 1_500, "4GiB", 0.4),
+    Experiment("gpt-oss-120b", "agents", 400, "4GiB", 0.4),
+    Experiment("gpt-oss-120b", "fewshot", 800, "4GiB", 0.4),
+    Experiment("gpt-oss-120b", "tree-of-thought", 600, "4GiB", 0.4),
     Experiment("llama3-8b", "docqa", 400, "16GiB", None),
-    Experiment("gemma3-27b", "chat", 1_500, "16GiB", 0.6),
     Experiment("llama3-8b", "chat", 1_500, "8GiB", None),
 )
 
 
-def run_seeds(seeds: Sequence[int], chosen: Sequence[Experiment], out: Path) -> list[Row]:
-    """Run every backend of every experiment on a new trace per seed; one seed after the other.
+@dataclass(frozen=True)
+class _Job:
+    experiment: Experiment
+    seed: int
+    name: str
+    flags: Sequence[str]
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.experiment.title, self.seed, self.name
+
+
+def run_seeds(
+    seeds: Sequence[int],
+    chosen: Sequence[Experiment],
+    sides: Callable[[Experiment], Sides],
+    out: Path,
+    jobs: int = 1,
+) -> list[Row]:
+    """Run every side of every experiment on a trace per seed, ``jobs`` at a time.
 
     Rows are added to ``out`` as they come, and what it has already is not run again.
     """
     rows: list[Row] = json.loads(out.read_text()) if out.exists() else []
     done = {(row["experiment"], row["seed"], row["name"]) for row in rows}
+    todo = [
+        _Job(experiment, seed, name, flags)
+        for seed in seeds
+        for experiment in chosen
+        for name, flags in sides(experiment).items()
+        if (experiment.title, seed, name) not in done
+    ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for experiment in chosen:
-            with TemporaryDirectory(prefix="replay-seeds-") as folder:
-                trace = Path(folder) / f"{experiment.kind}.jsonl"
-                save_trace(trace, GENERATORS[experiment.kind](seed, experiment.requests))
-                for name, flags in experiment.backends().items():
-                    if (experiment.title, seed, name) in done:
-                        continue
-                    result = _run(experiment, trace, flags)
-                    if result is None:
-                        print(f"{experiment.title}, seed {seed}: {name} failed", file=sys.stderr)
-                        continue
-                    names = {"experiment": experiment.title, "seed": seed, "name": name}
-                    rows.append(names | result)
-                    out.write_text(json.dumps(rows, indent=1) + "\n")
+    with TemporaryDirectory(prefix="replay-seeds-") as folder, ThreadPoolExecutor(jobs) as pool:
+        _write_traces(todo, Path(folder))
+        results = pool.map(lambda job: _run(job, Path(folder)), todo)
+        for job, result in zip(todo, results, strict=True):
+            if result is None:
+                print(f"{', '.join(map(str, job.key))} failed", file=sys.stderr)
+                continue
+            names = {"experiment": job.experiment.title, "seed": job.seed, "name": job.name}
+            rows.append(names | {figure: result[figure] for figure in KEPT})
+            out.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
 
 
-def _run(experiment: Experiment, trace: Path, flags: Sequence[str]) -> Row | None:
+def _write_traces(jobs: Sequence[_Job], folder: Path) -> None:
+    for kind, seed, requests in {(j.experiment.kind, j.seed, j.experiment.requests) for j in jobs}:
+        if seed != 1:
+            save_trace(_trace(kind, seed, folder), GENERATORS[kind](seed, requests))
+
+
+def _trace(kind: str, seed: int, folder: Path) -> Path:
+    return DATA / f"{kind}.jsonl" if seed == 1 else folder / f"{kind}-{seed}.jsonl"
+
+
+def _run(job: _Job, folder: Path) -> Row | None:
+    experiment = job.experiment
     geometry = DATA / f"{experiment.geometry}.json"
+    trace = _trace(experiment.kind, job.seed, folder)
     common = [f"--geometry={geometry}", f"--trace={trace}", f"--kv-bytes={experiment.kv_bytes}"]
-    return run_apart([*common, *flags])
+    return run_apart([*common, *job.flags])
 
 
 def ratio_table(rows: Sequence[Row]) -> str:
     """Per experiment and backend: middle output rates, and Jenga's as a multiple, by seed."""
     header = ["geometry, trace, budget", "against", "Jenga's rate as a multiple", "by seed"]
     header += ["hit rate", "Jenga's"]
-    lines = [header, ["---"] * len(header)]
-    for title in dict.fromkeys(row["experiment"] for row in rows):
-        own = [row for row in rows if row["experiment"] == title]
-        jenga = {row["seed"]: row for row in own if row["name"] == "jenga"}
-        for name in dict.fromkeys(row["name"] for row in own if row["name"] != "jenga"):
-            other = {row["seed"]: row for row in own if row["name"] == name}
-            if seeds := sorted(jenga.keys() & other.keys()):
-                pairs = [(jenga[seed], other[seed]) for seed in seeds]
-                lines.append([title, name, *_cells(pairs)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [
+        [title, name, *_cells(pairs)]
+        for title, own in _by_experiment(rows)
+        for name, pairs in _pairs(own)
+    ]
+    return markdown(header, [":--", ":--", "--:", ":--", "--:", "--:"], lines)
 
 
 def _cells(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
@@ -113,3 +171,39 @@ def _cells(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
         f"{hits[1]:.2f}",
         f"{hits[0]:.2f}",
     ]
+
+
+def ablation_table(rows: Sequence[Row]) -> str:
+    """Per experiment and policy: the middle output rate without it against all of them, in per
+    cent. The geometric mean over the seeds, the least and the greatest."""
+    header = ["without"]
+    columns: list[dict[str, str]] = []
+    for title, own in _by_experiment(rows):
+        header.append(title.rpartition(",")[0])
+        columns.append({name: _change(pairs) for name, pairs in _pairs(own)})
+    names = sorted(set().union(*columns))
+    lines = [[f"`{name}`", *(c.get(name, "-") for c in columns)] for name in names]
+    return markdown(header, [":--"] + ["--:"] * len(columns), lines)
+
+
+def _change(pairs: Sequence[tuple[Row, Row]]) -> str:
+    ratios = [theirs["mid_out_tok_s"] / ours["mid_out_tok_s"] for ours, theirs in pairs]
+    mean, least, most = (
+        f"{100 * (ratio - 1):+.1f}"
+        for ratio in (statistics.geometric_mean(ratios), min(ratios), max(ratios))
+    )
+    return f"{mean} ({least} … {most})"
+
+
+def _by_experiment(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    for title in dict.fromkeys(row["experiment"] for row in rows):
+        yield title, [row for row in rows if row["experiment"] == title]
+
+
+def _pairs(own: Sequence[Row]) -> Iterator[tuple[str, list[tuple[Row, Row]]]]:
+    """Each side but Jenga's own with its (Jenga's row, its row) pairs, seed by seed."""
+    jenga = {row["seed"]: row for row in own if row["name"] == "jenga"}
+    for name in dict.fromkeys(row["name"] for row in own if row["name"] != "jenga"):
+        other = {row["seed"]: row for row in own if row["name"] == name}
+        if seeds := sorted(jenga.keys() & other.keys()):
+            yield name, [(jenga[seed], other[seed]) for seed in seeds]

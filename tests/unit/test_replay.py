@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +28,18 @@ from benchmarks.replay.oracle import TokenOracle
 from benchmarks.replay.prefixes import hit_bound, useful_bytes
 from benchmarks.replay.recorder import Recorder, Step
 from benchmarks.replay.result import mid_output_rate
-from benchmarks.replay.seeds import EXPERIMENTS, Experiment, ratio_table, run_seeds
+from benchmarks.replay.seeds import (
+    EXPERIMENTS,
+    KEPT,
+    NOT_REPLAYED,
+    Experiment,
+    ablation_table,
+    ratio_table,
+    run_seeds,
+)
 from benchmarks.replay.spec import parse_bytes
 from benchmarks.replay.trace import Request, TokenBook, load_trace, save_trace
+from jenga_sglang.core.policy import CachePolicy
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "benchmarks" / "replay" / "data"
@@ -220,25 +230,33 @@ def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
 
 
 class TestSeeds:
-    def test_every_backend_runs_once_a_seed_and_rows_are_kept(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        experiments = (
-            Experiment("gemma3-27b", "docqa", 20, "40GiB", 0.1),
-            Experiment("llama3-8b", "docqa", 20, "16GiB", None),
-        )
+    EXPERIMENTS = (
+        Experiment("gemma3-27b", "docqa", 20, "40GiB", 0.1),
+        Experiment("llama3-8b", "docqa", 20, "16GiB", None),
+    )
+
+    @staticmethod
+    def fake_runs(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> list[str]:
+        """Put ``rates`` (by the last flag; 10 for others) in the place of replays; the traces."""
         traces: list[str] = []
 
         def run(arguments: list[str]) -> dict[str, float]:
             (trace,) = (a.split("=")[1] for a in arguments if a.startswith("--trace="))
             traces.append(Path(trace).read_text())
-            rate = {"--backend=jenga": 30.0, "--backend=unified": 20.0}.get(arguments[3], 10.0)
-            return {"mid_out_tok_s": rate, "hit_rate": rate / 100}
+            rate = rates.get(arguments[-1], 10.0)
+            return dict.fromkeys(KEPT, 0.0) | {"mid_out_tok_s": rate, "hit_rate": rate / 100}
 
         monkeypatch.setattr("benchmarks.replay.seeds.run_apart", run)
+        return traces
+
+    def test_every_backend_runs_once_a_seed_and_rows_are_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rates = {"--backend=jenga": 30.0, "--backend=unified": 20.0}
+        traces = self.fake_runs(monkeypatch, rates)
         out = tmp_path / "out.json"
-        run_seeds([5], experiments, out)
-        rows = run_seeds([5, 6], experiments, out)
+        run_seeds([5], self.EXPERIMENTS, Experiment.backends, out)
+        rows = run_seeds([5, 6], self.EXPERIMENTS, Experiment.backends, out, jobs=2)
         assert json.loads(out.read_text()) == rows
         assert len(traces) == len(rows) == 2 * (3 + 2)
         assert len(set(traces)) == 2, "a trace per seed, the same for every backend"
@@ -247,6 +265,29 @@ class TestSeeds:
             "| gemma3-27b, docqa, 40GiB | unified | 1.50 | 1.50, 1.50 | 0.20 | 0.30 |",
             "| llama3-8b, docqa, 16GiB | stock | 3.00 | 3.00, 3.00 | 0.10 | 0.30 |",
         ]
+
+    def test_seed_1_is_the_trace_in_the_repository(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        traces = self.fake_runs(monkeypatch, {})
+        run_seeds([1], self.EXPERIMENTS, Experiment.backends, tmp_path / "out.json")
+        assert set(traces) == {(DATA / "docqa.jsonl").read_text()}
+
+    def test_an_ablation_switches_off_one_policy_at_a_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rates = {"--backend=jenga": 20.0, "--jenga-policy=hold_hits=off": 19.0}
+        self.fake_runs(monkeypatch, rates)
+        out = tmp_path / "out.json"
+        rows = run_seeds([5, 6], self.EXPERIMENTS, Experiment.policies, out)
+        policies = {f.name for f in fields(CachePolicy)} - set(NOT_REPLAYED)
+        assert {row["name"] for row in rows} == policies | {"jenga"}
+        rows[-1]["mid_out_tok_s"] = 22.0  # of one seed: the last policy without which Llama ran
+        lines = ablation_table(rows).splitlines()
+        assert lines[0] == "| without | gemma3-27b, docqa | llama3-8b, docqa |"
+        assert "| `hold_hits` | -5.0 (-5.0 … -5.0) | -5.0 (-5.0 … -5.0) |" in lines
+        last = f"| `{rows[-1]['name']}` | -50.0 (-50.0 … -50.0) | -25.8 (-50.0 … +10.0) |"
+        assert last in lines
 
     def test_every_experiment_has_its_geometry_and_generator(self) -> None:
         for experiment in EXPERIMENTS:
@@ -270,20 +311,6 @@ def test_kept_results_make_a_table_and_a_figure(
     figure = tmp_path / f"figure.{suffix}"
     assert main(["plot", *kept, "--out", str(figure)]) == 0
     assert figure.stat().st_size > 10_000
-
-
-def test_an_ablation_is_read_off_kept_results(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = DATA.parent / "results"
-    whole = folder / "gemma3-27b-docqa-jenga.json"
-    without = folder / "gemma3-27b-docqa-jenga-without-hold_hits.json"
-    assert main(["ablation", str(without), str(whole)]) == 0
-    header, _, nothing, row = capsys.readouterr().out.splitlines()
-    assert header == "| without | gemma3-27b docqa |"
-    rates = [json.loads(path.read_text())["mid_out_tok_s"] for path in (without, whole)]
-    assert nothing.startswith(f"| nothing | {rates[1]:,.0f} (")
-    assert row.startswith(f"| `hold_hits` | {100 * (rates[0] / rates[1] - 1):+.1f} % (")
-    with pytest.raises(SystemExit, match="no run with all policies of gemma3-27b docqa"):
-        main(["ablation", str(without)])
 
 
 class TestOracle:
