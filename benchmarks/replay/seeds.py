@@ -56,16 +56,26 @@ class Experiment:
         }
 
     def policies(self) -> Sides:
-        """Jenga as it is, and without each of its policies."""
+        """Jenga as it is, without each of its policies, and without all that predict."""
         from jenga_sglang.core.policy import CachePolicy
 
-        jenga = ["--backend=jenga"]
         names = [f.name for f in fields(CachePolicy) if f.name not in NOT_REPLAYED]
-        return {"jenga": jenga} | {n: [*jenga, f"--jenga-policy={n}=off"] for n in names}
+        without = {name: (name,) for name in names} | {PLAIN_LRU: PREDICTING}
+        return {"jenga": ["--backend=jenga"]} | {
+            side: ["--backend=jenga", *(f"--jenga-policy={name}=off" for name in off)]
+            for side, off in without.items()
+        }
 
 
 # Geometries with recurrent states cannot be replayed.
 NOT_REPLAYED = ("state_interval_tokens",)
+
+# What is left of the order of eviction without the policies that guess what will be asked again.
+PLAIN_LRU = "plain LRU"
+PREDICTING = (
+    *("waiting_prefixes", "step_cost_tokens"),
+    *("keep_branches", "hold_hits", "prompt_slack_tokens"),
+)
 
 EXPERIMENTS = (
     Experiment("gemma3-27b", "docqa", 400, "40GiB", 0.1),

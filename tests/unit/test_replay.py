@@ -32,6 +32,8 @@ from benchmarks.replay.seeds import (
     EXPERIMENTS,
     KEPT,
     NOT_REPLAYED,
+    PLAIN_LRU,
+    PREDICTING,
     Experiment,
     ablation_table,
     ratio_table,
@@ -281,7 +283,8 @@ class TestSeeds:
         out = tmp_path / "out.json"
         rows = run_seeds([5, 6], self.EXPERIMENTS, Experiment.policies, out)
         policies = {f.name for f in fields(CachePolicy)} - set(NOT_REPLAYED)
-        assert {row["name"] for row in rows} == policies | {"jenga"}
+        assert policies > set(PREDICTING)
+        assert {row["name"] for row in rows} == policies | {"jenga", PLAIN_LRU}
         rows[-1]["mid_out_tok_s"] = 22.0  # of one seed: the last policy without which Llama ran
         lines = ablation_table(rows).splitlines()
         assert lines[0] == "| without | gemma3-27b, docqa | llama3-8b, docqa |"
