@@ -11,7 +11,10 @@ import numpy.typing as npt
 
 Lengths = npt.NDArray[np.int64]
 
-SUPPORTED_KINDS = ("full", "swa")
+SUPPORTED_KINDS = ("full", "swa", "chunked")
+# Bytes of an element in the pool of a replay. Rows of another dtype get as many elements as make
+# up their bytes: nobody reads them.
+STORED_BYTES = 2
 # Smallest head_dim that a shrunk group keeps.
 MIN_HEAD_DIM = 8
 
@@ -22,7 +25,8 @@ class NotYetSupportedError(ValueError):
 
 @dataclass(frozen=True)
 class Group:
-    """Layers with one dependency and one row shape. `window` is in tokens, None without one."""
+    """Layers with one dependency and one row shape. `window` is in tokens, None without one; of
+    kind chunked, it is the chunk."""
 
     kind: str
     layers: int
@@ -42,13 +46,22 @@ class Group:
         """Bytes of one token in all layers of the group."""
         return self.layers * self.row_bytes
 
+    @property
+    def stored_head_dim(self) -> int:
+        """Elements of `STORED_BYTES` in one head's row."""
+        return self.head_dim * self.dtype_bytes // STORED_BYTES
+
     def needed_tokens(self, lengths: Lengths) -> Lengths:
         """Return how many tokens a history of each length still depends on."""
-        return lengths if self.window is None else np.minimum(lengths, self.window)
+        if self.window is None:
+            return lengths
+        if self.kind == "chunked":
+            return lengths - np.maximum(lengths - 1, 0) // self.window * self.window
+        return np.minimum(lengths, self.window)
 
     def needed_start(self, length: int) -> int:
         """Return the first token of the needed range `[start, length)`."""
-        return 0 if self.window is None else max(0, length - self.window)
+        return length - int(self.needed_tokens(np.array(length)))
 
 
 @dataclass(frozen=True)
@@ -90,8 +103,8 @@ class Geometry:
         It keeps the smallest head_dim at 8 or more, so a real budget fits in RAM while token
         capacities and all ratios between groups stay those of the real model.
         """
-        common = math.gcd(*(g.head_dim for g in self.groups))
-        smallest = min(g.head_dim for g in self.groups)
+        common = math.gcd(*(g.stored_head_dim for g in self.groups))
+        smallest = min(g.stored_head_dim for g in self.groups)
         factors = (f for f in range(1, common + 1) if common % f == 0)
         return max((f for f in factors if smallest // f >= MIN_HEAD_DIM), default=1)
 
@@ -102,10 +115,6 @@ class Geometry:
                 raise NotYetSupportedError(
                     f"{self.name}: groups of kind {group.kind!r} cannot be replayed yet; "
                     f"supported are {', '.join(SUPPORTED_KINDS)}"
-                )
-            if group.dtype_bytes != 2:
-                raise NotYetSupportedError(
-                    f"{self.name}: dtype_bytes={group.dtype_bytes} cannot be replayed yet; only 2"
                 )
 
 
@@ -125,6 +134,7 @@ def load_geometry(path: Path) -> Geometry:
 
 def _group(entry: dict[str, Any]) -> Group:
     group = Group(**entry)
-    if (group.kind == "swa") != (group.window is not None) and group.kind in SUPPORTED_KINDS:
-        raise ValueError(f"group {entry}: a window belongs to kind swa and to no other")
+    forgets = group.kind in ("swa", "chunked")
+    if group.kind in SUPPORTED_KINDS and forgets != (group.window is not None):
+        raise ValueError(f"group {entry}: a window belongs to kinds swa and chunked, and no other")
     return group

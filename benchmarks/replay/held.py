@@ -27,10 +27,10 @@ def token_pool_bytes(scheduler: Any) -> PoolBytes:
 def _bytes_per_token(scheduler: Any) -> tuple[int, int]:
     """Return the bytes of one token in the full pool and in the window pool."""
     layers = scheduler.tp_worker.model_runner.model.layers
-    windowed = [layer for layer in layers if layer.sliding_window_size > 0]
-    full = [layer for layer in layers if layer.sliding_window_size <= 0]
     if not scheduler.is_hybrid_swa:
         return sum(map(_row_bytes, layers)), 0
+    windowed = [layer for layer in layers if layer.sliding_window_size > 0 or layer.use_irope]
+    full = [layer for layer in layers if layer not in windowed]
     return sum(map(_row_bytes, full)), sum(map(_row_bytes, windowed))
 
 

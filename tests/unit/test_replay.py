@@ -17,6 +17,7 @@ from benchmarks.replay.cli import main
 from benchmarks.replay.forward import ReplayError, require_no_early_output
 from benchmarks.replay.generators import GENERATORS
 from benchmarks.replay.geometry import (
+    STORED_BYTES,
     Cost,
     Geometry,
     Group,
@@ -102,7 +103,16 @@ class TestGeometry:
     def test_a_step_costs_its_parts(self) -> None:
         assert SMALL.cost.step_seconds(10, 2, 100) == pytest.approx(1.0 + 1.0 + 0.02 + 0.1)
 
-    @pytest.mark.parametrize("kind", ["chunked", "mamba", "cross"])
+    def test_a_chunk_is_read_from_its_first_token_on(self) -> None:
+        chunked = Group("chunked", 1, 1, 16, window=4)
+        assert chunked.needed_tokens(np.arange(10)).tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 4, 1]
+        assert [chunked.needed_start(n) for n in (4, 5, 8)] == [0, 4, 4]
+
+    def test_rows_of_another_dtype_keep_their_bytes(self) -> None:
+        group = Group("full", 1, 2, 128, dtype_bytes=1)
+        assert group.row_bytes == 2 * 2 * group.stored_head_dim * STORED_BYTES
+
+    @pytest.mark.parametrize("kind", ["mamba", "cross"])
     def test_other_kinds_say_that_they_are_not_there_yet(self, kind: str) -> None:
         geometry = Geometry("g", (Group(kind, 1, 1, 16),), (0,), SMALL.cost)
         with pytest.raises(NotYetSupportedError, match=kind):

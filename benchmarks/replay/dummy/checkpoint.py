@@ -23,6 +23,7 @@ def _config(geometry: Geometry) -> dict[str, Any]:
     factor = geometry.shrink_factor
     full = [g for g in geometry.groups if g.window is None]
     swa = [g for g in geometry.groups if g.window is not None]
+    chunked = [g for g in swa if g.kind == "chunked"]
     main = (full or swa)[0]
     config: dict[str, Any] = {
         "architectures": ["ReplayForCausalLM"],
@@ -36,8 +37,9 @@ def _config(geometry: Geometry) -> dict[str, Any]:
         "num_hidden_layers": len(geometry.order),
         "num_attention_heads": main.kv_heads,
         "num_key_value_heads": main.kv_heads,
-        "head_dim": main.head_dim // factor,
-        "sliding_window": swa[0].window if swa else None,
+        "head_dim": main.stored_head_dim // factor,
+        "sliding_window": swa[0].window if swa and not chunked else None,
+        "attention_chunk_size": chunked[0].window if chunked else None,
         "replay_layers": [_layer(geometry.groups[i], factor) for i in geometry.order],
     }
     if swa:
@@ -47,7 +49,7 @@ def _config(geometry: Geometry) -> dict[str, Any]:
                 int(geometry.groups[i].window is not None) for i in geometry.order
             ],
             "swa_num_key_value_heads": swa[0].kv_heads,
-            "swa_head_dim": swa[0].head_dim // factor,
+            "swa_head_dim": swa[0].stored_head_dim // factor,
         }
     return config
 
@@ -55,6 +57,7 @@ def _config(geometry: Geometry) -> dict[str, Any]:
 def _layer(group: Group, factor: int) -> dict[str, Any]:
     return {
         "kv_heads": group.kv_heads,
-        "head_dim": group.head_dim // factor,
+        "head_dim": group.stored_head_dim // factor,
         "window": group.window,
+        "chunked": group.kind == "chunked",
     }

@@ -21,9 +21,10 @@ class ReplayForCausalLM(nn.Module):
         )
 
     def get_attention_sliding_window_size(self) -> int | None:
-        """Return the window as SGLang counts it: the tokens before the current one."""
+        """Return the window as SGLang counts it: the tokens before the current one. For chunks
+        SGLang takes their whole size, as for Llama-4."""
         window = self.config.sliding_window
-        return None if window is None else window - 1
+        return self.config.attention_chunk_size if window is None else window - 1
 
     def load_weights(self, weights: Iterable[Any]) -> None:
         """Take no weights."""
@@ -39,7 +40,8 @@ def _attention(layer_id: int, layer: dict[str, Any]) -> nn.Module:
         scaling=1.0,
         num_kv_heads=layer["kv_heads"],
         layer_id=layer_id,
-        sliding_window_size=-1 if layer["window"] is None else layer["window"] - 1,
+        sliding_window_size=layer["window"] - 1 if layer["window"] and not layer["chunked"] else -1,
+        use_irope=layer["chunked"],
     )
 
 
