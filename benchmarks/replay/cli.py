@@ -174,7 +174,7 @@ def _ablation(options: argparse.Namespace) -> None:
     print(ablation_table(_matrix(options, Experiment.policies)))
 
 
-def _matrix(options: argparse.Namespace, sides: Any) -> Any:
+def _matrix(options: argparse.Namespace, sides: Any) -> list[dict[str, Any]]:
     from benchmarks.replay.seeds import EXPERIMENTS, run_seeds
 
     chosen = [
