@@ -81,7 +81,7 @@ class Embeddings:
         if hit is None:
             return False
         pages = self.manager.tree.pages(hit.path)
-        self.manager.memory.drop(self.group, pages)
+        self.manager.evictor.drop(self.group, pages)
         self.manager.evictor.forget_hollow(pages)
         self.manager.changes += 1
         return True

@@ -156,12 +156,17 @@ class Evictor:
         """Drop cached pages of ``group``, and in every group what nobody can reach without them."""
         virtual = virtual[self.memory.holds(group, virtual)]
         self.counters.evicted[group] += len(virtual)
-        self.memory.drop(group, virtual)
+        self.drop(group, virtual)
         permanent = self._is_permanent(group, virtual)
         if permanent.any():
             self._cascade(virtual[permanent])
             virtual = virtual[~permanent]
         self.forget_hollow(virtual)
+
+    def drop(self, group: int, virtual: Ids) -> None:
+        """Free cached pages of ``group``, and nothing else; passes over those it does not hold."""
+        self.tree.change(self.tree.nodes_of(virtual))
+        self.memory.drop(group, virtual)
 
     def _is_permanent(self, group: int, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         depth = self.memory.depth[virtual]

@@ -48,30 +48,47 @@ class Wanted:
     large_pages: float
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Route:
     """The longest match of a history: it stays that for as long as its node is as it was and has
-    no child that begins with ``next_key``, the page with which the history goes on."""
+    no child that begins with ``next_key``, the page with which the history goes on. It was so at
+    ``version`` of the tree."""
 
     path: Path
     start: int
     stop: int
     next_key: bytes
+    version: int
 
     @classmethod
     def find(cls, tree: PrefixTree, namespace: Hashable, tokens: Tokens) -> _Route:
         path = tree.find(namespace, tokens)
         node = path.node
-        return cls(path, node.start, node.stop, tree.key(tokens, path.num_pages))
+        next_key = tree.key(tokens, path.num_pages)
+        return cls(path, node.start, node.stop, next_key, tree.version)
 
     def is_current(self, tree: PrefixTree) -> bool:
         node = self.path.node
+        if node.version <= self.version:
+            return True
+        self.version = tree.version
         return (
             self.next_key not in node.children
             and self.start == node.start
             and self.stop == node.stop
             and tree.is_alive(node)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """What a request on one path will hit: these ``pages``, which lie in these ``large`` pages of
+    each group. It stays that for as long as no node of the path changes after ``version``."""
+
+    hit: Hit
+    pages: Ids
+    large: list[Ids]
+    version: int
 
 
 class Lookahead:
@@ -86,6 +103,7 @@ class Lookahead:
         """Forget the queue."""
         self.wanted: list[Wanted] = []
         self._routes: dict[str, _Route] = {}
+        self._prefixes: dict[tuple[int, int], _Prefix] = {}  # by node and pages of the path
         self._looked_at: tuple[str, int] | None = None
 
     def finished(self, output_tokens: int) -> None:
@@ -105,22 +123,25 @@ class Lookahead:
         if not waiting or self._looked_at == (waiting[0], manager.memory.now):
             return
         routes: dict[str, _Route] = {}
-        hits: list[tuple[Hit, Ids]] = []
+        prefixes: dict[tuple[int, int], _Prefix] = {}
+        hits: list[_Prefix] = []
         seen: set[int] = set()
         self.wanted = []
         for index, key in enumerate(waiting[:MAX_REQUESTS]):
             route = routes[key] = self._route(key, index, read)
-            first = _first_unseen_page(route.path.node, seen)
-            if first is None or first >= route.path.num_pages:
+            path = route.path
+            if path.node.number in seen:
                 continue
-            hit = manager.hit_of(route.path)
-            if hit.path.num_pages > first:
-                pages = manager.tree.pages(hit.path)
-                hits.append((hit, pages))
-                self._want(index + 1, hit, pages, first)
-        for hit, pages in reversed(hits):
-            manager.refresh(hit, pages)
-        self._routes = routes
+            first = _first_unseen_page(path.node, seen)
+            if first >= path.num_pages:
+                continue
+            prefix = prefixes[path.node.number, path.num_pages] = self._prefix(path)
+            if len(prefix.pages) > first:
+                hits.append(prefix)
+                self._want(index + 1, prefix, first)
+        for prefix in reversed(hits):
+            manager.touch_large(prefix.large)
+        self._routes, self._prefixes = routes, prefixes
         self._looked_at = (waiting[0], manager.memory.now)
 
     def _route(self, key: str, index: int, read: Read) -> _Route:
@@ -130,19 +151,28 @@ class Lookahead:
             return route
         return _Route.find(tree, *read(index))
 
-    def _want(self, position: int, hit: Hit, pages: Ids, first: int) -> None:
-        """Note what a hit of ``pages`` adds from page ``first`` of its history on."""
-        memory = self.manager.memory
+    def _prefix(self, path: Path) -> _Prefix:
+        manager, tree = self.manager, self.manager.tree
+        prefix = self._prefixes.get((path.node.number, path.num_pages))
+        if prefix is not None and not tree.has_changed(path, prefix.version):
+            return prefix
+        hit = manager.hit_of(path)
+        pages = tree.pages(hit.path)
+        return _Prefix(hit, pages, manager.large_pages_of(hit, pages), tree.version)
+
+    def _want(self, position: int, prefix: _Prefix, first: int) -> None:
+        """Note what a hit of ``prefix`` adds from page ``first`` of its history on."""
+        manager, memory, pages = self.manager, self.manager.memory, prefix.pages
+        length, encoder_pages = len(pages) * manager.page_size, prefix.hit.path.node.encoder_pages
         large_pages = 0.0
         for g, stripes in enumerate(memory.stripes):
-            idle = 0
-            length, encoder_pages = len(pages) * self.manager.page_size, hit.path.node.encoder_pages
-            for r in self.manager.page_ranges(g, length, encoder_pages):
-                own = pages[max(r.start, first) : r.stop]
-                idle += int(np.count_nonzero(memory.pins[g][own] == 0))
+            idle, pins = 0, memory.pins[g]
+            for start, stop in manager.page_ranges(g, length, encoder_pages):
+                own = pages[max(start, first) : stop]
+                idle += len(own) - int(np.count_nonzero(pins[own]))
             large_pages += idle * stripes / memory.large.small_per_large[g]
         if large_pages:
-            saved_tokens = (len(pages) - first) * self.manager.page_size
+            saved_tokens = (len(pages) - first) * manager.page_size
             self.wanted.append(Wanted(position, saved_tokens, large_pages))
 
     # -- the weighing -------------------------------------------------------------------------
@@ -190,11 +220,8 @@ class Lookahead:
         return pages
 
 
-def _first_unseen_page(node: Node, seen: set[int]) -> int | None:
-    """Where the history of ``node`` leaves what has been ``seen``, which it is now; None when it
-    nowhere does."""
-    if node.number in seen:
-        return None
+def _first_unseen_page(node: Node, seen: set[int]) -> int:
+    """Where the history of ``node``, itself not ``seen``, leaves what has been, as it is now."""
     current: Node | None = node
     first = 0
     while current is not None and current.parent is not None:

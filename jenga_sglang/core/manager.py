@@ -495,13 +495,28 @@ class Manager:
             return 0
         return min(self.policy.prompt_slack_tokens, prompt_tokens * lasting // (20 * fleeting))
 
-    def refresh(self, hit: Hit, pages: Ids | None = None) -> None:
-        """Make what ``hit`` needs the last to be evicted: somebody is going to ask for it. Its
-        ``pages`` are asked of the tree when they are not given."""
-        self.memory.tick()
+    def refresh(self, hit: Hit) -> None:
+        """Make what ``hit`` needs the last to be evicted: somebody is going to ask for it."""
+        self.touch_large(self.large_pages_of(hit, self.tree.pages(hit.path)))
+
+    def large_pages_of(self, hit: Hit, pages: Ids) -> list[Ids]:
+        """The large pages, each once, in which what ``hit`` of ``pages`` needs of each group lies.
+        They stay the same until a node of its path changes."""
         encoder_pages = hit.path.node.encoder_pages
-        pages = self.tree.pages(hit.path) if pages is None else pages
-        self._touch(pages, [hit.path.num_pages * self.page_size], encoder_pages)
+        found: list[Ids] = []
+        for g in self._groups:
+            kept = self._kept(g, len(pages), encoder_pages, len(pages) * self.page_size)
+            parts = [self.memory.large_pages(g, pages[start:stop]) for start, stop in kept]
+            found.append(np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64))
+        return found
+
+    def touch_large(self, large: Sequence[Ids]) -> None:
+        """One new logical time for ``large`` pages, in every group."""
+        self.memory.tick()
+        for ids in large:
+            if not self.policy.balanced:
+                self.memory.tick()
+            self.memory.lru.touch(ids, self.memory.now)
 
     def _merge(self, pin: Pin, path: Path) -> None:
         """Repoint the private pages of ``pin`` that ``path`` covers onto the tree's."""
@@ -514,6 +529,7 @@ class Manager:
             self.tree.replace(path, first, fill)
             self._move_to_tree(fill, first, pin.encoder_pages)
         if not hollow.all():
+            self.tree.change(self.tree.nodes_of(theirs[~hollow]))
             self.memory.merge(mine[~hollow], theirs[~hollow])
         pin.pages[first : path.num_pages] = np.where(hollow, mine, theirs)
 
@@ -570,6 +586,7 @@ class Manager:
     def groups_changed(self) -> None:
         """A group was registered or retired."""
         self.changes += 1
+        self.tree.change(self.tree)
         self._longest.clear()
         self.page_ranges.cache_clear()
         self._kept.cache_clear()

@@ -244,8 +244,11 @@ class Memory:
 
     def touch(self, group: int, virtual: Ids) -> None:
         """A hit needed these pages of ``group`` now."""
-        large = self.large.large_of(group, self._small(group, virtual))
-        self.lru.touch(large, self.now)
+        self.lru.touch(self.large_pages(group, virtual), self.now)
+
+    def large_pages(self, group: int, virtual: Ids) -> Ids:
+        """The large pages in which these pages of ``group`` lie, one for each stripe."""
+        return self.large.large_of(group, self._small(group, virtual))
 
     # -- the tree: own, merge, evict ----------------------------------------------------------
 

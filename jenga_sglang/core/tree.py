@@ -7,7 +7,7 @@ group holds anything of becomes 0 in its node. Histories of different namespaces
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,8 @@ class Encoded:
 @dataclass(eq=False)
 class Node:
     """A run of pages below ``parent``; its first page is page ``start`` of the history, of which
-    an encoder made the first ``encoder_pages`` pages."""
+    an encoder made the first ``encoder_pages`` pages. ``version`` counts up, in all the tree, with
+    every change of a run, of children, of what a group holds of the pages, and when nodes leave."""
 
     key: bytes
     parent: Node | None
@@ -39,6 +40,7 @@ class Node:
     pages: Ids
     number: int
     encoder_pages: int
+    version: int
     children: dict[bytes, Node] = field(default_factory=dict)
 
     @property
@@ -55,15 +57,29 @@ class Path:
 
 
 class PrefixTree:
-    """Match, insert and shorten. ``find`` never writes; ``insert`` may split a node."""
+    """Match, insert and shorten. ``find`` never writes; ``insert`` may split a node.
+
+    What was worked out of a path at ``version`` still holds when no node of it `has_changed` since.
+    """
 
     def __init__(self, page_size: int, num_virtual: int) -> None:
         self.page_size = page_size
         self._roots: dict[Hashable, Node] = {}
         self._next_number = 0
+        self.version = 0
         # The node that holds a tree page, by its number.
         self._node_of = np.zeros(num_virtual + 1, np.int64)
         self._nodes: dict[int, Node] = {}
+
+    def change(self, nodes: Iterable[Node]) -> None:
+        """Note that ``nodes`` are not what they were."""
+        self.version += 1
+        for node in nodes:
+            node.version = self.version
+
+    def has_changed(self, path: Path, version: int) -> bool:
+        """Whether any node of ``path`` has changed since ``version``."""
+        return any(node.version > version for node in _ancestors(path.node))
 
     def root(self, namespace: Hashable) -> Node:
         """The empty history of ``namespace``."""
@@ -117,6 +133,7 @@ class PrefixTree:
         key = self.key(tokens, start)
         child = self._new_node(key, node, start, own, pages.copy())
         node.children[key] = child
+        self.change([node])
         return Path(child, stop)
 
     def replace(self, path: Path, first: int, pages: Ids) -> None:
@@ -129,6 +146,7 @@ class PrefixTree:
             filled = new != 0
             node.pages[lo - node.start : hi - node.start][filled] = new[filled]
             self._node_of[new[filled]] = node.number
+            self.change([node])
 
     def nodes_of(self, virtual: Ids) -> list[Node]:
         """The nodes that hold these tree pages, each once, in a fixed order."""
@@ -151,6 +169,8 @@ class PrefixTree:
         for child in node.children.values():
             for gone in _descendants(child):
                 del self._nodes[gone.number]
+                self.change([gone])
+        self.change([node])
         node.children = {}
         node.tokens = node.tokens[: index * self.page_size]
         node.pages = node.pages[:index]
@@ -166,6 +186,7 @@ class PrefixTree:
         self._node_of[virtual] = 0
         for node in nodes:
             node.pages[self._node_of[node.pages] == 0] = 0
+            self.change([node])
             self.trim(node)
 
     def trim(self, node: Node) -> None:
@@ -185,6 +206,7 @@ class PrefixTree:
         if not len(node.pages) and not node.children and node.parent is not None:
             del node.parent.children[node.key]
             del self._nodes[node.number]
+            self.change([node, node.parent])
 
     def _split(self, node: Node, index: int) -> Node:
         """Cut ``node`` before page ``index``; the upper half is new and is returned.
@@ -203,6 +225,7 @@ class PrefixTree:
         node.tokens = node.tokens[index * size :]
         node.pages = node.pages[index:]
         upper.children[node.key] = node
+        self.change([node])
         return upper
 
     def _new_node(
@@ -210,7 +233,10 @@ class PrefixTree:
     ) -> Node:
         self._next_number += 1
         encoder_pages = parent.encoder_pages if parent else 0
-        node = Node(key, parent, start, tokens, pages, self._next_number, encoder_pages)
+        self.version += 1
+        node = Node(
+            key, parent, start, tokens, pages, self._next_number, encoder_pages, self.version
+        )
         self._nodes[node.number] = node
         self._node_of[pages] = node.number
         return node
