@@ -16,10 +16,11 @@ TORCH_BACKEND = "jenga_torch"
 FLASHINFER_BACKEND = "flashinfer"
 TRITON_BACKEND = "triton"
 ATTENTION_BACKENDS = (FLASHINFER_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
-DEFAULT_PAGE_SIZE = 16
 # Inherited by every process that the server spawns: they load plug-ins before they see any flag.
 ACTIVE_VARIABLE = "JENGA_SGLANG_ACTIVE"
 WINDOW_VARIABLE = "JENGA_WINDOW"
+# What decodes with `--attention-backend flashinfer`.
+DECODE_VARIABLE = "JENGA_DECODE_KERNEL"
 
 # Fields of SGLang's ServerArgs that do not work on Jenga pages yet: what the user sees them as,
 # and the value that means "off".
@@ -114,10 +115,11 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
 
 
 def _check_page_size(values: MutableMapping[str, Any]) -> None:
+    """None stays None: the default depends on the model (`adapter/page_size.py`)."""
     page_size = values.get("page_size")
     if page_size is None:
-        values["page_size"] = DEFAULT_PAGE_SIZE
-    elif page_size < 1 or page_size > 256 or page_size & (page_size - 1):
+        return
+    if page_size < 1 or page_size > 256 or page_size & (page_size - 1):
         raise refuse(f"--page-size {page_size}", "is not a power of two from 1 to 256; 16 is usual")
 
 

@@ -30,13 +30,13 @@ from flashinfer_ext.xqa import SEMAPHORE_BYTES, XqaDecode
 from jenga_sglang import flags
 from jenga_sglang.adapter.device_backend import DeviceBackend, Step
 from jenga_sglang.adapter.step_tables import Rows
+from jenga_sglang.flags import DECODE_VARIABLE
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 PREFILL_VARIABLE = "JENGA_PREFILL_KERNEL"
-DECODE_VARIABLE = "JENGA_DECODE_KERNEL"
 MODULES_VARIABLE = "JENGA_FLASHINFER_MODULES"
 # The architectures, as major compute capability, that a kernel is written for.
 ARCHITECTURES = {"fa3": (9,), "xqa": (9, 10, 12)}

@@ -340,21 +340,19 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
     """While SGLang compares its lists, and nowhere else, ours have a name that is on them."""
     from sglang.srt.arg_groups import model_hook
 
+    from jenga_sglang.adapter.page_size import settle_page_size
+
     stock = model_hook.resolved_view
-
-    def listed(server_args: Any) -> Any:
-        view = stock(server_args)
-        is_ours = view.radix_cache_backend == flags.RADIX_CACHE_BACKEND
-        return ListedView(view) if is_ours else view
-
-    model_hook.resolved_view = listed
+    if stock(server_args).radix_cache_backend != flags.RADIX_CACHE_BACKEND:
+        return original(server_args)
+    settle_page_size(server_args)
+    model_hook.resolved_view = lambda args: ListedView(stock(args))
     try:
         result = original(server_args)
     finally:
         model_hook.resolved_view = stock
-    if stock(server_args).radix_cache_backend == flags.RADIX_CACHE_BACKEND:
-        _forbid_graphs_of_states(server_args)
-        _forbid_chunks_of_encoders(server_args)
+    _forbid_graphs_of_states(server_args)
+    _forbid_chunks_of_encoders(server_args)
     return result
 
 

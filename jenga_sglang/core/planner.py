@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from jenga_sglang.core.cost import Load
+from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.explain import explain_plan
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec
 from jenga_sglang.core.search import Candidate, Limits, Search
 
 DEFAULT_LENGTHS = (4096, 32768, 131072)  # tokens
-# Below 16 tokens the host handles an entry per token; above 64 the last page wastes per cents.
-DEFAULT_PAGE_SIZES = (16, 32, 64)  # tokens
+PAGE_SIZE = 16  # tokens
+ONE_GROUP_PAGE_SIZE = 8  # tokens
 # Costs this close are equal: the model of costs cannot tell them apart.
 EQUAL_SHARE = 2e-4
 
@@ -61,19 +62,32 @@ class Plan:
         return explain_plan(self, rejected)
 
 
+def default_page_size(specs: Sequence[LayerGroupSpec]) -> int:
+    """Tokens a page where nobody names a number.
+
+    Fewer where one group depends on everything: other memories run such models on pages of one
+    token, and all that pages cost there is the end of a request and of a hit that fills no page.
+    With several groups what they save is far more than that, and every page costs the host an
+    entry in each. Rows of any shape count alike, latent ones (MLA) too: the loss is in tokens.
+    """
+    is_plain = len(specs) == 1 and specs[0].dependency == Full()
+    return ONE_GROUP_PAGE_SIZE if is_plain else PAGE_SIZE
+
+
 def plan_geometry(
     specs: Sequence[LayerGroupSpec],
     *,
     pool_bytes: int,
     max_length: int,
-    page_size: int | Sequence[int] = DEFAULT_PAGE_SIZES,
+    page_size: int | Sequence[int] | None = None,
     lengths: Sequence[int] = DEFAULT_LENGTHS,
     limits: Limits | None = None,
 ) -> Plan:
     """Cut ``pool_bytes`` for ``specs`` at the least expected cost (`core.cost`).
 
     ``max_length`` is the model's, in tokens: dependencies are simplified to it and longer
-    ``lengths`` count as it. One ``page_size`` (tokens) is a given; of several the best is taken.
+    ``lengths`` count as it. One ``page_size`` (tokens) is a given, of several the best is taken,
+    and None is `default_page_size`.
     Where no large page can keep to the bound of ``limits``, the bound is raised to a little
     above the smallest possible one; `Plan.bound_bytes` says how far. Raises ``ValueError`` when
     the pool does not hold two large pages.
@@ -81,9 +95,10 @@ def plan_geometry(
     if not specs or not lengths or min(lengths) < 1 or max_length < 1:
         raise ValueError("expected groups, and lengths of at least one token")
     limits = limits or Limits()
-    page_sizes = (page_size,) if isinstance(page_size, int) else tuple(page_size)
     load_lengths = tuple(sorted({min(n, max_length) for n in lengths}))
     simple = tuple(replace(s, dependency=s.dependency.effective(max_length)) for s in specs)
+    page_size = default_page_size(simple) if page_size is None else page_size
+    page_sizes = (page_size,) if isinstance(page_size, int) else tuple(page_size)
     search = Search(Load(simple, load_lengths, pool_bytes), limits, page_sizes)
     wanted = limits.bound_bytes(pool_bytes)
     allowed, bound = search.within(wanted)

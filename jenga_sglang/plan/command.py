@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from jenga_sglang.core.planner import DEFAULT_LENGTHS, DEFAULT_PAGE_SIZES
+from jenga_sglang.core.planner import DEFAULT_LENGTHS, ONE_GROUP_PAGE_SIZE, PAGE_SIZE
 from jenga_sglang.plan.model import ReadOptions, read_model
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json
@@ -51,9 +51,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--page-size",
         type=_argument(_list_of(parse_tokens)),
-        default=DEFAULT_PAGE_SIZES,
         metavar="N[,N…]",
-        help=f"tokens a page; of several the best is taken ({_joined(DEFAULT_PAGE_SIZES)})",
+        help="tokens a page; of several the best is taken (what a server takes: "
+        f"{ONE_GROUP_PAGE_SIZE} where every layer depends on everything, else {PAGE_SIZE})",
     )
     parser.add_argument("--kv-dtype", choices=DTYPE_BYTES, help="dtype of K and V (the model's)")
     parser.add_argument(
@@ -125,7 +125,3 @@ def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert
-
-
-def _joined(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))

@@ -48,6 +48,7 @@ _NOT_READ = {
     "index_topk": "an index of keys beside the rows",
     "local_layer_ids": "a convolution state beside every layer's rows",
     "sparse_attention_config": "an index of keys beside the rows",
+    "time_step_rank": "states of Mamba-1 and no attention",
 }
 _PATTERN_LETTERS = {"M": Kind.STATE, "*": Kind.FULL, "-": Kind.NONE, "E": Kind.NONE}
 

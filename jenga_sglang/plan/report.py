@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jenga_sglang.core.demand import ideal_bytes
-from jenga_sglang.core.planner import DEFAULT_PAGE_SIZES, Plan, plan_geometry
+from jenga_sglang.core.planner import Plan, plan_geometry
 from jenga_sglang.core.search import Candidate
 from jenga_sglang.plan.layouts import Layout, compare
 from jenga_sglang.plan.model import Model
@@ -42,10 +42,10 @@ def make_report(
     model: Model,
     pool_bytes: int,
     lengths: Sequence[int],
-    page_size: int | Sequence[int] = DEFAULT_PAGE_SIZES,
+    page_size: int | Sequence[int] | None = None,
 ) -> Report:
     """Plan for ``model`` and compare layouts. Lengths beyond the model's are left out, unless
-    all are: then its own length is taken."""
+    all are: then its own length is taken. ``page_size`` as for `plan_geometry`."""
     kept = tuple(n for n in lengths if n <= model.max_length) or (model.max_length,)
     totals = [n + model.image_tokens for n in kept]
     plan = plan_geometry(

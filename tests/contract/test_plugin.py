@@ -255,7 +255,8 @@ class TestFlag:
     def test_jenga_sets_what_sglang_knows(self) -> None:
         values = vars(Namespace(memory_backend="jenga", page_size=None))
         assert flags.apply_flag(values)
-        assert values["radix_cache_backend"] == "jenga" and values["page_size"] == 16
+        assert values["radix_cache_backend"] == "jenga"
+        assert values["page_size"] is None, "the model decides"
         assert values["attention_backend"] in flags.ATTENTION_BACKENDS
 
 
@@ -308,7 +309,7 @@ class TestModelLists:
         declared: dict[str, Any] = {}
         config = CudaGraphConfig()
         config.decode.backend = config.prefill.backend = "full"
-        view = Namespace(radix_cache_backend="jenga", cuda_graph_config=config)
+        view = Namespace(radix_cache_backend="jenga", cuda_graph_config=config, page_size=16)
         for name, value in {
             "resolved_view": lambda server_args: view,
             "resolving_view": lambda server_args: view,

@@ -15,7 +15,7 @@ POISON = {"JENGA_POISON_FREED": "1"}
 LONG_ANSWER_TOKENS = 40
 
 
-def server_flags(model: Path, page_size: int) -> dict[str, Any]:
+def server_flags(model: Path, page_size: int | None) -> dict[str, Any]:
     """Fields of SGLang's `ServerArgs` for a pool that holds very few requests."""
     return {
         "model_path": str(model),

@@ -20,22 +20,23 @@ from models.tiny import ARCHITECTURES, WINDOW
 SHAPE = StreamShape(num_requests=70, longest_prompt=400)
 
 CASES = [
-    # architecture, page size, environment
-    ("llama", 16, {}),
+    # architecture, page size (None: the default), environment
+    ("llama", None, {}),
     ("mistral", 16, POISON),
     ("ministral", 16, {}),
-    ("gemma3", 16, POISON),
+    ("gemma3", None, POISON),
     ("cohere2", 16, {}),
     ("olmo3", 16, POISON),
     ("gemma3", 1, {}),
     ("cohere2", 64, POISON),
 ]
+DEFAULT_PAGE_SIZES = {"llama": 8, "gemma3": 16}
 
 
 @pytest.mark.parametrize(("architecture", "page_size", "env"), CASES)
 def test_every_answer_is_stocks(
     architecture: str,
-    page_size: int,
+    page_size: int | None,
     env: dict[str, str],
     tiny_model: Callable[[str], Path],
     run_both: Callable[..., tuple[Report, Report]],
@@ -44,6 +45,7 @@ def test_every_answer_is_stocks(
     flags = server_flags(tiny_model(architecture), page_size)
     stock, jenga = run_both(flags, requests, env=env)
 
+    assert jenga.state["page_size"] == (page_size or DEFAULT_PAGE_SIZES[architecture])
     assert_same_answers(architecture, stock.answers, jenga.answers)
     assert_outputs_vary(jenga.answers)
     assert_memory_was_short(jenga.state, jenga.answers, ARCHITECTURES[architecture].num_groups)

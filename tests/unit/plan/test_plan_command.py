@@ -100,7 +100,7 @@ def test_a_field_that_cannot_be_read_is_named_on_stderr(
 
 def test_a_pool_that_is_too_small_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(CONFIGS / "llama-3.1-8b.json")
-    assert main(["plan", file, "--kv-bytes", "64KiB"]) == 2
+    assert main(["plan", file, "--kv-bytes", "32KiB"]) == 2
     assert "no room for one large page" in capsys.readouterr().err
 
 

@@ -1,0 +1,109 @@
+"""The page size of a server: the user's, or else the one that suits the model's layer groups."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models.tiny import ARCHITECTURES
+from resolved import CONFIGS, resolve, write_config
+
+from jenga_sglang import cli
+from jenga_sglang.flags import DECODE_VARIABLE
+
+# Transformers cannot read these as they are.
+UNREADABLE = {"exaone-4-32b", "ministral-8b", "step-3.5-flash"}
+NAMES = sorted({path.stem for path in CONFIGS.glob("*.json")} - UNREADABLE)
+ONE_FULL_GROUP = {"deepseek-v3", "llama-3.1-8b", "mistral-7b-v0.1", "phi-3-mini-4k", "phi-4-mini"}
+LLAMA, GEMMA, MISTRAL = "llama-3.1-8b", "gemma-3-27b", "mistral-7b-v0.1"
+GIVEN = (1, 4, 8, 16, 32, 64, 256)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configs as they were released, as Transformers writes them, and one that nobody knows."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in NAMES:
+        write_config(folder, name)
+    for name, kind in ARCHITECTURES.items():
+        config = kind.make_config()
+        config.architectures = [f"{kind.model}ForCausalLM"]
+        config.save_pretrained(folder / name)
+    unknown = json.loads((folder / LLAMA / "config.json").read_text()) | {"local_layer_ids": [0]}
+    (folder / "unknown").mkdir()
+    (folder / "unknown" / "config.json").write_text(json.dumps(unknown))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sizes(folder: Path) -> dict[str, int]:
+    """Tokens a page of every server of these tests, resolved in one process."""
+    cases: dict[str, dict[str, Any]] = {
+        name: {"model_path": name} for name in (*NAMES, *ARCHITECTURES, "unknown")
+    }
+    for size in GIVEN:
+        for name in (LLAMA, GEMMA):
+            cases[f"{name} {size}"] = {"model_path": name, "page_size": size}
+    windows = {"model_path": MISTRAL, "jenga_window": "config"}
+    cases |= {
+        "windows": windows,
+        "windows never outgrown": windows | {"context_length": 4096},
+        "short gemma": {"model_path": GEMMA, "context_length": 1024},
+        "less short gemma": {"model_path": GEMMA, "context_length": 2048},
+        "xqa": {"model_path": LLAMA, "env": {DECODE_VARIABLE: "xqa"}},
+        "xqa 8": {"model_path": LLAMA, "page_size": 8},
+        "fa2": {"model_path": LLAMA, "env": {DECODE_VARIABLE: "fa2"}},
+    }
+    found = resolve(
+        [case | {"model_path": str(folder / case["model_path"])} for case in cases.values()]
+    )
+    return {name: resolved["page_size"] for name, resolved in zip(cases, found, strict=True)}
+
+
+def planned(model: Path, capsys: pytest.CaptureFixture[str], *options: str) -> Any:
+    """The page size that `jenga plan` shows."""
+    assert cli.main(["plan", str(model), "--kv-bytes", "40GiB", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)["page_size_tokens"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_full_group_has_smaller_pages_and_the_plan_says_so(
+    name: str, sizes: dict[str, int], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sizes[name] == (8 if name in ONE_FULL_GROUP else 16)
+    assert sizes[name] == planned(folder / name, capsys)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_config_with_every_default_spelled_out_says_the_same(
+    name: str, sizes: dict[str, int]
+) -> None:
+    kind = ARCHITECTURES[name]
+    is_plain = kind.num_groups == 1 and set(kind.layers) == {"f"}
+    assert sizes[name] == (8 if is_plain else 16)
+
+
+@pytest.mark.parametrize("name", [LLAMA, GEMMA])
+def test_the_users_page_size_stands(name: str, sizes: dict[str, int]) -> None:
+    assert [sizes[f"{name} {size}"] for size in GIVEN] == list(GIVEN)
+
+
+def test_windows_count_as_the_server_applies_them(
+    sizes: dict[str, int], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A window that layers really have is a group of its own; one that no request outgrows is
+    full attention."""
+    assert sizes["windows"] == sizes["less short gemma"] == 16
+    assert sizes["windows never outgrown"] == sizes["short gemma"] == 8
+    windows = ("--jenga-window", "config")
+    assert planned(folder / MISTRAL, capsys, *windows) == 16
+    assert planned(folder / MISTRAL, capsys, *windows, "--max-length", "4096") == 8
+    assert planned(folder / GEMMA, capsys, "--max-length", "1024") == 8
+
+
+def test_pages_are_as_large_as_the_decode_kernel_needs_them(sizes: dict[str, int]) -> None:
+    assert (sizes["xqa"], sizes["xqa 8"], sizes["fa2"]) == (16, 8, 8)
+
+
+def test_a_config_that_cannot_be_read_gives_the_usual_pages(sizes: dict[str, int]) -> None:
+    assert sizes["unknown"] == 16
