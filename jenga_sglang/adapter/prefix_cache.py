@@ -106,6 +106,8 @@ class JengaPrefixCache(BasePrefixCache):
     def look_ahead(self) -> None:
         """Find and protect what waiting requests will hit."""
         waiting = self.waiting
+        if waiting and self.lookahead.has_looked(waiting[0].rid):
+            return
 
         def read(index: int) -> tuple[Hashable, Tokens]:
             req = waiting[index]

@@ -209,6 +209,8 @@ class Evictor:
 
     def forget_hollow(self, virtual: Ids) -> None:
         """Take out of the tree those pages that no group holds anything of and nobody pins."""
+        if not len(virtual):
+            return
         hollow = virtual[self.memory.in_tree[virtual] & self.memory.is_hollow(virtual)]
         if len(hollow):
             self.tree.hollow_out(hollow)

@@ -16,7 +16,7 @@ tokens in B pages goes for a request that takes A pages of its own when::
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -48,7 +48,7 @@ class Wanted:
     large_pages: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Route:
     """The longest match of a history: it stays that for as long as its node is as it was and has
     no child that begins with ``next_key``, the page with which the history goes on. It was so at
@@ -61,17 +61,16 @@ class _Route:
     version: int
 
     @classmethod
-    def find(cls, tree: PrefixTree, namespace: Hashable, tokens: Tokens) -> _Route:
-        path = tree.find(namespace, tokens)
+    def find(
+        cls, tree: PrefixTree, namespace: Hashable, tokens: Tokens, known: Path | None
+    ) -> _Route:
+        path = tree.find(namespace, tokens, known)
         node = path.node
         next_key = tree.key(tokens, path.num_pages)
         return cls(path, node.start, node.stop, next_key, tree.version)
 
     def is_current(self, tree: PrefixTree) -> bool:
         node = self.path.node
-        if node.version <= self.version:
-            return True
-        self.version = tree.version
         return (
             self.next_key not in node.children
             and self.start == node.start
@@ -112,6 +111,10 @@ class Lookahead:
 
     # -- the queue ----------------------------------------------------------------------------
 
+    def has_looked(self, head: str) -> bool:
+        """Whether nothing was used since the queue was read with ``head`` at its head."""
+        return self._looked_at == (head, self.manager.memory.now)
+
     def look(self, waiting: Sequence[str], read: Read) -> None:
         """Find what the requests ``waiting`` (ids, head first) will hit, and refresh it so that
         what is hit soonest is evicted last. Cheap when nothing was used since the last time."""
@@ -120,7 +123,7 @@ class Lookahead:
             return
         if not waiting:
             self.wanted = []
-        if not waiting or self._looked_at == (waiting[0], manager.memory.now):
+        if not waiting or self.has_looked(waiting[0]):
             return
         routes: dict[str, _Route] = {}
         prefixes: dict[tuple[int, int], _Prefix] = {}
@@ -128,7 +131,10 @@ class Lookahead:
         seen: set[int] = set()
         self.wanted = []
         for index, key in enumerate(waiting[:MAX_REQUESTS]):
-            route = routes[key] = self._route(key, index, read)
+            route = self._routes.get(key)
+            if route is None or route.path.node.version > route.version:
+                route = self._route(route, index, read)
+            routes[key] = route
             path = route.path
             if path.node.number in seen:
                 continue
@@ -144,12 +150,12 @@ class Lookahead:
         self._routes, self._prefixes = routes, prefixes
         self._looked_at = (waiting[0], manager.memory.now)
 
-    def _route(self, key: str, index: int, read: Read) -> _Route:
-        route = self._routes.get(key)
+    def _route(self, route: _Route | None, index: int, read: Read) -> _Route:
+        """The route of the request at ``index``, whose node has changed since it had ``route``."""
         tree = self.manager.tree
         if route is not None and route.is_current(tree):
-            return route
-        return _Route.find(tree, *read(index))
+            return replace(route, version=tree.version)
+        return _Route.find(tree, *read(index), None if route is None else route.path)
 
     def _prefix(self, path: Path) -> _Prefix:
         manager, tree = self.manager, self.manager.tree

@@ -157,6 +157,7 @@ class Manager:
         held = [list(self.page_ranges(g, length, encoder_pages)) for g in self._groups]
         self._next_pin += 1
         pin = Pin(self._next_pin, pages, len(pages), len(pages), held, hit)
+        pin.path = Path(hit.path.node, hit.matched_pages)
         pin.length = len(pages) * self.page_size
         pin.held_for_others = [[] for _ in self._groups]
         pin.groups = tuple(self.memory.row_groups)
@@ -182,8 +183,7 @@ class Manager:
         for g, ranges in enumerate(pin.held):
             for r in ranges:
                 self.memory.unpin(g, pin.pages[r.start : r.stop])
-        self.memory.unpin_virtual(pin.row)
-        self.evictor.forget_hollow(pin.row)
+        self.evictor.forget_hollow(self.memory.unpin_virtual(pin.row))
         pin.num_pages = pin.tree_pages = pin.length = 0
         self.changes += 1
 
@@ -409,8 +409,7 @@ class Manager:
                 continue
             needed = self.page_ranges(g, whole * self.page_size, pin.encoder_pages)
             pin.held[g], gone = _divide(pin.held[g], needed, whole)
-            kept = self._worth_holding(g, pin, gone) if gone and pin.shared else []
-            if kept:
+            if gone and pin.shared and (kept := self._worth_holding(g, pin, gone)):
                 pin.held_for_others[g] = union([*pin.held_for_others[g], *kept])
                 gone = subtract(gone, kept)
             for start, stop in gone:
@@ -452,14 +451,15 @@ class Manager:
             return
         num_pages = len(tokens) // self.page_size
         tokens = tokens[: num_pages * self.page_size]
-        path = self.tree.find(namespace, tokens)
+        path = self.tree.find(namespace, tokens, pin.path)
         known = path.num_pages
         if known > pin.tree_pages:
             self._merge(pin, path)
         if num_pages > max(known, pin.tree_pages):
             own = pin.pages[known:num_pages]
-            self.tree.extend(path, tokens, own)
+            path = self.tree.extend(path, tokens, own)
             self._move_to_tree(own, known, pin.encoder_pages)
+        pin.path = path
         self._publish_states(pin, num_pages)
         pin.tree_pages = max(pin.tree_pages, num_pages)
         pin.kept += [len(tokens)] if keep is None else keep
@@ -500,14 +500,16 @@ class Manager:
         self.touch_large(self.large_pages_of(hit, self.tree.pages(hit.path)))
 
     def large_pages_of(self, hit: Hit, pages: Ids) -> list[Ids]:
-        """The large pages, each once, in which what ``hit`` of ``pages`` needs of each group lies.
-        They stay the same until a node of its path changes."""
+        """The large pages of every group in which what ``hit`` of ``pages`` needs lies, hardly any
+        twice. They stay the same until a node of its path changes."""
         encoder_pages = hit.path.node.encoder_pages
         found: list[Ids] = []
         for g in self._groups:
             kept = self._kept(g, len(pages), encoder_pages, len(pages) * self.page_size)
             parts = [self.memory.large_pages(g, pages[start:stop]) for start, stop in kept]
-            found.append(np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64))
+            large = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            # Neighbours lie together: what repeats, repeats at once.
+            found.append(large[np.diff(large, prepend=0) != 0])
         return found
 
     def touch_large(self, large: Sequence[Ids]) -> None:

@@ -232,15 +232,18 @@ class Memory:
         self.num_tree_pinned += int(np.count_nonzero(before == 0))
         pins[virtual] = before + 1
 
-    def unpin_virtual(self, virtual: Ids) -> None:
-        """Drop one pin of virtual pages; private ones are given back, 0 is passed over."""
+    def unpin_virtual(self, virtual: Ids) -> Ids:
+        """Drop one pin of virtual pages; private ones are given back, 0 is passed over. Returns the
+        tree's that nobody pins any more."""
         virtual = virtual[virtual != 0]
         left = self.pins[-1][virtual] - 1
         self.pins[-1][virtual] = left
         idle = virtual[left == 0]
         in_tree = self.in_tree[idle]
-        self.num_tree_pinned -= int(np.count_nonzero(in_tree))
+        cached = idle[in_tree]
+        self.num_tree_pinned -= len(cached)
         self._free_virtual(idle[~in_tree])
+        return cached
 
     def touch(self, group: int, virtual: Ids) -> None:
         """A hit needed these pages of ``group`` now."""

@@ -42,6 +42,7 @@ class Pin:
     tree_pages: int
     held: list[list[Range]]
     hit: Hit
+    path: Path | None = None  # of the row's beginning, as last seen in the tree
     length: int = 0  # tokens in the row; the last page may have room for more
     slid_pages: int = 0  # windows have slid to here
     touched: bool = False

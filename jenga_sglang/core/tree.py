@@ -90,20 +90,26 @@ class PrefixTree:
             self._roots[namespace] = root
         return self._roots[namespace]
 
-    def find(self, namespace: Hashable, tokens: Tokens) -> Path:
-        """The longest history in the tree that ``tokens`` begins with, in whole pages."""
-        node, pages = self.root(namespace), 0
+    def find(self, namespace: Hashable, tokens: Tokens, known: Path | None = None) -> Path:
+        """The longest history in the tree that ``tokens`` begins with, in whole pages.
+
+        ``known`` is what it was at some time. What a living node's history is, its parents' and its
+        own, never changes but at the end: so only what follows ``known`` is compared.
+        """
         total = len(tokens) // self.page_size
-        while pages < total:
+        node, pages = self.root(namespace), 0
+        if known is not None and self.is_alive(known.node):
+            node, pages = known.node, min(known.num_pages, known.node.stop, total)
+            while pages <= node.start and node.parent is not None:
+                node = node.parent
+        while True:
+            pages += self._common_pages(node, tokens, pages)
+            if pages < node.stop or pages >= total:
+                return Path(node, pages)
             child = node.children.get(self.key(tokens, pages))
             if child is None:
-                break
+                return Path(node, pages)
             node = child
-            matched = self._common_pages(child, tokens, pages)
-            pages += matched
-            if matched < len(child.pages):
-                break
-        return Path(node, pages)
 
     def goes_on(self, path: Path) -> bool:
         """Whether the tree knows a history that ``path`` is only the beginning of."""
@@ -246,8 +252,13 @@ class PrefixTree:
         return tokens[page * self.page_size : (page + 1) * self.page_size].tobytes()
 
     def _common_pages(self, node: Node, tokens: Tokens, page: int) -> int:
-        theirs = tokens[page * self.page_size :][: len(node.tokens)]
-        ours = node.tokens[: len(theirs)]
+        """How many pages ``node`` shares with ``tokens`` from ``page`` on, its own or its stop."""
+        size = self.page_size
+        ours = node.tokens[(page - node.start) * size :]
+        theirs = tokens[page * size :][: len(ours)]
+        ours = ours[: len(theirs)]
+        if not len(ours):
+            return 0
         differs = ours != theirs
         first = int(differs.argmax())
         same = first if differs[first] else len(theirs)
