@@ -377,14 +377,16 @@ def subtract(ranges: Iterable[Range], kept: Iterable[Range]) -> list[Range]:
 
 def intersect(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
     """The parts of ``ranges`` inside ``others``; both ascending and disjoint."""
-    ranges = list(ranges)
-    return subtract(ranges, subtract(ranges, others))
+    others = list(others)
+    return [
+        Range(max(a, c), min(b, d)) for a, b in ranges for c, d in others if max(a, c) < min(b, d)
+    ]
 
 
 def union(ranges: Iterable[Range]) -> list[Range]:
     """``ranges`` in any order as ascending disjoint ranges, merged where they meet."""
     merged: list[Range] = []
-    for r in sorted(r for r in ranges if r.size):
+    for r in sorted([r for r in ranges if r.start < r.stop]):
         if merged and r.start <= merged[-1].stop:
             merged[-1] = Range(merged[-1].start, max(merged[-1].stop, r.stop))
         else:

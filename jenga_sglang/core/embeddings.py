@@ -35,7 +35,7 @@ class Embeddings:
         there is no room, or no prefix cache."""
         manager, memory = self.manager, self.manager.memory
         tokens = self._tokens(number, num_tokens)
-        parts = [(len(tokens) // manager.page_size, (self.group,))]
+        parts = ((len(tokens) // manager.page_size, (self.group,)),)
         demand = memory.demand_of_parts(parts)
         if not manager.prefix_cache or not memory.large.can_serve(demand):
             return None

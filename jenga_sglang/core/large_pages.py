@@ -130,10 +130,12 @@ class LargePages:
         num_large = min(self.num_free, _ceil_div(count, per_large))
         self.num_free -= num_large
         large = self._free[self.num_free : self.num_free + num_large][::-1].copy()
-        self.owner[large] = group
-        self._request[large] = request
+        # A number is a faster index than an array.
+        where = large if num_large != 1 else int(large[0])
+        self.owner[where] = group
+        self._request[where] = request
         self.num_owned[group] += num_large
-        self.used[large] = self.held[large] = per_large
+        self.used[where] = self.held[where] = per_large
         small = large if per_large == 1 else self.small_of(group, large).ravel()
         if holes := small[count:].tolist():
             last = int(large[-1])

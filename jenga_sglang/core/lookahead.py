@@ -16,7 +16,7 @@ tokens in B pages goes for a request that takes A pages of its own when::
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -48,7 +48,7 @@ class Wanted:
     large_pages: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Route:
     """The longest match of a history: it stays that for as long as its node is as it was and has
     no child that begins with ``next_key``, the page with which the history goes on. It was so at
@@ -82,7 +82,7 @@ class _Route:
 @dataclass(frozen=True, slots=True)
 class _Prefix:
     """What a request on one path will hit: these ``pages``, which lie in these ``large`` pages of
-    each group. It stays that for as long as no node of the path changes after ``version``."""
+    each group. It stays that for as long as the path's pages are what they were at ``version``."""
 
     hit: Hit
     pages: Ids
@@ -154,7 +154,8 @@ class Lookahead:
         """The route of the request at ``index``, whose node has changed since it had ``route``."""
         tree = self.manager.tree
         if route is not None and route.is_current(tree):
-            return replace(route, version=tree.version)
+            route.version = tree.version
+            return route
         return _Route.find(tree, *read(index), None if route is None else route.path)
 
     def _prefix(self, path: Path) -> _Prefix:

@@ -303,7 +303,7 @@ class Manager:
         """
         demand = [0] * len(self.dependencies)
         total = sum(pages for _, pages in demands)
-        own_demands: list[tuple[Pin, list[int]]] = []
+        own_demands: list[tuple[Pin, Sequence[int]]] = []
         for pin, pages in demands:
             own = self.memory.demand_of_parts(pin.parts(pages), self.states.needs_slot(pin))
             own_demands.append((pin, own))
@@ -423,7 +423,9 @@ class Manager:
         ranges = [
             r for n in pin.shared for r in self.page_ranges(group, n // size * size, encoder_pages)
         ]
-        return intersect(gone, intersect(union(ranges), [Range(0, pin.tree_pages)]))
+        if len(ranges) > 1:
+            ranges = union(ranges)
+        return intersect(intersect(gone, ranges), [Range(0, pin.tree_pages)])
 
     def _let_go_for_others(self, pin: Pin) -> None:
         for g, ranges in enumerate(pin.held_for_others):
@@ -501,7 +503,7 @@ class Manager:
 
     def large_pages_of(self, hit: Hit, pages: Ids) -> list[Ids]:
         """The large pages of every group in which what ``hit`` of ``pages`` needs lies, hardly any
-        twice. They stay the same until a node of its path changes."""
+        twice. They stay the same until `PrefixTree.has_changed` says otherwise."""
         encoder_pages = hit.path.node.encoder_pages
         found: list[Ids] = []
         for g in self._groups:

@@ -15,8 +15,8 @@ states most have none: `core.states` says which are backed there, and what slots
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ from jenga_sglang.core.large_pages import Ids, LargePages, are_distinct
 from jenga_sglang.core.lru import LruBuckets
 
 # Pages of a history, one part after the other: how many, and the groups that each of them is in.
-Parts = Sequence[tuple[int, Sequence[int]]]
+Parts = tuple[tuple[int, tuple[int, ...]], ...]
+
+REMEMBERED = 1 << 10  # demands of parts of histories
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Memory:
         ]
         self._free = np.arange(num_virtual_pages, 0, -1, dtype=np.int64)
         self.num_free_virtual = num_virtual_pages
+        # Nearly always asked about one page.
+        self.demand_of_parts = lru_cache(REMEMBERED)(self._demand_of_parts)
         self.num_tree = 0  # virtual pages in the tree
         self.num_tree_pinned = 0
         self.now = 0
@@ -101,6 +105,7 @@ class Memory:
         group = self.num_groups
         self.geometry = geometry
         self.num_groups += 1
+        self.demand_of_parts.cache_clear()
         self._rows_like(geometry.groups[group].spec.dependency).append(group)
         self.stripes.append(geometry.groups[group].stripes)
         rows = self.pins.shape[1]
@@ -136,11 +141,11 @@ class Memory:
 
     # -- requests: take, pin, unpin -----------------------------------------------------------
 
-    def small_demand(self, pages: int, states: int = 0) -> list[int]:
+    def small_demand(self, pages: int, states: int = 0) -> tuple[int, ...]:
         """Small pages per group that ``pages`` new pages of text and ``states`` new states take."""
-        return self.demand_of_parts([(pages, self.row_groups)], states)
+        return self.demand_of_parts(((pages, tuple(self.row_groups)),), states)
 
-    def demand_of_parts(self, parts: Parts, states: int = 0) -> list[int]:
+    def _demand_of_parts(self, parts: Parts, states: int = 0) -> tuple[int, ...]:
         """Small pages per group that ``parts`` and ``states`` new states take."""
         counts = [0] * self.num_groups
         for g in self.state_groups:
@@ -148,7 +153,7 @@ class Memory:
         for pages, groups in parts:
             for g in groups:
                 counts[g] += pages
-        return [n * s for n, s in zip(counts, self.stripes, strict=True)]
+        return tuple([n * s for n, s in zip(counts, self.stripes, strict=True)])
 
     def take(
         self,
@@ -185,14 +190,16 @@ class Memory:
         # Until something needs it again a page is transient: first to go. A large page with
         # other tenants keeps their time.
         self.lru.start(fresh)
-        if stripes == 1:
-            self._first[group][virtual] = small
-            self._virtual_of[group][small] = virtual
+        if len(virtual) == 1:
+            page = int(virtual[0])  # a number is a faster index than an array
+            self.table[group][page] = small
+            self._virtual_of[group][small] = page
+            self.pins[group, page] = 1
         else:
             self.table[group][virtual] = small.reshape(-1, stripes)
             self._virtual_of[group][small] = virtual.repeat(stripes)
+            self.pins[group][virtual] = 1
         self._note_change(virtual)
-        self.pins[group][virtual] = 1
 
     def open_slot(self, slot: Ids) -> None:
         """A request's working states live in ``slot`` from now on."""

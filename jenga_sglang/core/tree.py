@@ -30,8 +30,9 @@ class Encoded:
 @dataclass(eq=False)
 class Node:
     """A run of pages below ``parent``; its first page is page ``start`` of the history, of which
-    an encoder made the first ``encoder_pages`` pages. ``version`` counts up, in all the tree, with
-    every change of a run, of children, of what a group holds of the pages, and when nodes leave."""
+    an encoder made the first ``encoder_pages`` pages. ``version`` is the tree's when the run, the
+    children or what a group holds of the pages last changed, or the node left the tree;
+    ``pages_version`` the same but for children and for a run that was split."""
 
     key: bytes
     parent: Node | None
@@ -41,6 +42,7 @@ class Node:
     number: int
     encoder_pages: int
     version: int
+    pages_version: int
     children: dict[bytes, Node] = field(default_factory=dict)
 
     @property
@@ -59,7 +61,8 @@ class Path:
 class PrefixTree:
     """Match, insert and shorten. ``find`` never writes; ``insert`` may split a node.
 
-    What was worked out of a path at ``version`` still holds when no node of it `has_changed` since.
+    What was worked out of the pages of a path at ``version`` holds while none of them
+    `has_changed` since.
     """
 
     def __init__(self, page_size: int, num_virtual: int) -> None:
@@ -75,11 +78,21 @@ class PrefixTree:
         """Note that ``nodes`` are not what they were."""
         self.version += 1
         for node in nodes:
-            node.version = self.version
+            node.version = node.pages_version = self.version
+
+    def _branch(self, node: Node) -> None:
+        """Note that ``node`` ends elsewhere or has another child, with the pages that it had."""
+        self.version += 1
+        node.version = self.version
 
     def has_changed(self, path: Path, version: int) -> bool:
-        """Whether any node of ``path`` has changed since ``version``."""
-        return any(node.version > version for node in _ancestors(path.node))
+        """Whether the pages of ``path`` or what a group holds of them changed after ``version``."""
+        node: Node | None = path.node
+        while node is not None:
+            if node.pages_version > version:
+                return True
+            node = node.parent
+        return False
 
     def root(self, namespace: Hashable) -> Node:
         """The empty history of ``namespace``."""
@@ -139,7 +152,7 @@ class PrefixTree:
         key = self.key(tokens, start)
         child = self._new_node(key, node, start, own, pages.copy())
         node.children[key] = child
-        self.change([node])
+        self._branch(node)
         return Path(child, stop)
 
     def replace(self, path: Path, first: int, pages: Ids) -> None:
@@ -212,7 +225,8 @@ class PrefixTree:
         if not len(node.pages) and not node.children and node.parent is not None:
             del node.parent.children[node.key]
             del self._nodes[node.number]
-            self.change([node, node.parent])
+            self.change([node])
+            self._branch(node.parent)
 
     def _split(self, node: Node, index: int) -> Node:
         """Cut ``node`` before page ``index``; the upper half is new and is returned.
@@ -231,7 +245,8 @@ class PrefixTree:
         node.tokens = node.tokens[index * size :]
         node.pages = node.pages[index:]
         upper.children[node.key] = node
-        self.change([node])
+        upper.pages_version = node.pages_version
+        self._branch(node)
         return upper
 
     def _new_node(
@@ -240,9 +255,8 @@ class PrefixTree:
         self._next_number += 1
         encoder_pages = parent.encoder_pages if parent else 0
         self.version += 1
-        node = Node(
-            key, parent, start, tokens, pages, self._next_number, encoder_pages, self.version
-        )
+        number, now = self._next_number, self.version
+        node = Node(key, parent, start, tokens, pages, number, encoder_pages, now, now)
         self._nodes[node.number] = node
         self._node_of[pages] = node.number
         return node
