@@ -171,12 +171,17 @@ def stock_token_bytes(configurator: Any) -> int:
     return int(len(configurator.mambaish_config.full_attention_layer_ids) * row)
 
 
+def most_working_states(configurator: Any, token_capacity: int) -> int:
+    """Requests whose states fit into the bytes of SGLang's own pools for ``token_capacity``."""
+    params = configurator.mambaish_config.mamba2_cache_params
+    return int(_stock_hybrid_bytes(configurator, token_capacity) // params.mamba_cache_per_req)
+
+
 def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
     """Bytes that SGLang's own pools would take for these sizes, padding page included."""
     page = configurator.pool_page_size
     if not configurator.is_hybrid_swa:
-        rows = stock_token_bytes(configurator) * (sizes.max_total_num_tokens + page)
-        return rows + _stock_state_bytes(configurator)
+        return _stock_hybrid_bytes(configurator, sizes.max_total_num_tokens)
     head = configurator._unified_swa_head_geometry()
     itemsize = configurator.kv_cache_dtype.itemsize
     full = head.head_num * (head.head_dim + head.v_head_dim) * itemsize
@@ -186,6 +191,12 @@ def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
         full * len(layers.full_attention_layer_ids) * (sizes.full_max_total_num_tokens + page)
         + swa * len(layers.swa_attention_layer_ids) * (sizes.swa_max_total_num_tokens + page)
     )
+
+
+def _stock_hybrid_bytes(configurator: Any, tokens: int) -> int:
+    """Bytes of SGLang's pools of rows, without windows, and of states; padding included."""
+    rows = stock_token_bytes(configurator) * (tokens + configurator.pool_page_size)
+    return rows + _stock_state_bytes(configurator)
 
 
 def _stock_state_bytes(configurator: Any) -> int:

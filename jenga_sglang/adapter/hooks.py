@@ -175,6 +175,12 @@ def _state_hooks() -> list[Hook]:
             HookType.AROUND,
         ),
         Hook(
+            "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator.resolve_max_num_reqs",
+            ("self", "token_capacity"),
+            _resolve_max_num_reqs,
+            HookType.AROUND,
+        ),
+        Hook(
             "sglang.srt.model_executor.model_runner_components.attention_backend_setup"
             ".attn_backend_wrapper",
             ("runner", "full_attn_backend"),
@@ -553,6 +559,24 @@ def _handle_mamba_radix_cache(
 def _uses_ssm_state(original: Callable[..., bool], model_config: Any) -> bool:
     """The scheduler must not look for a second pool: states are in ours."""
     return not is_jenga() and original(model_config)
+
+
+def _resolve_max_num_reqs(
+    original: Callable[..., int], configurator: Any, token_capacity: int
+) -> int:
+    """SGLang sets aside up to five states for every request that may run. Here a request takes one,
+    and checkpoints what is left."""
+    config = configurator.mambaish_config
+    if not is_jenga() or config is None:
+        return original(configurator, token_capacity)
+    from jenga_sglang.adapter.build import most_working_states
+
+    configurator.mambaish_config = None
+    try:
+        most = original(configurator, token_capacity)
+    finally:
+        configurator.mambaish_config = config
+    return min(most, most_working_states(configurator, token_capacity))
 
 
 def _attn_backend_wrapper(original: Callable[..., Any], runner: Any, full_attn_backend: Any) -> Any:
