@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.replay import unified_on_cpu
 from benchmarks.replay.geometry import NotYetSupportedError
 from benchmarks.replay.held import PoolBytes, token_pool_bytes
+from benchmarks.replay.moved import DEVICE_WORK
 from benchmarks.replay.spec import RunSpec
 
 JENGA_POLICY_VARIABLE = "JENGA_POLICIES"
@@ -32,6 +33,7 @@ class Backend:
     `server_args` returns fields of `ServerArgs`. `before_args` runs before `ServerArgs` exists
     (plug-ins), `after_publish` between publishing the arguments and building the scheduler.
     `pool_bytes` reads the bytes that the backend holds off a built scheduler, in shrunk bytes.
+    `before_forward` sees every batch before it runs.
     """
 
     check: Callable[[RunSpec], None] = _nothing
@@ -39,30 +41,34 @@ class Backend:
     before_args: Callable[[RunSpec], None] = _nothing
     after_publish: Callable[[RunSpec], None] = _nothing
     pool_bytes: Callable[[Any], PoolBytes] = token_pool_bytes
+    before_forward: Callable[[Any], None] = lambda batch: None
 
 
 def _ratio_arguments(spec: RunSpec) -> dict[str, Any]:
-    if spec.swa_full_tokens_ratio is None:
-        return {}
-    return {"swa_full_tokens_ratio": spec.swa_full_tokens_ratio}
+    ratios = {
+        "swa_full_tokens_ratio": spec.swa_full_tokens_ratio,
+        "mamba_full_memory_ratio": spec.mamba_full_memory_ratio,
+    }
+    return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
 
 def _at_most_one_window(spec: RunSpec) -> None:
     """SGLang's own hybrid pool knows one full and one window shape."""
-    windows = [group for group in spec.geometry.groups if group.window is not None]
-    if len(windows) > 1 or len(spec.geometry.groups) - len(windows) > 1:
+    groups = spec.geometry.row_groups
+    windows = [group for group in groups if group.window is not None]
+    if len(windows) > 1 or len(groups) - len(windows) > 1:
         raise NotYetSupportedError(f"{spec.backend}: SGLang's hybrid pool has at most two groups")
 
 
 def _one_row_shape(spec: RunSpec) -> None:
-    if len({group.row_bytes for group in spec.geometry.groups}) > 1:
+    if len({group.row_bytes for group in spec.geometry.row_groups}) > 1:
         raise NotYetSupportedError("stock-hybrid-off: one pool needs one row shape in all layers")
 
 
 def _two_groups(spec: RunSpec) -> None:
     _at_most_one_window(spec)
     if len(spec.geometry.groups) != 2:
-        raise NotYetSupportedError("unified: SGLang refuses models without full + window layers")
+        raise NotYetSupportedError("unified: SGLang refuses models of one group")
 
 
 def _load_jenga(spec: RunSpec) -> None:
@@ -96,6 +102,18 @@ def _jenga_pool_bytes(scheduler: Any) -> PoolBytes:
     return PoolBytes(held=held, pinned=pinned)
 
 
+def _count_state_copies(batch: Any) -> None:
+    """Note the copies of states that the attention backend would make before and in this step."""
+    for req in batch.reqs:
+        pin = req.lock.receipt
+        copies = [*pin.starts, *(copy for _, copy in pin.saves)]
+        pin.starts.clear()
+        pin.saves.clear()
+        cuts = batch.token_to_kv_pool_allocator.manager.geometry.groups
+        for copy in copies:
+            DEVICE_WORK.moved_bytes += len(copy.target) * cuts[copy.group].small_page_bytes
+
+
 BACKENDS: Mapping[str, Backend] = {
     "stock": Backend(check=_at_most_one_window, server_args=_ratio_arguments),
     "stock-hybrid-off": Backend(
@@ -114,5 +132,6 @@ BACKENDS: Mapping[str, Backend] = {
         server_args=_jenga_arguments,
         before_args=_load_jenga,
         pool_bytes=_jenga_pool_bytes,
+        before_forward=_count_state_copies,
     ),
 }

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.geometry import NotYetSupportedError, load_geometry
-from benchmarks.replay.spec import RunSpec, parse_bytes
+from benchmarks.replay.spec import RATIOS, RunSpec, parse_bytes
 
 DATA = Path(__file__).parent / "data"
-DEFAULT_RATIOS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+WINDOW_RATIOS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+STATE_RATIOS = (0.3, 0.6, 0.9, 1.8, 3.6, 7.2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def _add_run(commands: Any) -> None:
     _add_experiment(run)
     run.add_argument("--backend", required=True)
     run.add_argument("--swa-full-tokens-ratio", type=float, help="stock only; default SGLang's 0.8")
+    run.add_argument("--mamba-full-memory-ratio", type=float, help="likewise; default SGLang's 0.9")
     run.add_argument(
         "--jenga-policy",
         action="append",
@@ -52,9 +54,14 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_sweep(commands: Any) -> None:
-    sweep = commands.add_parser("sweep", help="find stock's best --swa-full-tokens-ratio")
+    sweep = commands.add_parser("sweep", help="find stock's best fixed ratio")
     _add_experiment(sweep)
-    sweep.add_argument("--ratios", type=float, nargs="+", default=DEFAULT_RATIOS)
+    sweep.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        help="of --swa-full-tokens-ratio, or --mamba-full-memory-ratio for a model with states",
+    )
     sweep.set_defaults(handler=_sweep)
 
 
@@ -121,7 +128,7 @@ def _add_generate(commands: Any) -> None:
     generate.set_defaults(handler=_generate)
 
 
-def _spec(options: argparse.Namespace, backend: str, ratio: float | None) -> RunSpec:
+def _spec(options: argparse.Namespace, backend: str, **ratios: float | None) -> RunSpec:
     return RunSpec(
         backend=backend,
         geometry=load_geometry(options.geometry),
@@ -130,9 +137,9 @@ def _spec(options: argparse.Namespace, backend: str, ratio: float | None) -> Run
         page_size_tokens=options.page_size,
         chunk_tokens=options.chunk_tokens,
         max_running_requests=options.max_running_requests,
-        swa_full_tokens_ratio=ratio,
         jenga_policies=dict(p.split("=", 1) for p in getattr(options, "jenga_policy", ())),
         strict=options.strict,
+        **ratios,
     )
 
 
@@ -143,7 +150,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.backend not in BACKENDS:
         raise SystemExit(f"--backend must be one of {', '.join(BACKENDS)}")
-    result = replay(_spec(options, options.backend, options.swa_full_tokens_ratio))
+    ratios = {name: getattr(options, name) for name in RATIOS}
+    result = replay(_spec(options, options.backend, **ratios))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -154,8 +162,10 @@ def _sweep(options: argparse.Namespace) -> None:
     from benchmarks.replay.report import markdown_table
     from benchmarks.replay.sweep import sweep_ratios
 
-    specs = [_spec(options, "stock", ratio) for ratio in options.ratios]
-    results = sweep_ratios(options, specs)
+    has_states = bool(load_geometry(options.geometry).state_groups)
+    name = RATIOS[has_states]
+    ratios = options.ratios or (STATE_RATIOS if has_states else WINDOW_RATIOS)
+    results = sweep_ratios(name, [_spec(options, "stock", **{name: r}) for r in ratios], options)
     if options.json is not None and results:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=1) + "\n")

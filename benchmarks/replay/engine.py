@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.replay.backends import BACKENDS
 from benchmarks.replay.dummy.checkpoint import write_checkpoint
+from benchmarks.replay.moved import DEVICE_WORK
 from benchmarks.replay.spec import RunSpec
 
 MODEL_PACKAGE = "benchmarks.replay.dummy"
@@ -24,9 +25,28 @@ def build_scheduler(spec: RunSpec) -> Any:
     backend.check(spec)
     prepare_process()
     backend.before_args(spec)
+    if spec.geometry.state_groups:
+        _register_states()
     with TemporaryDirectory(prefix="replay-model-") as folder:
         write_checkpoint(Path(folder), spec.geometry)
         return _build(spec, folder)
+
+
+def _register_states() -> None:
+    """Make SGLang treat the dummy model as one with recurrent layers."""
+    from sglang.srt.configs import Lfm2Config
+    from sglang.srt.configs.linear_attn_model_registry import (
+        LinearAttnModelSpec,
+        register_linear_attn_model,
+    )
+
+    register_linear_attn_model(
+        LinearAttnModelSpec(
+            config_class=Lfm2Config,
+            backend_class_name="never built",
+            arch_names=["ReplayForCausalLM"],
+        )
+    )
 
 
 def prepare_process() -> None:
@@ -95,7 +115,10 @@ def _replace_before_build(spec: RunSpec) -> None:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     def profile(self: Any, pre_model_load_memory: int) -> int:
-        return spec.shrunk_kv_bytes
+        if self.mambaish_config is None:
+            return spec.shrunk_kv_bytes
+        # SGLang's profiling takes the states' pool off the memory that is left, in GiB.
+        return int(self._handle_max_mamba_cache(spec.shrunk_kv_bytes / (1 << 30)) * (1 << 30))
 
     def never_sleep(self: Any) -> None:
         self.idle_sleeper = None
@@ -116,8 +139,19 @@ def _replace_before_build(spec: RunSpec) -> None:
     KVCacheConfigurator._profile_available_bytes = profile
     ModelRunner.init_attention_backends = no_backends
     SchedulerIpcChannels.create = no_channels
-    if len({group.row_bytes for group in spec.geometry.groups}) > 1:
+    if spec.geometry.state_groups:
+        _count_state_copies()
+    if len({group.row_bytes for group in spec.geometry.row_groups}) > 1:
         _price_groups_apart(ModelConfig)
+
+
+def _count_state_copies() -> None:
+    """Count what copies a request's states, which nobody reads."""
+    from sglang.srt.mem_cache.memory_pool import MambaPool
+    from sglang.srt.mem_cache.unified_memory_pool import UnifiedMambaPool
+
+    for pool in (MambaPool, UnifiedMambaPool):
+        pool.copy_from = lambda self, *indices: DEVICE_WORK.copy_states(self, *indices)
 
 
 def _price_groups_apart(model_config_class: Any) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Lengths = npt.NDArray[np.int64]
 
-SUPPORTED_KINDS = ("full", "swa", "chunked")
+SUPPORTED_KINDS = ("full", "swa", "chunked", "mamba")
 # Bytes of an element in the pool of a replay. Rows of another dtype get as many elements as make
 # up their bytes: nobody reads them.
 STORED_BYTES = 2
@@ -26,12 +26,13 @@ class NotYetSupportedError(ValueError):
 @dataclass(frozen=True)
 class Group:
     """Layers with one dependency and one row shape. `window` is in tokens, None without one; of
-    kind chunked, it is the chunk."""
+    kind chunked, it is the chunk. Layers of kind mamba have no rows but a state for every request,
+    `state_bytes` each."""
 
     kind: str
     layers: int
-    kv_heads: int
-    head_dim: int
+    kv_heads: int = 0
+    head_dim: int = 0
     dtype_bytes: int = 2
     window: int | None = None
     state_bytes: int = 0
@@ -45,6 +46,16 @@ class Group:
     def token_bytes(self) -> int:
         """Bytes of one token in all layers of the group."""
         return self.layers * self.row_bytes
+
+    @property
+    def request_bytes(self) -> int:
+        """Bytes of one request's states in all layers of the group."""
+        return self.layers * self.state_bytes
+
+    @property
+    def stored_state(self) -> int:
+        """Elements of `STORED_BYTES` in one layer's state."""
+        return self.state_bytes // STORED_BYTES
 
     @property
     def stored_head_dim(self) -> int:
@@ -92,19 +103,36 @@ class Geometry:
     order: tuple[int, ...]
     cost: Cost
 
+    @property
+    def row_groups(self) -> list[Group]:
+        """Groups that keep a row for every token."""
+        return [g for g in self.groups if g.kind != "mamba"]
+
+    @property
+    def state_groups(self) -> list[Group]:
+        """Groups that keep a state for every request."""
+        return [g for g in self.groups if g.kind == "mamba"]
+
+    @property
+    def request_bytes(self) -> int:
+        """Bytes of one request's states."""
+        return sum(g.request_bytes for g in self.state_groups)
+
     def kv_bytes_read(self, lengths: Lengths) -> int:
-        """Return the KV bytes that one step reads for requests of these lengths."""
-        return sum(g.token_bytes * int(g.needed_tokens(lengths).sum()) for g in self.groups)
+        """Return the bytes that one step reads for requests of these lengths: KV and states."""
+        rows = sum(g.token_bytes * int(g.needed_tokens(lengths).sum()) for g in self.row_groups)
+        return rows + self.request_bytes * len(lengths)
 
     @property
     def shrink_factor(self) -> int:
-        """Return the factor that every head_dim, so every byte size, is divided by.
+        """Return the factor that every head_dim and state, so every byte size, is divided by.
 
         It keeps the smallest head_dim at 8 or more, so a real budget fits in RAM while token
         capacities and all ratios between groups stay those of the real model.
         """
-        common = math.gcd(*(g.stored_head_dim for g in self.groups))
-        smallest = min(g.stored_head_dim for g in self.groups)
+        dims = [g.stored_head_dim for g in self.row_groups]
+        common = math.gcd(*dims, *(g.stored_state for g in self.state_groups))
+        smallest = min(dims)
         factors = (f for f in range(1, common + 1) if common % f == 0)
         return max((f for f in factors if smallest // f >= MIN_HEAD_DIM), default=1)
 
@@ -116,6 +144,15 @@ class Geometry:
                     f"{self.name}: groups of kind {group.kind!r} cannot be replayed yet; "
                     f"supported are {', '.join(SUPPORTED_KINDS)}"
                 )
+        if not self.row_groups or len(self.state_groups) > 1:
+            raise NotYetSupportedError(
+                f"{self.name}: a geometry needs a group with rows, and at most one of kind mamba"
+            )
+        if self.state_groups and any(g.window is not None for g in self.row_groups):
+            raise NotYetSupportedError(
+                f"{self.name}: windows beside states cannot be replayed: no model that SGLang and "
+                "Jenga both serve has them"
+            )
 
 
 def load_geometry(path: Path) -> Geometry:
@@ -137,4 +174,8 @@ def _group(entry: dict[str, Any]) -> Group:
     forgets = group.kind in ("swa", "chunked")
     if group.kind in SUPPORTED_KINDS and forgets != (group.window is not None):
         raise ValueError(f"group {entry}: a window belongs to kinds swa and chunked, and no other")
+    if (group.kind == "mamba") != bool(group.state_bytes) or bool(group.row_bytes) == bool(
+        group.state_bytes
+    ):
+        raise ValueError(f"group {entry}: kind mamba has state_bytes, all others rows")
     return group

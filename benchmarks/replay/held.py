@@ -13,7 +13,7 @@ class PoolBytes:
 
 
 def token_pool_bytes(scheduler: Any) -> PoolBytes:
-    """Read SGLang's own pool statistics and price each token with its pool's layers."""
+    """Read SGLang's own pool statistics and price each token, and each state, with its layers."""
     stats = scheduler.pool_stats_observer.get_pool_stats()
     full_bytes, swa_bytes = _bytes_per_token(scheduler)
     pinned = stats.full_num_used * full_bytes
@@ -21,6 +21,10 @@ def token_pool_bytes(scheduler: Any) -> PoolBytes:
     if stats.is_hybrid_swa:
         pinned += stats.swa_num_used * swa_bytes
         cached += stats.swa_evictable_size * swa_bytes
+    if stats.is_hybrid_ssm:
+        state_bytes = _bytes_per_state(scheduler)
+        pinned += stats.mamba_num_used * state_bytes
+        cached += stats.mamba_evictable_size * state_bytes
     return PoolBytes(held=pinned + cached, pinned=pinned)
 
 
@@ -32,6 +36,12 @@ def _bytes_per_token(scheduler: Any) -> tuple[int, int]:
     windowed = [layer for layer in layers if layer.sliding_window_size > 0 or layer.use_irope]
     full = [layer for layer in layers if layer not in windowed]
     return sum(map(_row_bytes, full)), sum(map(_row_bytes, windowed))
+
+
+def _bytes_per_state(scheduler: Any) -> int:
+    """Return the bytes of one request's states."""
+    config = scheduler.tp_worker.model_runner.model_config.hf_config
+    return int(config.mamba2_cache_params.mamba_cache_per_req)
 
 
 def _row_bytes(layer: Any) -> int:

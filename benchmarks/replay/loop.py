@@ -42,6 +42,7 @@ class ReplayLoop:
         pool_bytes: Callable[[Any], PoolBytes],
         manager: ManagerClock | None = None,
         strict: bool = False,
+        before_forward: Callable[[Any], None] = lambda batch: None,
     ) -> None:
         self.scheduler = scheduler
         self.recorder = recorder
@@ -51,6 +52,7 @@ class ReplayLoop:
         self._forward = TraceForward()
         self._pool_bytes = pool_bytes
         self._manager = manager
+        self._before_forward = before_forward
         self._oracle = (
             TokenOracle(recorder.geometry, scheduler.req_to_token_pool.req_to_token)
             if strict
@@ -124,6 +126,7 @@ class ReplayLoop:
             self.recorder.sample_bytes(pool, step, seconds, waiting)
         if self._oracle is not None:
             self._oracle.check(batch, step)
+        self._before_forward(batch)
         result = self.scheduler.run_batch(batch)
         self.scheduler.process_batch_result(batch, result)
         self.now += seconds

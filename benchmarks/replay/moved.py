@@ -25,6 +25,12 @@ class DeviceWork:
         """Stand in for SGLang's `zero_pages` kernel."""
         self.zeroed_bytes += int(pages.numel()) * page_bytes
 
+    def copy_states(self, pool: Any, src_indices: Any, dst_indices: Any) -> None:
+        """Stand in for `copy_from` of SGLang's pools of recurrent states."""
+        state = pool.mamba_cache
+        slot_bytes = sum(t[:, 0].nbytes for t in (*state.conv, state.temporal))
+        self.moved_bytes += int(dst_indices.numel()) * slot_bytes
+
 
 # A process replays once, so one counter is enough.
 DEVICE_WORK = DeviceWork()

@@ -41,7 +41,7 @@ class TokenOracle:
 
     def _check_row(self, req: Any, start: int, end: int) -> None:
         """Compare what a chunk that starts at `start` reads: everything that some group needs."""
-        begin = min(group.needed_start(start + 1) for group in self._geometry.groups)
+        begin = min(group.needed_start(start + 1) for group in self._geometry.row_groups)
         ids = self._rows[req.kv.req_pool_idx, begin:end]
         if not np.array_equal(self._stored[ids], _history(req)[begin:end]):
             raise ReplayError(f"request {req.rid} reads tokens that are not its own")

@@ -54,17 +54,18 @@ def hit_bound(requests: Sequence[Request]) -> float:
 
 
 def useful_bytes(geometry: Geometry, running: Iterable[tuple[Request, int]]) -> int:
-    """Return the KV bytes that running requests depend on, shared tokens counted once.
+    """Return the bytes that running requests depend on: shared tokens counted once, and states.
 
     `running` gives each request with the tokens of its history that have KV. The bytes are those
     of the real geometry, without page slack.
     """
     histories = [_history(request, length) for request, length in running]
-    return sum(
+    rows = sum(
         group.token_bytes
         * _union_tokens([(pieces, group.needed_start(length)) for pieces, length in histories])
-        for group in geometry.groups
+        for group in geometry.row_groups
     )
+    return rows + geometry.request_bytes * len(histories)
 
 
 def _history(request: Request, length: int) -> tuple[list[Piece], int]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.replay.spec import RATIOS
+
 Result = dict[str, Any]
 
 # Column title, figure, format.
@@ -49,8 +51,8 @@ def markdown(header: list[str], align: list[str], rows: list[list[str]]) -> str:
 def label(result: Result) -> str:
     """Return the backend's name with what was changed about it."""
     parts = [str(result["backend"])]
-    if result["swa_full_tokens_ratio"] is not None:
-        parts.append(f"{result['swa_full_tokens_ratio']:g}")
+    ratios = (result.get(name) for name in RATIOS)
+    parts += [f"{ratio:g}" for ratio in ratios if ratio is not None]
     parts += [f"{name}={value}" for name, value in result["jenga_policies"].items()]
     return " ".join(parts)
 

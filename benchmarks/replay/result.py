@@ -65,6 +65,7 @@ def describe(spec: RunSpec) -> dict[str, Any]:
         "chunk_tokens": spec.chunk_tokens,
         "max_running_requests": spec.max_running_requests,
         "swa_full_tokens_ratio": spec.swa_full_tokens_ratio,
+        "mamba_full_memory_ratio": spec.mamba_full_memory_ratio,
         "jenga_policies": spec.jenga_policies,
         "sglang": version("sglang"),
     }

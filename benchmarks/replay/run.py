@@ -19,15 +19,23 @@ from benchmarks.replay.trace import load_trace
 def replay(spec: RunSpec) -> dict[str, Any]:
     """Build the scheduler, replay the trace, check the end state and return the figures."""
     requests = load_trace(spec.trace)
-    pool_bytes = BACKENDS[spec.backend].pool_bytes
+    backend = BACKENDS[spec.backend]
     scheduler = build_scheduler(spec)
     manager = manager_time.install(scheduler)
     recorder = Recorder(spec.geometry)
-    loop = ReplayLoop(scheduler, requests, recorder, pool_bytes, manager, strict=spec.strict)
+    loop = ReplayLoop(
+        scheduler,
+        requests,
+        recorder,
+        backend.pool_bytes,
+        manager,
+        strict=spec.strict,
+        before_forward=backend.before_forward,
+    )
     begin = time.perf_counter()
     with show_progress(f"{spec.backend} {spec.geometry.name}", len(requests)) as progress:
         loop.run(progress)
     wall_seconds = time.perf_counter() - begin
     with manager.paused():
-        check_end_state(scheduler, pool_bytes(scheduler))
+        check_end_state(scheduler, backend.pool_bytes(scheduler))
     return summarise(spec, recorder, hit_bound(requests), manager.manager_us, wall_seconds)

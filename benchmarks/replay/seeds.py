@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.replay.generators import GENERATORS
 from benchmarks.replay.report import markdown
+from benchmarks.replay.spec import RATIOS
 from benchmarks.replay.sweep import run_apart
 from benchmarks.replay.trace import save_trace
 
@@ -34,13 +35,15 @@ KEPT = (
 @dataclass(frozen=True)
 class Experiment:
     """A kind of trace on a geometry. ``ratio`` is stock's best in a sweep of the trace in `data/`;
-    None for a single group, which stock has no ratio for and unified memory refuses."""
+    None for a single group, which stock has no ratio for and unified memory refuses.
+    ``has_states``: it is one of states to rows."""
 
     geometry: str
     kind: str
     requests: int
     kv_bytes: str
     ratio: float | None
+    has_states: bool = False
 
     @property
     def title(self) -> str:
@@ -49,8 +52,9 @@ class Experiment:
     def backends(self) -> Sides:
         if self.ratio is None:
             return {"stock": ["--backend=stock"], "jenga": ["--backend=jenga"]}
+        flag = RATIOS[self.has_states].replace("_", "-")
         return {
-            f"stock {self.ratio:g}": ["--backend=stock", f"--swa-full-tokens-ratio={self.ratio}"],
+            f"stock {self.ratio:g}": ["--backend=stock", f"--{flag}={self.ratio}"],
             "unified": ["--backend=unified"],
             "jenga": ["--backend=jenga"],
         }
@@ -59,7 +63,7 @@ class Experiment:
         """Jenga as it is, without each of its policies, and without all that predict."""
         from jenga_sglang.core.policy import CachePolicy
 
-        names = [f.name for f in fields(CachePolicy) if f.name not in NOT_REPLAYED]
+        names = [f.name for f in fields(CachePolicy) if self.has_states or f.name not in OF_STATES]
         without = {name: (name,) for name in names} | {PLAIN_LRU: PREDICTING}
         return {"jenga": ["--backend=jenga"]} | {
             side: ["--backend=jenga", *(f"--jenga-policy={name}=off" for name in off)]
@@ -67,8 +71,8 @@ class Experiment:
         }
 
 
-# Geometries with recurrent states cannot be replayed.
-NOT_REPLAYED = ("state_interval_tokens",)
+# Policies that change nothing without recurrent states.
+OF_STATES = ("state_interval_tokens",)
 
 # What is left of the order of eviction without the policies that guess what will be asked again.
 PLAIN_LRU = "plain LRU"
@@ -92,6 +96,12 @@ EXPERIMENTS = (
     Experiment("gpt-oss-120b", "tree-of-thought", 600, "4GiB", 0.8),
     Experiment("llama3-8b", "docqa", 400, "16GiB", None),
     Experiment("llama3-8b", "chat", 1_500, "8GiB", None),
+    Experiment("qwen3-next-80b", "docqa", 400, "10GiB", 0.9, has_states=True),
+    Experiment("qwen3-next-80b", "mix", 800, "8GiB", 0.9, has_states=True),
+    Experiment("qwen3-next-80b", "chat", 1_500, "4GiB", 7.2, has_states=True),
+    Experiment("qwen3-next-80b", "agents", 400, "4GiB", 0.9, has_states=True),
+    Experiment("qwen3-next-80b", "fewshot", 800, "4GiB", 7.2, has_states=True),
+    Experiment("qwen3-next-80b", "tree-of-thought", 600, "4GiB", 7.2, has_states=True),
 )
 
 

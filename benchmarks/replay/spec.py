@@ -6,6 +6,9 @@ from pathlib import Path
 
 from benchmarks.replay.geometry import Geometry
 
+# SGLang's fixed ratios: of the window pool to the full one in tokens, of states to rows in bytes.
+RATIOS = ("swa_full_tokens_ratio", "mamba_full_memory_ratio")
+
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -29,6 +32,7 @@ class RunSpec:
     chunk_tokens: int = 8192
     max_running_requests: int = 256
     swa_full_tokens_ratio: float | None = None
+    mamba_full_memory_ratio: float | None = None
     jenga_policies: dict[str, str] = field(default_factory=dict)
     strict: bool = False
 

@@ -1,4 +1,4 @@
-"""Runs stock SGLang once per full/window ratio, each in a process of its own."""
+"""Runs stock SGLang once per ratio between its pools, each in a process of its own."""
 
 import argparse
 import json
@@ -12,22 +12,27 @@ from typing import Any
 from benchmarks.replay.spec import RunSpec
 
 
-def sweep_ratios(options: argparse.Namespace, specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
-    """Return the results in descending order of the mid output rate.
+def sweep_ratios(
+    name: str, specs: Sequence[RunSpec], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the results, one per value of the ratio `name`, best mid output rate first.
 
     A ratio that SGLang refuses (a window pool smaller than the window) is reported and left out.
     """
     results = []
     for spec in specs:
-        result = _run_apart(options, spec)
+        ratio = str(getattr(spec, name))
+        result = _run_apart(options, spec, (f"--{name.replace('_', '-')}", ratio))
         if result is None:
-            print(f"ratio {spec.swa_full_tokens_ratio} cannot run", file=sys.stderr)
+            print(f"ratio {ratio} cannot run", file=sys.stderr)
         else:
             results.append(result)
     return sorted(results, key=lambda result: -result["mid_out_tok_s"])
 
 
-def _run_apart(options: argparse.Namespace, spec: RunSpec) -> dict[str, Any] | None:
+def _run_apart(
+    options: argparse.Namespace, spec: RunSpec, ratio: Sequence[str]
+) -> dict[str, Any] | None:
     return run_apart(
         [
             *("--backend", spec.backend),
@@ -35,7 +40,7 @@ def _run_apart(options: argparse.Namespace, spec: RunSpec) -> dict[str, Any] | N
             *("--kv-bytes", str(spec.kv_bytes)),
             *("--chunk-tokens", str(spec.chunk_tokens)),
             *("--max-running-requests", str(spec.max_running_requests)),
-            *("--swa-full-tokens-ratio", str(spec.swa_full_tokens_ratio)),
+            *ratio,
             *(() if spec.page_size_tokens is None else ("--page-size", str(spec.page_size_tokens))),
             *(("--strict",) if spec.strict else ()),
         ]

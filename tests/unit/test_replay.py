@@ -32,7 +32,7 @@ from benchmarks.replay.result import mid_output_rate
 from benchmarks.replay.seeds import (
     EXPERIMENTS,
     KEPT,
-    NOT_REPLAYED,
+    OF_STATES,
     PLAIN_LRU,
     PREDICTING,
     Experiment,
@@ -49,7 +49,9 @@ DATA = ROOT / "benchmarks" / "replay" / "data"
 
 FULL = Group(kind="full", layers=1, kv_heads=1, head_dim=16)
 WINDOW = Group(kind="swa", layers=3, kv_heads=1, head_dim=16, window=4)
+STATES = Group(kind="mamba", layers=2, state_bytes=320)
 SMALL = Geometry("small", (FULL, WINDOW), (1, 0, 1, 1), Cost(1.0, 0.1, 0.01, 0.001))
+HYBRID = Geometry("hybrid", (FULL, STATES), (1, 0, 1), SMALL.cost)
 
 
 def request(name: str, *prompt: tuple[str, int], output: int = 3, **rest: object) -> Request:
@@ -87,6 +89,7 @@ class TestGeometry:
             ("gemma3-27b", 16, [81_920, 425_984]),
             ("gpt-oss-120b", 8, [36_864, 36_864]),
             ("llama3-8b", 16, [131_072]),
+            ("qwen3-next-80b", 32, [24_576, 0]),
         ],
     )
     def test_real_geometries_shrink_by_one_factor(
@@ -112,11 +115,37 @@ class TestGeometry:
         group = Group("full", 1, 2, 128, dtype_bytes=1)
         assert group.row_bytes == 2 * 2 * group.stored_head_dim * STORED_BYTES
 
-    @pytest.mark.parametrize("kind", ["mamba", "cross"])
-    def test_other_kinds_say_that_they_are_not_there_yet(self, kind: str) -> None:
-        geometry = Geometry("g", (Group(kind, 1, 1, 16),), (0,), SMALL.cost)
-        with pytest.raises(NotYetSupportedError, match=kind):
+    def test_a_request_reads_its_states_whatever_its_length(self) -> None:
+        assert HYBRID.kv_bytes_read(np.array([3, 10])) == 64 * 13 + 2 * (2 * 320)
+        assert HYBRID.shrink_factor == 2  # head_dim 16 to 8; 160 elements to 80
+
+    @pytest.mark.parametrize(
+        ("groups", "why"),
+        [
+            ([Group("cross", 1, 1, 16)], "'cross' cannot be replayed yet"),
+            ([STATES], "needs a group with rows"),
+            ([FULL, STATES, STATES], "at most one of kind mamba"),
+            ([WINDOW, STATES], "windows beside states"),
+        ],
+    )
+    def test_what_cannot_be_replayed_is_said(self, groups: list[Group], why: str) -> None:
+        geometry = Geometry("g", tuple(groups), (), SMALL.cost)
+        with pytest.raises(NotYetSupportedError, match=why):
             geometry.require_supported()
+
+    @pytest.mark.parametrize(
+        "group",
+        [
+            {"kind": "mamba", "layers": 1, "kv_heads": 1, "head_dim": 16},
+            {"kind": "full", "layers": 1, "state_bytes": 64},
+            {"kind": "mamba", "layers": 1, "kv_heads": 1, "head_dim": 16, "state_bytes": 64},
+        ],
+    )
+    def test_a_group_has_rows_or_states(self, group: dict[str, object], tmp_path: Path) -> None:
+        raw = {"name": "g", "groups": [group], "cost": vars(SMALL.cost)}
+        (tmp_path / "g.json").write_text(json.dumps(raw))
+        with pytest.raises(ValueError, match="kind mamba has state_bytes, all others rows"):
+            load_geometry(tmp_path / "g.json")
 
     def test_sizes_are_read_with_their_unit(self) -> None:
         assert [parse_bytes(text) for text in ("1KiB", "0.5 MiB", "12")] == [1024, 1 << 19, 12]
@@ -144,6 +173,10 @@ class TestPrefixes:
         a = request("a", ("p", 1), ("doc", 3))
         b = request("b", ("q", 1), ("doc", 3))
         assert useful_bytes(SMALL, [(a, 4), (b, 4)]) == 64 * (8 + 3 * 8)
+
+    def test_every_request_has_states_of_its_own(self) -> None:
+        a, b = (request(name, ("doc", 10)) for name in "ab")
+        assert useful_bytes(HYBRID, [(a, 10), (b, 10)]) == 64 * 10 + 2 * (2 * 320)
 
 
 class TestArrivals:
@@ -218,6 +251,21 @@ class TestGenerators:
         assert len({r.prompt[:-1] for r in siblings}) == 1
 
 
+def replay(
+    folder: Path, backend: str, geometry: str, kv_bytes: str, trace: list[Request]
+) -> dict[str, float]:
+    """The figures of a strict run in a process of its own."""
+    save_trace(folder / "trace.jsonl", trace)
+    command = [
+        *(sys.executable, "-m", "benchmarks.replay", "run", "--backend", backend, "--strict"),
+        *("--geometry", str(DATA / f"{geometry}.json"), "--kv-bytes", kv_bytes),
+        *("--trace", str(folder / "trace.jsonl"), "--json", str(folder / "out.json")),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
+    result: dict[str, float] = json.loads((folder / "out.json").read_text())
+    return result
+
+
 def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
     """Two turns and a fork of the first: the hits are known, and every check of the run passes."""
     trace = [
@@ -225,20 +273,25 @@ def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
         request("b", ("sys", 40), ("u0", 60), ("a.out", 8), ("u1", 12), after="a", gap=0.5),
         request("c", ("sys", 40), ("other", 20), after="a", gap=0.5),
     ]
-    save_trace(tmp_path / "tiny.jsonl", trace)
-    command = [
-        *(sys.executable, "-m", "benchmarks.replay", "run", "--backend", "stock", "--strict"),
-        *("--geometry", str(DATA / "gemma3-27b.json"), "--kv-bytes", "2GiB"),
-        *("--trace", str(tmp_path / "tiny.jsonl"), "--json", str(tmp_path / "out.json")),
-    ]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
-    result = json.loads((tmp_path / "out.json").read_text())
+    result = replay(tmp_path, "stock", "gemma3-27b", "2GiB", trace)
     # b finds a's prompt and all of its output but the last token, which has no KV.
     assert result["hit_rate"] == pytest.approx((107 + 40) / (100 + 120 + 60))
     assert result["requests"] == 3
     assert result["aborted_requests"] == result["retractions"] == result["recomputed_tokens"] == 0
     assert result["decode_tokens"] == 7 + 2 + 2
     assert 0 < result["useful_frac"] <= result["pinned_frac"] <= result["held_frac"] <= 1
+
+
+def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(tmp_path: Path) -> None:
+    """1 GiB is 13 states of Qwen3-Next. Stock gives 6 to states and counts three for a request, so
+    two run at a time; a Jenga server that took over that limit would gain nothing."""
+    trace = [request(f"r{n}", ("sys", 600), (f"u{n}", 40), output=200) for n in range(24)]
+    stock = replay(tmp_path, "stock", "qwen3-next-80b", "1GiB", trace)
+    jenga = replay(tmp_path, "jenga", "qwen3-next-80b", "1GiB", trace)
+    assert stock["mean_running"] <= 2 and 8 < jenga["mean_running"] <= 13
+    # Stock keeps states at the ends of requests only, and none of these goes on from there.
+    assert stock["hit_rate"] == 0 and jenga["hit_rate"] > 0.1
+    assert jenga["moved_bytes"] > 0
 
 
 class TestSeeds:
@@ -292,7 +345,7 @@ class TestSeeds:
         self.fake_runs(monkeypatch, rates)
         out = tmp_path / "out.json"
         rows = run_seeds([5, 6], self.EXPERIMENTS, Experiment.policies, out)
-        policies = {f.name for f in fields(CachePolicy)} - set(NOT_REPLAYED)
+        policies = {f.name for f in fields(CachePolicy)} - set(OF_STATES)
         assert policies > set(PREDICTING)
         assert {row["name"] for row in rows} == policies | {"jenga", PLAIN_LRU}
         rows[-1]["mid_out_tok_s"] = 22.0  # of one seed: the last policy without which Llama ran

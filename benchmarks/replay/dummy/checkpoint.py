@@ -21,8 +21,8 @@ def _config(geometry: Geometry) -> dict[str, Any]:
     Whether hybrid memory is used is then up to `--disable-hybrid-swa-memory`.
     """
     factor = geometry.shrink_factor
-    full = [g for g in geometry.groups if g.window is None]
-    swa = [g for g in geometry.groups if g.window is not None]
+    full = [g for g in geometry.row_groups if g.window is None]
+    swa = [g for g in geometry.row_groups if g.window is not None]
     chunked = [g for g in swa if g.kind == "chunked"]
     main = (full or swa)[0]
     config: dict[str, Any] = {
@@ -51,10 +51,26 @@ def _config(geometry: Geometry) -> dict[str, Any]:
             "swa_num_key_value_heads": swa[0].kv_heads,
             "swa_head_dim": swa[0].stored_head_dim // factor,
         }
+    for group in geometry.state_groups:
+        config |= _states(geometry, group.stored_state // factor)
     return config
 
 
-def _layer(group: Group, factor: int) -> dict[str, Any]:
+def _states(geometry: Geometry, elements: int) -> dict[str, Any]:
+    """Return what makes a config one of short convolutions, whose states have so many elements:
+    the plainest of SGLang's recurrent layers."""
+    kinds = [geometry.groups[i].kind for i in geometry.order]
+    return {
+        "model_type": "lfm2",
+        "layer_types": ["conv" if kind == "mamba" else "full_attention" for kind in kinds],
+        "hidden_size": elements,
+        "conv_L_cache": 2,
+    }
+
+
+def _layer(group: Group, factor: int) -> dict[str, Any] | None:
+    if group.kind == "mamba":
+        return None
     return {
         "kv_heads": group.kv_heads,
         "head_dim": group.stored_head_dim // factor,

@@ -11,13 +11,15 @@ from torch import nn
 
 
 class ReplayForCausalLM(nn.Module):
-    """One `RadixAttention` a layer, shaped by `config.replay_layers`."""
+    """One `RadixAttention` a layer with rows, shaped by `config.replay_layers`."""
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(
-            _attention(layer_id, layer) for layer_id, layer in enumerate(config.replay_layers)
+            _attention(layer_id, layer)
+            for layer_id, layer in enumerate(config.replay_layers)
+            if layer is not None
         )
 
     def get_attention_sliding_window_size(self) -> int | None:
