@@ -161,7 +161,7 @@ class JengaPrefixCache(BasePrefixCache):
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
         self.pin_of_row.pop(req.kv.req_pool_idx, None)
         if req.finished():
-            self.lookahead.finished(len(req.output_ids))
+            self.manager.finished(len(req.output_ids))
 
     def count_prompt(self, prompt_tokens: int, hit_tokens: int) -> None:
         """A request begins to compute a prompt, of which the cache spared ``hit_tokens``."""

@@ -28,8 +28,6 @@ from jenga_sglang.core.pin import Hit
 from jenga_sglang.core.tree import Node, Path, PrefixTree, Tokens
 
 MAX_REQUESTS = 128  # looked at, from the head of the queue
-FIRST_OUTPUT_TOKENS = 128.0  # the mean output before any request has finished
-OUTPUT_WEIGHT = 1 / 64  # of the last output in the running mean
 
 # The history of the request at an index of the queue: its namespace and its tokens.
 Read = Callable[[int], tuple[Hashable, Tokens]]
@@ -95,7 +93,6 @@ class Lookahead:
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
-        self.mean_output_tokens = FIRST_OUTPUT_TOKENS
         self.clear()
 
     def clear(self) -> None:
@@ -104,10 +101,6 @@ class Lookahead:
         self._routes: dict[str, _Route] = {}
         self._prefixes: dict[tuple[int, int], _Prefix] = {}  # by node and pages of the path
         self._looked_at: tuple[str, int] | None = None
-
-    def finished(self, output_tokens: int) -> None:
-        """A request has ended by itself after so many tokens."""
-        self.mean_output_tokens += OUTPUT_WEIGHT * (output_tokens - self.mean_output_tokens)
 
     # -- the queue ----------------------------------------------------------------------------
 
@@ -199,7 +192,7 @@ class Lookahead:
         evictable = books.num_free + sum(books.num_reclaimable)
         unwanted = evictable - sum(w.large_pages for w in self.wanted)
         short = sum(self.manager.large_pages(demand)) - unwanted
-        gain = step_cost_tokens * self.mean_output_tokens
+        gain = step_cost_tokens * self.manager.mean_output_tokens
         loss = num_running**2 * sum(self.manager.large_pages(own))
         for w in reversed(self.wanted):
             if short <= 0:
@@ -214,7 +207,7 @@ class Lookahead:
         after it will share: of what is kept for ever, what its prompt adds to a document, by
         guess, and what it will answer; of the rest, all that is its own."""
         manager = self.manager
-        output_tokens = min(max_new_tokens, self.mean_output_tokens)
+        output_tokens = min(max_new_tokens, self.manager.mean_output_tokens)
         own_tokens = min(prompt_tokens, manager.policy.prompt_slack_tokens) + output_tokens
         pages = []
         for dependency in manager.dependencies:

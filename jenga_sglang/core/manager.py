@@ -45,6 +45,8 @@ from jenga_sglang.core.states import States, due
 from jenga_sglang.core.tree import Path, PrefixTree, Tokens
 
 REMEMBERED = 1 << 14  # answers about lengths of histories
+FIRST_OUTPUT_TOKENS = 128.0  # the mean output before any request has finished
+OUTPUT_WEIGHT = 1 / 64  # of the last output in the running mean
 
 
 class Manager:
@@ -78,6 +80,7 @@ class Manager:
         self.page_ranges = lru_cache(REMEMBERED)(self._page_ranges)
         self._kept = lru_cache(REMEMBERED)(self._kept_ranges)
         self.counters = Counters()
+        self.mean_output_tokens = FIRST_OUTPUT_TOKENS
         self.reset()
 
     def reset(self) -> None:
@@ -186,6 +189,10 @@ class Manager:
         self.evictor.forget_hollow(self.memory.unpin_virtual(pin.row))
         pin.num_pages = pin.tree_pages = pin.length = 0
         self.changes += 1
+
+    def finished(self, output_tokens: int) -> None:
+        """A request has ended by itself after so many tokens."""
+        self.mean_output_tokens += OUTPUT_WEIGHT * (output_tokens - self.mean_output_tokens)
 
     # -- room ---------------------------------------------------------------------------------
 
@@ -419,13 +426,36 @@ class Manager:
         """Tree pages of ``group`` among those ``gone`` that hits of the shared lengths need."""
         if not self.policy.hold_hits or gone[0].start * self.page_size >= max(pin.shared):
             return []
-        size, encoder_pages = self.page_size, pin.encoder_pages
-        ranges = [
-            r for n in pin.shared for r in self.page_ranges(group, n // size * size, encoder_pages)
-        ]
-        if len(ranges) > 1:
-            ranges = union(ranges)
-        return intersect(intersect(gone, ranges), [Range(0, pin.tree_pages)])
+        kept: list[Range] = []
+        for length in pin.shared:
+            length = length // self.page_size * self.page_size
+            needed = self.page_ranges(group, length, pin.encoder_pages)
+            hit = intersect(gone, needed)
+            if hit and self._pays(group, pin, length, needed):
+                kept += hit
+        return intersect(union(kept), [Range(0, pin.tree_pages)]) if kept else []
+
+    def _pays(self, group: int, pin: Pin, length: int, needed: Sequence[Range]) -> bool:
+        """Whether holding the pages ``needed`` for a hit of ``length`` tokens is worth more than
+        one more request that runs in their place.
+
+        The weighing is that of `core.lookahead`, with R running requests that use U large pages, A
+        each. A request is admitted every ``mean_output_tokens / R`` steps; of those that run, H
+        hold this prefix, so one in R / H of those to come is taken to want it. The B large pages
+        save, by step, ``length · H / mean_output_tokens``, and would earn in a request's place
+        ``step_cost_tokens / R · B / A``, where R · A is U.
+        """
+        pages = [0] * len(self.dependencies)
+        pages[group] = sum(r.size for r in needed)
+        holders = int(self.memory.pins[group][pin.pages[needed[-1].stop - 1]])
+        cost_tokens = self.policy.step_cost_tokens * self.mean_output_tokens
+        saved_tokens = length * holders
+        return saved_tokens * self._large_in_use() >= cost_tokens * sum(self.large_pages(pages))
+
+    def _large_in_use(self) -> float:
+        """What running requests pin, in large pages and parts of them."""
+        books = self.memory.large
+        return sum(n / k for n, k in zip(books.num_used, books.small_per_large, strict=True))
 
     def _let_go_for_others(self, pin: Pin) -> None:
         for g, ranges in enumerate(pin.held_for_others):

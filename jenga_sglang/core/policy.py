@@ -14,7 +14,8 @@ class CachePolicy:
     history, from the first time on.
 
     ``hold_hits``: a running request goes on holding, for the next one, what a hit needs at the
-    point where it left a known history, until it ends or a reservation would fail.
+    point where it left a known history, until it ends or a reservation would fail; unless one
+    more request in its place is worth more.
 
     ``waiting_prefixes``: evict last what requests in the waiting queue will hit, soonest last
     (`core.lookahead`).

@@ -90,11 +90,16 @@ def test_nothing_to_keep_is_the_first_to_go() -> None:
     assert held_pages(manager, 1, A) == []
 
 
-def window_alone(num_large: int, policy: CachePolicy) -> tuple[Manager, Pin]:
+def window_alone(
+    num_large: int, *, mean_output_tokens: float = 24, hold_hits: bool = True
+) -> tuple[Manager, Pin]:
     """A request that left a known history after six tokens, has computed twelve, and needs the
-    last two of them."""
+    last two of them. To hold two pages more saves six tokens and is worth it, beside the eight
+    pages in use and at a token a step, up to answers of 6 · 8 / 2 tokens."""
+    policy = CachePolicy(step_cost_tokens=1, hold_hits=hold_hits)
     geometry = make_geometry([SlidingWindow(3)], num_large)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
+    manager.mean_output_tokens = mean_output_tokens
     serve(manager, tokens(A[:6], [900]))
     pin = begin(manager, A)
     assert pin.hit.path.num_pages == 6
@@ -113,10 +118,14 @@ def test_a_history_that_just_went_on_is_not_held_for_others() -> None:
     assert manager.memory.large.num_used == [2]
 
 
-@pytest.mark.parametrize(("hold_hits", "used"), [(True, 2 + 2), (False, 2)])
-def test_a_running_request_holds_the_hit_that_it_used(hold_hits: bool, used: int) -> None:
+@pytest.mark.parametrize(
+    ("mean_output_tokens", "hold_hits", "used"), [(24, True, 2 + 2), (25, True, 2), (24, False, 2)]
+)
+def test_a_running_request_holds_the_hit_that_it_used_where_that_pays(
+    mean_output_tokens: float, hold_hits: bool, used: int
+) -> None:
     """The next asker needs tokens 4 and 5."""
-    manager, pin = window_alone(20, CachePolicy(hold_hits=hold_hits))
+    manager, pin = window_alone(20, mean_output_tokens=mean_output_tokens, hold_hits=hold_hits)
     assert manager.memory.large.num_used == [used]
     manager.release(pin)
     manager.check()
@@ -125,7 +134,7 @@ def test_a_running_request_holds_the_hit_that_it_used(hold_hits: bool, used: int
 
 def test_what_is_held_for_others_is_given_up_when_a_reservation_would_fail() -> None:
     """Of twelve pages the request needs two and holds two more."""
-    manager, _ = window_alone(12, CachePolicy())
+    manager, _ = window_alone(12)
     other = manager.lock(manager.miss(None))
     assert manager.reserve([(other, 8)])
     assert hit_tokens(manager, A[:6]) == 6
