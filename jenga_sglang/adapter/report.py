@@ -7,6 +7,7 @@ import logging
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from sglang.srt.runtime_context import get_schedule
@@ -33,7 +34,13 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
 def digest(manager: Manager) -> str:
     """A hash of every page table, pin and owner: equal on ranks that decided alike."""
     memory = manager.memory
-    books = [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.large.owner]
+    books: list[NDArray[Any]] = [
+        *memory.table,
+        memory.pins,
+        memory.in_tree,
+        memory.depth,
+        memory.large.owner,
+    ]
     digest = hashlib.sha256(str(manager.changes).encode())
     for book in books:
         digest.update(book.tobytes())

@@ -137,8 +137,7 @@ class LruBuckets:
         time = heapq.heappop(self._times)
         del self._buckets[time]
         self._num_entries -= len(bucket)
-        large = _unique(bucket.fresh)
-        large = large[self._queued_at[large] == time]
+        large = self._still_fresh(time, bucket)
         self._queued_at[large] = _NEVER
         idle = large[are_idle(large)]
         touched = self.time[idle] != time
@@ -175,13 +174,17 @@ class LruBuckets:
 
     def _sort_fresh(self, time: int, bucket: _Bucket, depths_of: Callable[[Ids], Ids]) -> None:
         before = len(bucket)
-        large = _unique(bucket.fresh)
-        large = large[self._queued_at[large] == time]
+        large = self._still_fresh(time, bucket)
         depths = depths_of(large)
         self._depth[large] = depths
         bucket.fresh = []
         bucket.add_run(np.sort(large - (depths << _ID_BITS)))
         self._num_entries -= before - len(bucket)
+
+    def _still_fresh(self, time: int, bucket: _Bucket) -> Ids:
+        """Pages in the bucket of ``time`` that are not sorted yet and not void, each once."""
+        parts = [large[self._queued_at[large] == time] for large in bucket.fresh]
+        return _unique([part for part in parts if len(part)])
 
     def _is_current(self, time: int, keys: _Keys) -> NDArray[np.bool_]:
         """Which keys of the bucket of ``time`` are their pages' valid entries."""

@@ -275,10 +275,11 @@ class Manager:
             most = self.dependencies[g].peak_pages(self.max_length, self.page_size)
             for pin in self.pins.values():
                 if g in pin.groups:
-                    held = 0
+                    left = most
                     for start, stop in pin.held[g]:
-                        held += stop - start
-                    room[g] += max(0, most - held)
+                        left -= stop - start
+                    if left > 0:
+                        room[g] += left
         return room
 
     def whole_tokens_left(self, pages: Sequence[int]) -> int:

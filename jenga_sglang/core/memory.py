@@ -66,7 +66,8 @@ class Memory:
         self.stripes = [g.stripes for g in geometry.groups]
         self.table = [np.zeros((rows, s), np.int64) for s in self.stripes]
         self._first = [table[:, 0] for table in self.table]  # one index is faster than two
-        self.pins = np.zeros((self.num_groups + 1, rows), np.int64)
+        # Narrow, for thousands of them are read at a time; no index is ever made of them.
+        self.pins = np.zeros((self.num_groups + 1, rows), np.int32)
         self.in_tree = np.zeros(rows, np.bool_)
         # Position of a tree page in its history, in pages; orders eviction among equal times.
         self.depth = np.zeros(rows, np.int64)
@@ -189,7 +190,8 @@ class Memory:
         small, fresh = self.large.take(group, len(virtual) * stripes, request, scarce=scarce)
         # Until something needs it again a page is transient: first to go. A large page with
         # other tenants keeps their time.
-        self.lru.start(fresh)
+        if len(fresh):
+            self.lru.start(fresh)
         if len(virtual) == 1:
             page = int(virtual[0])  # a number is a faster index than an array
             self.table[group][page] = small
