@@ -594,7 +594,10 @@ class Manager:
         ]
         if group in self.memory.encoder_groups:
             permanent = [Range(0, encoder_pages)]
-        ranges = intersect(permanent, [Range(0, num_pages)])
+        everything = [Range(0, num_pages)]
+        ranges = intersect(permanent, everything)
+        if ranges == everything:
+            return ranges
         for n in lengths:
             ranges += self.page_ranges(group, n // self.page_size * self.page_size, encoder_pages)
         return union(ranges)
