@@ -95,7 +95,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--geometry", type=Path, required=True)
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--kv-bytes", type=parse_bytes, required=True, metavar="40GiB")
-    parser.add_argument("--page-size", type=int, help="tokens; default SGLang's own")
+    parser.add_argument("--page-size", type=int, help="tokens; default the backend's own")
     parser.add_argument("--chunk-tokens", type=int, default=RunSpec.chunk_tokens)
     parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)
     parser.add_argument("--json", type=Path, help="where the figures go")
