@@ -97,10 +97,10 @@ EXPERIMENTS = (
     Experiment("llama3-8b", "docqa", 400, "16GiB", None),
     Experiment("llama3-8b", "chat", 1_500, "8GiB", None),
     Experiment("qwen3-next-80b", "docqa", 400, "10GiB", 0.9, has_states=True),
-    Experiment("qwen3-next-80b", "mix", 800, "8GiB", 0.9, has_states=True),
-    Experiment("qwen3-next-80b", "chat", 1_500, "4GiB", 7.2, has_states=True),
+    Experiment("qwen3-next-80b", "mix", 800, "8GiB", 3.6, has_states=True),
+    Experiment("qwen3-next-80b", "chat", 1_500, "4GiB", 3.6, has_states=True),
     Experiment("qwen3-next-80b", "agents", 400, "4GiB", 0.9, has_states=True),
-    Experiment("qwen3-next-80b", "fewshot", 800, "4GiB", 7.2, has_states=True),
+    Experiment("qwen3-next-80b", "fewshot", 800, "4GiB", 3.6, has_states=True),
     Experiment("qwen3-next-80b", "tree-of-thought", 600, "4GiB", 7.2, has_states=True),
 )
 
@@ -194,16 +194,20 @@ def _cells(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
-    """Per experiment and policy: the middle output rate without it against all of them, in per
-    cent. The geometric mean over the seeds, the least and the greatest."""
-    header = ["without"]
-    columns: list[dict[str, str]] = []
+    """A table per geometry. Per kind of trace and policy: the middle output rate without it against
+    all of them, in per cent; the geometric mean over the seeds, the least and the greatest."""
+    columns: dict[str, dict[str, dict[str, str]]] = {}
     for title, own in _by_experiment(rows):
-        header.append(title.rpartition(",")[0])
-        columns.append({name: _change(pairs) for name, pairs in _pairs(own)})
-    names = sorted(set().union(*columns))
-    lines = [[f"`{name}`", *(c.get(name, "-") for c in columns)] for name in names]
-    return markdown(header, [":--"] + ["--:"] * len(columns), lines)
+        geometry, kind, _ = title.split(", ")
+        changes = {name: _change(pairs) for name, pairs in _pairs(own)}
+        columns.setdefault(geometry, {})[kind] = changes
+    return "\n\n".join(_table_of(geometry, kinds) for geometry, kinds in columns.items())
+
+
+def _table_of(geometry: str, kinds: dict[str, dict[str, str]]) -> str:
+    names = sorted(set().union(*kinds.values()))
+    lines = [[f"`{name}`", *(changes[name] for changes in kinds.values())] for name in names]
+    return markdown([f"{geometry}, without", *kinds], [":--"] + ["--:"] * len(kinds), lines)
 
 
 def _change(pairs: Sequence[tuple[Row, Row]]) -> str:
