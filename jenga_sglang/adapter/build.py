@@ -11,7 +11,7 @@ from sglang.srt.configs.model_config import is_deepseek_dsa
 from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
+from sglang.srt.runtime_context import get_context, get_exec, get_memory, get_schedule
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.allocator import JengaAllocator
@@ -36,6 +36,8 @@ LAYOUT_VARIABLE = "JENGA_LAYOUT"
 POLICY_VARIABLE = "JENGA_POLICIES"
 # Room for the request that SGLang warms up with; a server that cannot serve that ends at once.
 SMALLEST_REQUEST_TOKENS = 64
+MOST_OF_A_CHUNK = 1 / 2  # of the pool, for one step
+SMALLEST_CHUNK_TOKENS = 256
 
 
 def build_pools(configurator: Any, sizes: Any) -> Any:
@@ -75,6 +77,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         prefix_cache=not get_memory().disable_radix_cache,
         policy=CachePolicy.parse(os.environ.get(POLICY_VARIABLE, "")),
     )
+    _shorten_chunks(manager)
     _refuse_pool_without_room(manager)
     pool = JengaKVPool(
         manager,
@@ -131,6 +134,27 @@ def choose_geometry(
         return plan.geometry
     except ValueError as error:
         raise _too_small(str(error)) from error
+
+
+def _shorten_chunks(manager: Manager) -> None:
+    """Halve SGLang's chunk of a prompt until one leaves half of the pool to others. A step keeps
+    all that it computes in every group, also where only a window of it is needed after."""
+    given = chunk = get_schedule().chunked_prefill_size
+    if not given or given <= 0:  # prompts are not cut
+        return
+    while chunk > SMALLEST_CHUNK_TOKENS and manager.fleeting_share(chunk) > MOST_OF_A_CHUNK:
+        chunk = chunk // 2 // manager.page_size * manager.page_size
+    if chunk == given:
+        return
+    get_context().override("jenga", chunked_prefill_size=chunk)
+    logger.warning(
+        "--chunked-prefill-size %d is %d here: what such a chunk keeps for one step, in layers "
+        "that need only some of it after, would take %.0f %% of the pool. More memory for the pool "
+        "lets it be as asked for.",
+        given,
+        chunk,
+        100 * manager.fleeting_share(given),
+    )
 
 
 def _refuse_pool_without_room(manager: Manager) -> None:

@@ -246,6 +246,14 @@ class Manager:
             pages.append(max(0, min(-(-length // self.page_size), held) - pinned))
         return pages
 
+    def fleeting_share(self, tokens: int) -> float:
+        """Share of the pool that ``tokens`` take in groups of rows that will forget them."""
+        pages = [0] * len(self.dependencies)
+        for g in self.memory.row_groups:
+            if g in self._forgetful:
+                pages[g] = -(-tokens // self.page_size)
+        return sum(self.large_pages(pages)) / self.memory.large.num_large
+
     def fits_alone(self, length: int, fresh: int, encoder_pages: int = 0) -> bool:
         """Whether a request of ``length`` tokens fits into an empty pool when its prompt is
         computed ``fresh`` tokens at a time."""

@@ -294,6 +294,14 @@ def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(tmp_path
     assert jenga["moved_bytes"] > 0
 
 
+def test_a_chunk_that_would_fill_the_pool_is_shortened(tmp_path: Path) -> None:
+    """8,192 tokens take 3.25 GiB in Gemma-3's window layers, of which 1,024 are needed after."""
+    trace = [request(name, (name, 8000), output=8) for name in "abc"]
+    result = replay(tmp_path, "jenga", "gemma3-27b", "3GiB", trace)
+    assert result["aborted_requests"] == result["retractions"] == 0
+    assert result["prefill_tokens"] == 3 * 8000 and result["steps"] > 3 * 8000 / 2048
+
+
 class TestSeeds:
     EXPERIMENTS = (
         Experiment("gemma3-27b", "docqa", 20, "40GiB", 0.1),
