@@ -34,7 +34,7 @@ def plot_points(points: Sequence[Point], out: Path) -> None:
             _draw(axis, chosen, column)
             axis.set_title(f"{geometry}: {title}", loc="left")
         row[0].set_ylabel("µs per unit")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 
