@@ -1,5 +1,7 @@
 """The prefix tree, two tokens a page: find, extend, split, fill, cut and trim."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from core_builders import ids, tokens
@@ -193,3 +195,49 @@ def test_check_notices_a_page_that_is_in_the_tree_twice(tree: PrefixTree) -> Non
     tree.extend(tree.find("a", FORK), FORK, ids(5, 3))
     with pytest.raises(AssertionError):
         tree.check()
+
+
+class TestVersions:
+    """What was worked out of a path's pages holds until one of them is not what it was."""
+
+    @staticmethod
+    def has_changed(tree: PrefixTree, change: Callable[[Path], object]) -> bool:
+        """Whether DOCUMENT's path does when ``change`` happens to it, FORK hanging on its half."""
+        insert(tree, DOCUMENT, 1, 2, 3, 4)
+        insert(tree, FORK, 5, 6)
+        path, version = tree.find("a", DOCUMENT), tree.version
+        assert not tree.has_changed(path, version)
+        change(path)
+        tree.check()
+        return tree.has_changed(path, version)
+
+    def test_pages_that_nobody_holds_any_more_change_it(self, tree: PrefixTree) -> None:
+        assert self.has_changed(tree, lambda path: tree.hollow_out(ids(1)))
+
+    def test_an_end_that_is_forgotten_changes_it(self, tree: PrefixTree) -> None:
+        assert self.has_changed(tree, lambda path: tree.hollow_out(ids(3, 4)))
+
+    def test_a_hollow_page_that_is_filled_changes_it(self, tree: PrefixTree) -> None:
+        insert(tree, DOCUMENT, 1, 2, 3, 4)
+        tree.hollow_out(ids(2))
+        path, version = tree.find("a", DOCUMENT), tree.version
+        tree.replace(path, 1, ids(7))
+        assert tree.has_changed(path, version)
+
+    def test_a_cut_changes_what_is_cut_and_all_that_hung_below(self, tree: PrefixTree) -> None:
+        insert(tree, DOCUMENT, 1, 2, 3, 4)
+        insert(tree, FORK, 5, 6)
+        half, whole = tree.find("a", DOCUMENT[:4]), tree.find("a", DOCUMENT)
+        version = tree.version
+        tree.cut(half.node, 1)
+        assert tree.has_changed(half, version)
+        assert whole.node.version > version and not tree.is_alive(whole.node)
+
+    def test_what_an_evictor_notes_changes_it(self, tree: PrefixTree) -> None:
+        assert self.has_changed(tree, lambda path: tree.change(tree.nodes_of(ids(2))))
+
+    def test_another_branch_does_not(self, tree: PrefixTree) -> None:
+        assert not self.has_changed(tree, lambda path: insert(tree, tokens(range(6), 80, 81), 8))
+
+    def test_the_end_of_another_branch_does_not(self, tree: PrefixTree) -> None:
+        assert not self.has_changed(tree, lambda path: tree.hollow_out(ids(5, 6)))
