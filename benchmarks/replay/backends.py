@@ -13,7 +13,7 @@ from benchmarks.replay import unified_on_cpu
 from benchmarks.replay.geometry import NotYetSupportedError
 from benchmarks.replay.held import PoolBytes, token_pool_bytes
 from benchmarks.replay.moved import DEVICE_WORK
-from benchmarks.replay.spec import RunSpec
+from benchmarks.replay.spec import RATIOS, RunSpec
 
 JENGA_POLICY_VARIABLE = "JENGA_POLICIES"
 
@@ -45,10 +45,7 @@ class Backend:
 
 
 def _ratio_arguments(spec: RunSpec) -> dict[str, Any]:
-    ratios = {
-        "swa_full_tokens_ratio": spec.swa_full_tokens_ratio,
-        "mamba_full_memory_ratio": spec.mamba_full_memory_ratio,
-    }
+    ratios = {name: getattr(spec, name) for name in RATIOS}
     return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
 

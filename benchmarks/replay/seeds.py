@@ -206,7 +206,9 @@ def ablation_table(rows: Sequence[Row]) -> str:
 
 def _table_of(geometry: str, kinds: dict[str, dict[str, str]]) -> str:
     names = sorted(set().union(*kinds.values()))
-    lines = [[f"`{name}`", *(changes[name] for changes in kinds.values())] for name in names]
+    lines = [
+        [f"`{name}`", *(changes.get(name, "-") for changes in kinds.values())] for name in names
+    ]
     return markdown([f"{geometry}, without", *kinds], [":--"] + ["--:"] * len(kinds), lines)
 
 

@@ -365,6 +365,14 @@ class TestSeeds:
         assert f"| `{last}` | -50.0 (-50.0 … -50.0) |" in gemma
         assert f"| `{last}` | -25.8 (-50.0 … +10.0) |" in llama
 
+    def test_a_run_that_failed_leaves_its_cell_empty(self) -> None:
+        def row(kind: str, name: str, rate: float) -> dict[str, object]:
+            title = f"g, {kind}, 1GiB"
+            return {"experiment": title, "seed": 1, "name": name, "mid_out_tok_s": rate}
+
+        rows = [row("chat", "jenga", 2.0), row("chat", "aligned", 1.0), row("mix", "jenga", 2.0)]
+        assert ablation_table(rows).splitlines()[-1] == "| `aligned` | -50.0 (-50.0 … -50.0) | - |"
+
     def test_every_experiment_has_its_geometry_and_generator(self) -> None:
         for experiment in EXPERIMENTS:
             assert (DATA / f"{experiment.geometry}.json").exists()
