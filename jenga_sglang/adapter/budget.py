@@ -62,6 +62,8 @@ class AskAgain:
             self._available = available
             return False
         self._passes += 1
+        if refusal.cause == "cache":
+            return head != self._head
         token = sum(manager.large_pages(manager.step_pages(1))) / manager.page_size
         gained = available - self._available + self._passes * len(manager.pins) * token
         late = self._passes % ASK_EVERY_PASSES == 0
