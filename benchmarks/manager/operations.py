@@ -159,8 +159,7 @@ class Rounds:
                 for pin in pins:
                     manager.slide(pin, length)
                 assert manager.reserve([(pin, 1) for pin in pins])
-                for pin in pins:
-                    manager.extend(pin, length + 1)
+                manager.extend_each(pins)
 
     def _reserve(self, operation: str, pins: Sequence[Pin], length: int) -> None:
         """Make the room beforehand, so that eviction is not timed with what it is for."""

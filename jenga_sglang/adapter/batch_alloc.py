@@ -94,15 +94,11 @@ def _open_pages(
     """One more page for each of the requests at the indices ``opening``."""
     if not opening:
         return
-    demands: list[tuple[Pin, int]] = []
-    for index in opening:
-        pin: Pin = reqs[index].lock.receipt
+    pins: list[Pin] = [reqs[index].lock.receipt for index in opening]
+    for index, pin in zip(opening, pins, strict=True):
         cache.manager.slide(pin, int(lengths[index]))
-        demands.append((pin, 1))
-    _reserve(cache, demands)
-    for index, (pin, _) in zip(opening, demands, strict=True):
-        pages = cache.manager.extend(pin, int(lengths[index]) + 1)
-        cache.last_page[rows[index]] = pages[0]
+    _reserve(cache, [(pin, 1) for pin in pins])
+    cache.last_page[rows[opening]] = cache.manager.extend_each(pins)
 
 
 def _encoder_tokens(batch: ScheduleBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:

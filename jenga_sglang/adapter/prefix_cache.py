@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
 logger = logging.getLogger(__name__)
+
+_REQUEST_ID = attrgetter("rid")
 
 
 @dataclass
@@ -116,7 +119,7 @@ class JengaPrefixCache(BasePrefixCache):
                 tokens = tokens + req.output_ids
             return _history(req, req), np.frombuffer(tokens, np.int64)[:-1]
 
-        self.lookahead.look([req.rid for req in waiting[:MAX_REQUESTS]], read)
+        self.lookahead.look(list(map(_REQUEST_ID, waiting[:MAX_REQUESTS])), read)
 
     def root_node_handle(self, extra_key: str | None = None) -> Hit:
         return self.manager.miss((extra_key, None))

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.large_pages import Ids, each_once
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit
 from jenga_sglang.core.tree import Encoded, Tokens
@@ -67,7 +67,7 @@ class Embeddings:
             return
         memory = self.manager.memory
         pages = self.manager.tree.pages(hit.path)
-        large = np.unique(
+        large = each_once(
             memory.large.large_of(self.group, memory.table[self.group][pages].ravel())
         )
         tenants = memory.tenants(self.group, large)

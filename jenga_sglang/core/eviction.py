@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jenga_sglang.core.dependency import Range
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.large_pages import Ids, each_once
 from jenga_sglang.core.lru import Candidates
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Counters, Pin
@@ -119,7 +119,7 @@ class Evictor:
         for g in range(self.memory.num_groups):
             tenants = self.memory.tenants(g, chosen[owners == g]).ravel()
             if len(tenants):
-                self.evict_pages(g, np.unique(tenants[tenants != 0]))
+                self.evict_pages(g, each_once(tenants[tenants != 0]))
         return True
 
     def _oldest(self, wanted: int) -> Ids:

@@ -113,11 +113,7 @@ class LargePages:
         """
         if count > self.num_holes(group) + self.num_free * self.small_per_large[group]:
             raise MemoryError(f"group {group}: {count} small pages were never reserved")
-        holes: list[int] = []
-        if own := self._holes_of[group].get(request):
-            holes = self._take_holes(group, own, count)
-        if scarce:
-            holes += self._take_holes(group, self._holes[group], count - len(holes))
+        holes = self._take_preferred_holes(group, count, request, scarce)
         if len(holes) == count:
             return np.array(holes, np.int64), _NONE
         fresh, large = self._take_free_large(group, count - len(holes), request)
@@ -125,17 +121,62 @@ class LargePages:
             holes += self._take_holes(group, self._holes[group], missing)
         return (np.concatenate((np.array(holes, np.int64), fresh)) if holes else fresh), large
 
+    def take_each(
+        self, counts: Sequence[tuple[int, int]], requests: Sequence[int], *, scarce: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
+        """`take` a few small pages of every (group, count) for each of ``requests`` in turn.
+
+        Returns what `take` does, for every group: the ids of all requests, one after the other.
+        The room must be there for all together.
+        """
+        taken: list[tuple[list[int], list[int]]] = [([], []) for _ in counts]
+        for request in requests:
+            for (group, count), (small, large) in zip(counts, taken, strict=True):
+                few = self._take_preferred_holes(group, count, request, scarce)
+                while len(few) < count and self.num_free:
+                    few += self._open_large(group, count - len(few), request)
+                    large.append(few[-1] // self.small_per_large[group])
+                if len(few) < count:
+                    few += self._take_holes(group, self._holes[group], count - len(few))
+                small += few
+        return taken
+
+    def _take_preferred_holes(
+        self, group: int, count: int, request: int, scarce: bool
+    ) -> list[int]:
+        """Up to ``count`` holes that go before free large pages."""
+        own = self._holes_of[group].get(request)
+        holes = self._take_holes(group, own, count) if own else []
+        if scarce:
+            holes += self._take_holes(group, self._holes[group], count - len(holes))
+        return holes
+
+    def _open_large(self, group: int, count: int, request: int) -> list[int]:
+        """Up to ``count`` small pages of one free large page."""
+        per_large = self.small_per_large[group]
+        count = min(count, per_large)
+        self.num_free -= 1
+        large = int(self._free[self.num_free])
+        self.owner[large] = group
+        self._request[large] = request
+        self.num_owned[group] += 1
+        self.used[large] = self.held[large] = count
+        self.num_used[group] += count
+        self.num_held[group] += count
+        small = list(range(large * per_large, (large + 1) * per_large))
+        if count < per_large:
+            self._add_holes(group, large, small[count:])
+        return small[:count]
+
     def _take_free_large(self, group: int, count: int, request: int) -> tuple[Ids, Ids]:
         per_large = self.small_per_large[group]
         num_large = min(self.num_free, _ceil_div(count, per_large))
         self.num_free -= num_large
         large = self._free[self.num_free : self.num_free + num_large][::-1].copy()
-        # A number is a faster index than an array.
-        where = large if num_large != 1 else int(large[0])
-        self.owner[where] = group
-        self._request[where] = request
+        self.owner[large] = group
+        self._request[large] = request
         self.num_owned[group] += num_large
-        self.used[where] = self.held[where] = per_large
+        self.used[large] = self.held[large] = per_large
         small = large if per_large == 1 else self.small_of(group, large).ravel()
         if holes := small[count:].tolist():
             last = int(large[-1])
@@ -281,7 +322,9 @@ class LargePages:
         if len(small) <= _FEW:
             found = Counter(page // self.small_per_large[group] for page in small.tolist())
             return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
-        return np.unique(self.large_of(group, small), return_counts=True)
+        large = np.sort(self.large_of(group, small))
+        stops = np.flatnonzero(_ends_run(large)) + 1
+        return large[stops - 1], np.diff(stops, prepend=0)
 
     def _is_reclaimable(self, large: int) -> bool:
         return bool(self.used[large] == 0 and self.held[large] > 0)
@@ -317,6 +360,24 @@ class LargePages:
                 )
                 assert all(p // per_large == large for p in holes)
         assert self.num_free + owned_total == self.num_large, "a large page is lost"
+
+
+def without_repeats(ids: Ids) -> Ids:
+    """``ids`` without those that the next one is equal to: each once if they ascend."""
+    return ids[_ends_run(ids)]
+
+
+def each_once(ids: Ids) -> Ids:
+    """All of ``ids``, ascending, each once. `numpy.unique` does that by hashing, which takes ten
+    times as long for a thousand."""
+    return without_repeats(np.sort(ids))
+
+
+def _ends_run(ids: Ids) -> NDArray[np.bool_]:
+    """Which ids the next one is not equal to."""
+    ends = np.ones(len(ids), np.bool_)
+    np.not_equal(ids[1:], ids[:-1], out=ends[:-1])
+    return ends
 
 
 def are_distinct(ids: Ids, size: int) -> bool:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.large_pages import Ids, each_once, without_repeats
 
 _NEVER = np.iinfo(np.int64).max
 _ID_BITS = 32
 _ID_MASK = (1 << _ID_BITS) - 1
-_LOOKED_AT = 64  # entries at a time, however few are wanted: many may be void
+_LOOKED_AT = 64  # entries at first, however few are wanted: many may be void
 
 # Entries of a bucket, in the order in which they go: longest prefix first, then lowest id.
 _Keys = NDArray[np.int64]
@@ -49,7 +49,7 @@ class _Bucket:
         while self.runs and len(self.runs[-1]) <= 2 * len(run):
             # A stable sort finds the two runs and only merges them.
             run = np.sort(np.concatenate((self.runs.pop(), run)), kind="stable")
-            run = run[np.concatenate(([True], run[1:] != run[:-1]))]
+            run = without_repeats(run)
         if len(run):
             self.runs.append(run)
 
@@ -102,8 +102,13 @@ class LruBuckets:
         if (times == first).all():
             self._bucket(first).fresh.append(large)
             return
-        for time in np.unique(times).tolist():
-            self._bucket(time).fresh.append(large[times == time])
+        order = np.argsort(times, kind="stable")
+        large, times = large[order], times[order]
+        starts = np.flatnonzero(np.diff(times)) + 1
+        for part, time in zip(
+            np.split(large, starts), without_repeats(times).tolist(), strict=True
+        ):
+            self._bucket(time).fresh.append(part)
 
     def _bucket(self, time: int) -> _Bucket:
         if time not in self._buckets:
@@ -118,6 +123,7 @@ class LruBuckets:
         Idle pages touched since are queued again at their new time. A page counts as deep as it
         was when its bucket was last looked at.
         """
+        looked_at = max(wanted, _LOOKED_AT)
         while self._times:
             time = self._times[0]
             bucket = self._buckets[time]
@@ -126,7 +132,8 @@ class LruBuckets:
             else:
                 if bucket.fresh:
                     self._sort_fresh(time, bucket, candidates.depths)
-                large = self._take(time, bucket, wanted, candidates.are_idle)
+                large = self._take(time, bucket, wanted, looked_at, candidates.are_idle)
+                looked_at *= 2  # a bucket of which nothing is left ends soon
             if len(large):
                 return large
         return None
@@ -151,11 +158,12 @@ class LruBuckets:
         time: int,
         bucket: _Bucket,
         wanted: int,
+        looked_at: int,
         are_idle: Callable[[Ids], NDArray[np.bool_]],
     ) -> Ids:
-        """The first ``wanted`` idle pages of a sorted bucket that are still of its time; possibly
-        fewer, or none, while the bucket has more."""
-        keys = bucket.peek(max(wanted, _LOOKED_AT))
+        """The first ``wanted`` idle pages of a sorted bucket that are still of its time, among the
+        first ``looked_at``; possibly fewer, or none, while the bucket has more."""
+        keys = bucket.peek(looked_at)
         if not len(keys):
             return keys
         large = keys & _ID_MASK
@@ -198,7 +206,7 @@ class LruBuckets:
                 bucket.add_run(run[self._is_current(time, run)])
             if bucket.fresh:
                 fresh = np.concatenate(bucket.fresh)
-                bucket.fresh = [np.unique(fresh[self._queued_at[fresh] == time])]
+                bucket.fresh = [each_once(fresh[self._queued_at[fresh] == time])]
         self._num_entries = sum(map(len, self._buckets.values()))
 
 
@@ -206,4 +214,4 @@ def _unique(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """All that is in ``parts``, each of which has nothing twice, once."""
     if len(parts) == 1:
         return parts[0]
-    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+    return each_once(np.concatenate(parts)) if parts else np.empty(0, np.int64)

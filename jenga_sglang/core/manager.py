@@ -37,7 +37,7 @@ from jenga_sglang.core.dependency import (
 from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.hit import longest_hit
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.large_pages import Ids, without_repeats
 from jenga_sglang.core.memory import Memory, default_virtual_pages
 from jenga_sglang.core.pin import Counters, Hit, Pin
 from jenga_sglang.core.policy import CachePolicy
@@ -363,6 +363,22 @@ class Manager:
         pin.length = length
         return pages
 
+    def extend_each(self, pins: Sequence[Pin]) -> Ids:
+        """Give each of ``pins``, which run and have filled their pages, a private page for its next
+        token; return the pages in order.
+
+        Raises ``MemoryError`` and changes nothing if the pages were never reserved.
+        """
+        groups = pins[0].groups
+        if any(pin.groups != groups or pin.num_pages < pin.encoder_pages for pin in pins):
+            # A group was born or retired between them, or an encoder makes the next page.
+            return np.concatenate([self.extend(pin, pin.length + 1) for pin in pins])
+        pages = self.memory.take_each(groups, [pin.number for pin in pins], scarce=self._scarce)
+        for pin, page in zip(pins, pages.tolist(), strict=True):
+            pin.append_one(page)
+            pin.length += 1
+        return pages
+
     def save_states(self, pin: Pin, start: int, stop: int, prompt: int) -> None:
         """Have the step that takes ``pin`` from ``start`` to ``stop`` tokens leave checkpoints of
         its recurrent states, where a later request may continue: every so many tokens, where
@@ -454,12 +470,13 @@ class Manager:
         save, by step, ``length · H / mean_output_tokens``, and would earn in a request's place
         ``step_cost_tokens / R · B / A``, where R · A is U.
         """
-        pages = [0] * len(self.dependencies)
-        pages[group] = sum(r.size for r in needed)
+        memory = self.memory
+        small = sum(r.size for r in needed) * memory.stripes[group]
+        large = small / memory.large.small_per_large[group]
         holders = int(self.memory.pins[group][pin.pages[needed[-1].stop - 1]])
         cost_tokens = self.policy.step_cost_tokens * self.mean_output_tokens
         saved_tokens = length * holders
-        return saved_tokens * self._large_in_use() >= cost_tokens * sum(self.large_pages(pages))
+        return saved_tokens * self._large_in_use() >= cost_tokens * large
 
     def _large_in_use(self) -> float:
         """What running requests pin, in large pages and parts of them."""
@@ -550,7 +567,7 @@ class Manager:
             parts = [self.memory.large_pages(g, pages[start:stop]) for start, stop in kept]
             large = np.concatenate(parts) if parts else np.empty(0, np.int64)
             # Neighbours lie together: what repeats, repeats at once.
-            found.append(large[np.diff(large, prepend=0) != 0])
+            found.append(without_repeats(large))
         return found
 
     def touch_large(self, large: Sequence[Ids]) -> None:

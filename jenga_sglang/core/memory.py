@@ -15,6 +15,7 @@ states most have none: `core.states` says which are backed there, and what slots
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from jenga_sglang.core.dependency import Dependency, reads_everything
 from jenga_sglang.core.geometry import Geometry
-from jenga_sglang.core.large_pages import Ids, LargePages, are_distinct
+from jenga_sglang.core.large_pages import Ids, LargePages, are_distinct, each_once
 from jenga_sglang.core.lru import LruBuckets
 
 # Pages of a history, one part after the other: how many, and the groups that each of them is in.
@@ -96,7 +97,7 @@ class Memory:
         """Virtual pages and slots whose entry in some group changed since the last call:
         ascending, once each. A copy of the tables that follows them is equal to the tables."""
         changed, self._changed = self._changed or [], []
-        return np.unique(np.concatenate(changed)) if changed else np.empty(0, np.int64)
+        return each_once(np.concatenate(changed)) if changed else np.empty(0, np.int64)
 
     def _rows_like(self, dependency: Dependency) -> list[int]:
         return self.encoder_groups if dependency.reads_encoder else self.row_groups
@@ -170,11 +171,7 @@ class Memory:
         well; raises ``MemoryError`` and changes nothing if not.
         """
         pages = sum(count for count, _ in parts)
-        room = self.large.num_missing(self.demand_of_parts(parts, states)) <= 0
-        if not room or pages > self.num_free_virtual:
-            raise MemoryError(f"{pages} virtual pages were never reserved")
-        self.num_free_virtual -= pages
-        virtual = self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
+        virtual = self._take_virtual(pages, self.demand_of_parts(parts, states))
         start = 0
         for count, groups in parts:
             for g in groups if count else ():
@@ -183,24 +180,45 @@ class Memory:
         self.pins[-1][virtual] = 1
         return virtual
 
+    def take_each(
+        self, groups: Sequence[int], requests: Sequence[int], *, scarce: bool = False
+    ) -> Ids:
+        """`take` one page in ``groups`` for each of ``requests``, in order."""
+        counts = [(g, self.stripes[g]) for g in groups]
+        demand = [0] * self.num_groups
+        for g, stripes in counts:
+            demand[g] = stripes * len(requests)
+        virtual = self._take_virtual(len(requests), demand)
+        taken = self.large.take_each(counts, requests, scarce=scarce)
+        for (g, stripes), (small, fresh) in zip(counts, taken, strict=True):
+            pages = np.array(small, np.int64).reshape(-1, stripes)
+            self._back(g, virtual, pages, np.array(fresh, np.int64))
+        self.pins[-1][virtual] = 1
+        return virtual
+
+    def _take_virtual(self, pages: int, demand: Sequence[int]) -> Ids:
+        """``pages`` virtual pages, if there is room for ``demand`` small pages per group."""
+        if self.large.num_missing(demand) > 0 or pages > self.num_free_virtual:
+            raise MemoryError(f"{pages} virtual pages were never reserved")
+        self.num_free_virtual -= pages
+        return self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
+
     def back(self, group: int, virtual: Ids, request: int, *, scarce: bool = False) -> None:
         """Give private pages or slots small pages of ``group``, pinned once. The room must have
         been made before."""
         stripes = self.stripes[group]
         small, fresh = self.large.take(group, len(virtual) * stripes, request, scarce=scarce)
+        self._back(group, virtual, small.reshape(-1, stripes), fresh)
+
+    def _back(self, group: int, virtual: Ids, small: Ids, fresh: Ids) -> None:
+        """`back` by ``small`` pages, shape (pages, stripes), some of ``fresh`` large pages."""
         # Until something needs it again a page is transient: first to go. A large page with
         # other tenants keeps their time.
         if len(fresh):
             self.lru.start(fresh)
-        if len(virtual) == 1:
-            page = int(virtual[0])  # a number is a faster index than an array
-            self.table[group][page] = small
-            self._virtual_of[group][small] = page
-            self.pins[group, page] = 1
-        else:
-            self.table[group][virtual] = small.reshape(-1, stripes)
-            self._virtual_of[group][small] = virtual.repeat(stripes)
-            self.pins[group][virtual] = 1
+        self.table[group][virtual] = small
+        self._virtual_of[group][small] = virtual[:, None]
+        self.pins[group][virtual] = 1
         self._note_change(virtual)
 
     def open_slot(self, slot: Ids) -> None:
@@ -337,14 +355,14 @@ class Memory:
         pages that also hold used ones, least recently mixed first."""
         found: list[Ids] = []
         for large in self.large.mixed(group):
-            tenants = np.unique(self.tenants(group, np.array([large], np.int64)))
+            tenants = each_once(self.tenants(group, np.array([large], np.int64)).ravel())
             cached = tenants[(tenants != 0) & (self.pins[group][tenants] == 0)]
             found.append(cached)
             count -= len(cached)
             if count <= 0:
                 break
         assert found, f"group {group}: nothing cached is left beside used pages"
-        return np.unique(np.concatenate(found))
+        return each_once(np.concatenate(found))
 
     def first_missing(self, group: int, virtual: Ids) -> int | None:
         """Index of the first page that ``group`` does not hold, or None."""

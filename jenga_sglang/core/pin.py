@@ -84,15 +84,25 @@ class Pin:
     def append(self, pages: Ids) -> None:
         """Go on with private ``pages``."""
         stop = self.num_pages + len(pages)
-        if stop > len(self.pages):
-            grown = np.zeros(max(stop, 2 * len(self.pages), 8), np.int64)
-            grown[: self.num_pages] = self.row
-            self.pages = grown
+        self._make_place(stop)
         self.pages[self.num_pages : stop] = pages
         for count, groups in self.parts(len(pages)):
             if count:
                 self._hold(Range(self.num_pages, self.num_pages + count), groups)
                 self.num_pages += count
+
+    def append_one(self, page: int) -> None:
+        """Go on with a private page of text."""
+        self._make_place(self.num_pages + 1)
+        self.pages[self.num_pages] = page
+        self._hold(Range(self.num_pages, self.num_pages + 1), self.groups)
+        self.num_pages += 1
+
+    def _make_place(self, pages: int) -> None:
+        if pages > len(self.pages):
+            grown = np.zeros(max(pages, 2 * len(self.pages), 8), np.int64)
+            grown[: self.num_pages] = self.row
+            self.pages = grown
 
     def _hold(self, pages: Range, groups: tuple[int, ...]) -> None:
         for ranges in (self.held[g] for g in groups):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.large_pages import Ids, are_distinct
+from jenga_sglang.core.large_pages import Ids, are_distinct, each_once
 
 Tokens = NDArray[np.int64]
 
@@ -169,7 +169,7 @@ class PrefixTree:
 
     def nodes_of(self, virtual: Ids) -> list[Node]:
         """The nodes that hold these tree pages, each once, in a fixed order."""
-        return [self._nodes[n] for n in sorted(set(self._node_of[virtual].tolist()))]
+        return [self._nodes[n] for n in each_once(self._node_of[virtual]).tolist()]
 
     def is_in(self, node: Node, virtual: Ids) -> NDArray[np.bool_]:
         """Which tree pages ``node`` holds."""

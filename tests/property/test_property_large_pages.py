@@ -1,5 +1,7 @@
 """The two-level allocator alone against a dict of small pages."""
 
+import copy
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -93,6 +95,34 @@ class LargePagesMachine(RuleBasedStateMachine):
         assert len(fresh) == -(-in_fresh // per_large), "large pages are filled one by one"
         self.state[group].update(dict.fromkeys(taken, True))
         self.taken_for.update(dict.fromkeys(fresh, request))
+
+    @rule(
+        counts=st.dictionaries(GROUP, st.integers(0, 3), min_size=1),
+        requests=st.lists(REQUESTS, min_size=1, max_size=3),
+        scarce=st.booleans(),
+    )
+    def take_each(self, counts: dict[int, int], requests: list[int], scarce: bool) -> None:
+        """Several at once is one after the other, to the last hole."""
+        demand = [counts.get(g, 0) * len(requests) for g in range(GROUPS)]
+        if self.large.num_missing(demand) > 0:
+            return
+        alone = copy.deepcopy(self.large)
+        expected: dict[int, tuple[set[int], set[int]]] = {g: (set(), set()) for g in counts}
+        for request in requests:
+            for group, count in counts.items():
+                small, fresh = alone.take(group, count, request, scarce=scarce)
+                expected[group][0].update(small.tolist())
+                expected[group][1].update(fresh.tolist())
+                self.taken_for.update(dict.fromkeys(fresh.tolist(), request))
+        taken = self.large.take_each(list(counts.items()), requests, scarce=scarce)
+        for (group, count), (small, fresh) in zip(counts.items(), taken, strict=True):
+            assert (len(small), len(fresh)) == (count * len(requests), len(set(fresh)))
+            assert (set(small), set(fresh)) == expected[group]
+            self.state[group].update(dict.fromkeys(small, True))
+        same = vars(alone).keys() - {"_slots"}
+        np.testing.assert_equal(
+            {k: vars(self.large)[k] for k in same}, {k: vars(alone)[k] for k in same}
+        )
 
     @rule(group=GROUP, data=st.data())
     def cache(self, group: int, data: st.DataObject) -> None:

@@ -165,9 +165,15 @@ class World(Pair):
         cascaded = self.manager.counters.cascaded.total() - cascaded
         self._check_no_waste(sum(demand), free, cascaded)
         starts = [request.length for request, _ in batch]
+        opens = [self.pins[r].touched and n == r.num_pages * self.page_size + 1 for r, n in batch]
+        if batch and all(opens):
+            new = self.manager.extend_each([self.pins[request] for request, _ in batch])
+            assert len(set(new.tolist())) == len(batch)
+        else:
+            for request, length in batch:
+                new = self.manager.extend(self.pins[request], length)
+                assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
         for request, length in batch:
-            new = self.manager.extend(self.pins[request], length)
-            assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
             self.model.extend(request, length)
         for (request, length), start in zip(batch, starts, strict=True):
             self._save_states(request, start, length)

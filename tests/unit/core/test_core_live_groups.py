@@ -37,6 +37,18 @@ def test_a_new_group_takes_nothing_until_a_request_begins() -> None:
     manager.check_idle()
 
 
+def test_requests_from_before_and_after_a_birth_open_pages_together() -> None:
+    manager = make()
+    early = begin(manager, A)
+    register_group(manager, adapter())
+    late = begin(manager, tokens(200, A))
+    assert manager.reserve([(early, 1), (late, 1)])
+    assert manager.extend_each([early, late]).tolist() == [early.row[-1], late.row[-1]]
+    assert (early.length, late.length) == (9, 10)
+    assert manager.memory.large.num_used == [9 + 10, 9 + 10, 10]
+    manager.check()
+
+
 def test_what_was_cached_before_is_a_hit_again_once_the_group_has_its_part() -> None:
     manager = make()
     serve(manager, A)
