@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,8 +135,9 @@ class LargePages:
             for (group, count), (small, large) in zip(counts, taken, strict=True):
                 few = self._take_preferred_holes(group, count, request, scarce)
                 while len(few) < count and self.num_free:
-                    few += self._open_large(group, count - len(few), request)
-                    large.append(few[-1] // self.small_per_large[group])
+                    opened, pages = self._open_large(group, count - len(few), request)
+                    few += pages
+                    large.append(opened)
                 if len(few) < count:
                     few += self._take_holes(group, self._holes[group], count - len(few))
                 small += few
@@ -151,8 +153,8 @@ class LargePages:
             holes += self._take_holes(group, self._holes[group], count - len(holes))
         return holes
 
-    def _open_large(self, group: int, count: int, request: int) -> list[int]:
-        """Up to ``count`` small pages of one free large page."""
+    def _open_large(self, group: int, count: int, request: int) -> tuple[int, list[int]]:
+        """One free large page, and up to ``count`` small pages of it, now used."""
         per_large = self.small_per_large[group]
         count = min(count, per_large)
         self.num_free -= 1
@@ -166,7 +168,7 @@ class LargePages:
         small = list(range(large * per_large, (large + 1) * per_large))
         if count < per_large:
             self._add_holes(group, large, small[count:])
-        return small[:count]
+        return large, small[:count]
 
     def _take_free_large(self, group: int, count: int, request: int) -> tuple[Ids, Ids]:
         per_large = self.small_per_large[group]
@@ -197,7 +199,7 @@ class LargePages:
         taken: list[int] = []
         if not count:
             return taken
-        for large in list(large_pages):
+        for large in list(islice(large_pages, count)):  # each has one at least
             if len(taken) == count:
                 break
             holes = self._holes[group][large]

@@ -104,10 +104,8 @@ class LruBuckets:
             return
         order = np.argsort(times, kind="stable")
         large, times = large[order], times[order]
-        starts = np.flatnonzero(np.diff(times)) + 1
-        for part, time in zip(
-            np.split(large, starts), without_repeats(times).tolist(), strict=True
-        ):
+        of_time = np.split(large, np.flatnonzero(np.diff(times)) + 1)
+        for part, time in zip(of_time, without_repeats(times).tolist(), strict=True):
             self._bucket(time).fresh.append(part)
 
     def _bucket(self, time: int) -> _Bucket:
