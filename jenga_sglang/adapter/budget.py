@@ -40,7 +40,8 @@ class AskAgain:
     SGLang asks when a request has left. Windows slide before that and make room, so we ask as
     well when there is as much more as was missing: free and cached pages, and what running
     requests have used of the room that was promised to them, at most a token each in a pass. What
-    that leaves out (a new guess of their lengths) waits for ``ASK_EVERY_PASSES``.
+    that leaves out (a new guess of their lengths) waits for ``ASK_EVERY_PASSES``. So does a request
+    that fits and was not worth what would be evicted for it: that changes with who runs.
     """
 
     def __init__(self, manager: Manager) -> None:
@@ -62,12 +63,13 @@ class AskAgain:
             self._available = available
             return False
         self._passes += 1
+        if head != self._head or self._passes % ASK_EVERY_PASSES == 0:
+            return True
         if refusal.cause == "cache":
-            return head != self._head
+            return False
         token = sum(manager.large_pages(manager.step_pages(1))) / manager.page_size
         gained = available - self._available + self._passes * len(manager.pins) * token
-        late = self._passes % ASK_EVERY_PASSES == 0
-        return late or head != self._head or gained >= refusal.short
+        return gained >= refusal.short
 
 
 class JengaPrefillBudget:

@@ -8,13 +8,13 @@ from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.manager import Manager
 
 
-def refused(short: float) -> tuple[Manager, AskAgain, Refusal]:
+def refused(short: float, cause: str = "memory") -> tuple[Manager, AskAgain, Refusal]:
     """Eight large pages of 16 tokens, four used by one request and two by another; "head" has just
     been refused."""
     manager = make_manager(Full(), num_large=8, page_size=16)
     begin(manager, tokens(range(64)))
     begin(manager, tokens(range(100, 132)))
-    refusal = Refusal(weigh(manager, [0], [4]), "memory", short)
+    refusal = Refusal(weigh(manager, [0], [4]), cause, short)
     ask_again = AskAgain(manager)
     assert not ask_again.is_due("head", refusal)
     return manager, ask_again, refusal
@@ -57,6 +57,13 @@ def test_another_head_is_asked_for_at_once() -> None:
 def test_nobody_waits_for_ever() -> None:
     _, ask_again, refusal = refused(100)
     assert passes_until_due(ask_again, refusal) == ASK_EVERY_PASSES
+
+
+def test_what_is_not_worth_it_does_not_become_so_by_room_alone() -> None:
+    manager, ask_again, refusal = refused(1, "cache")
+    manager.release(next(reversed(manager.pins.values())))
+    assert passes_until_due(ask_again, refusal) == ASK_EVERY_PASSES
+    assert ask_again.is_due("other", refusal)
 
 
 def test_a_new_refusal_starts_anew() -> None:
