@@ -121,7 +121,6 @@ class LruBuckets:
         Idle pages touched since are queued again at their new time. A page counts as deep as it
         was when its bucket was last looked at.
         """
-        looked_at = max(wanted, _LOOKED_AT)
         while self._times:
             time = self._times[0]
             bucket = self._buckets[time]
@@ -130,8 +129,7 @@ class LruBuckets:
             else:
                 if bucket.fresh:
                     self._sort_fresh(time, bucket, candidates.depths)
-                large = self._take(time, bucket, wanted, looked_at, candidates.are_idle)
-                looked_at *= 2  # a bucket of which nothing is left ends soon
+                large = self._take_some(time, bucket, wanted, candidates.are_idle)
             if len(large):
                 return large
         return None
@@ -150,6 +148,18 @@ class LruBuckets:
             self.add(idle[touched])
             idle = idle[~touched]
         return idle
+
+    def _take_some(
+        self, time: int, bucket: _Bucket, wanted: int, are_idle: Callable[[Ids], NDArray[np.bool_]]
+    ) -> Ids:
+        """Up to ``wanted`` idle pages of a sorted bucket that are still of its time, in its order;
+        none when it has none. Looks at more and more for as long as it finds nothing."""
+        looked_at = max(wanted, _LOOKED_AT)
+        while not len(large := self._take(time, bucket, wanted, looked_at, are_idle)):
+            if not bucket.runs:
+                break
+            looked_at *= 2
+        return large
 
     def _take(
         self,
