@@ -30,7 +30,6 @@ from jenga_sglang.adapter.discovery import attention_layers
 from jenga_sglang.adapter.encoder import new_locs
 from jenga_sglang.adapter.kv_pool import JengaKVPool, LayerPlace
 from jenga_sglang.adapter.page_tables import PageTableCopy
-from jenga_sglang.adapter.report import size
 from jenga_sglang.adapter.step_tables import (
     EncoderInputs,
     GroupStep,
@@ -38,6 +37,7 @@ from jenga_sglang.adapter.step_tables import (
     StepTables,
     trim_of,
 )
+from jenga_sglang.core.explain import human_bytes
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -205,7 +205,7 @@ class DeviceBackend(AttentionBackend):
         self._graph = self._tables(max_bs)
         logger.info(
             "Page tables of captured decodes: %s for %d requests in %d tables",
-            size(self._graph.num_bytes),
+            human_bytes(self._graph.num_bytes),
             max_bs,
             len(self._copy.entries),
         )

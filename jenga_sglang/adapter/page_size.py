@@ -31,7 +31,7 @@ def model_page_size(model_config: Any) -> int:
     they cannot be read off it. A wrong guess costs per cents, no answers."""
     options = ReadOptions(
         kv_dtype="bfloat16",  # not asked for: some names of dtypes cannot be read
-        window="config" if flags.follows_config_windows() else "class",
+        window="config" if flags.follows_config_windows() else "model",
         max_length=model_config.context_len,
     )
     try:

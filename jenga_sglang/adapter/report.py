@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sglang.srt.runtime_context import get_schedule
 
+from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.stats import pool_stats
@@ -102,8 +103,8 @@ def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> 
             str(group["layers"]),
             f"{group['bytes_per_token']:,}",
             str(group["stripes"]),
-            size(group["small_page_bytes"]),
-            size(facts["large_page_bytes"]),
+            human_bytes(group["small_page_bytes"]),
+            human_bytes(facts["large_page_bytes"]),
             f"{group['max_pages']:,}",
         )
     text = StringIO()
@@ -115,17 +116,10 @@ def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> 
         fits = int(10 * facts["pool_bytes"] / stock_bytes) / 10
         stock = f"; in a stock pool of the same bytes: {fits}"
     console.print(
-        f"pool {facts['pool_bytes']:,} bytes ({size(facts['pool_bytes'])}), "
+        f"pool {facts['pool_bytes']:,} bytes ({human_bytes(facts['pool_bytes'])}), "
         f"{facts['num_large_pages']:,} large pages, pages of {facts['page_size']} tokens\n"
         f"requests of full length ({manager.max_length:,} tokens) that fit: "
         f"{facts['full_length_requests']}{stock}",
         highlight=False,
     )
     return text.getvalue().rstrip()
-
-
-def size(num_bytes: int) -> str:
-    """Bytes for a reader: 32.5 MiB."""
-    power = min(3, max(0, num_bytes.bit_length() - 1) // 10)
-    number = f"{num_bytes / 1024**power:.1f}".removesuffix(".0")
-    return f"{number} {('B', 'KiB', 'MiB', 'GiB')[power]}"

@@ -13,8 +13,8 @@ from typing import Any
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget, Refusal
-from jenga_sglang.adapter.report import size
 from jenga_sglang.core.admission import Weighing
+from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.manager import Manager
 
 MOST_SHOWN = 100  # waiting requests, in the order in which they are admitted
@@ -202,7 +202,7 @@ def _words(manager: Manager, weighing: Weighing) -> str:
     )
     if weighing.missing:
         missing_bytes = weighing.missing * manager.geometry.large_page_bytes
-        text += f": {weighing.missing:,} too few ({size(missing_bytes)})"
+        text += f": {weighing.missing:,} too few ({human_bytes(missing_bytes)})"
     return text
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from jenga_sglang import flags
 from jenga_sglang.core.planner import DEFAULT_LENGTHS, ONE_GROUP_PAGE_SIZE, PAGE_SIZE
 from jenga_sglang.plan.model import ReadOptions, read_model
 from jenga_sglang.plan.render import render
@@ -47,7 +48,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N,N,…",
         help=f"request lengths in tokens ({','.join(map(human_tokens, DEFAULT_LENGTHS))})",
     )
-    parser.add_argument("--tp", type=_argument(parse_tokens), default=1, help="ranks (1)")
+    parser.add_argument(
+        "--tp", type=_argument(parse_tokens), default=1, help="ranks of tensor parallelism (1)"
+    )
     parser.add_argument(
         "--page-size",
         type=_argument(_list_of(parse_tokens)),
@@ -60,12 +63,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--state-dtype", choices=DTYPE_BYTES, help="dtype of temporal states (the model's)"
     )
     parser.add_argument(
-        "--jenga-window",
-        choices=("class", "config"),
-        default="class",
-        help="windows as SGLang's model class applies them (class) or as the config says",
+        flags.WINDOW_FLAG,
+        choices=flags.WINDOWS,
+        default="model",
+        help="windows as SGLang's model class applies them (model), or as the config says",
     )
-    parser.add_argument("--max-length", type=_argument(parse_tokens), metavar="N", help="tokens")
+    parser.add_argument(
+        "--max-length",
+        type=_argument(parse_tokens),
+        metavar="N",
+        help="the longest request, in tokens (the model's)",
+    )
     parser.add_argument(
         "--image-tokens",
         type=_argument(parse_tokens),
@@ -101,7 +109,7 @@ def _plot(report: Report, path: Path) -> None:
     try:
         from jenga_sglang.plan.plot import plot
     except ImportError as error:
-        raise ValueError("--plot needs matplotlib: pip install 'jenga-sglang[plot]'") from error
+        raise ValueError("--plot needs matplotlib: pip install matplotlib") from error
     plot(report, path)
 
 

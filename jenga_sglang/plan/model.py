@@ -32,14 +32,14 @@ _DTYPE_NAMES = {"half": "float16", "float": "float32"}
 class ReadOptions:
     """How the model will be served. ``None`` takes what the config says.
 
-    ``window`` is ``class`` (as SGLang's model class does, which may ignore the config's window)
+    ``window`` is ``model`` (as SGLang's model class does, which may ignore the config's window)
     or ``config`` (as the config says). ``image_tokens`` are those of one request.
     """
 
     tp: int = 1
     kv_dtype: str | None = None
     state_dtype: str | None = None
-    window: str = "class"
+    window: str = "model"
     max_length: int | None = None
     image_tokens: int | None = None
 
@@ -118,7 +118,7 @@ def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | Non
     stock = stock_of(architecture)
     kinds = read_kinds(config)
     ignored = None
-    if stock.ignores_window and options.window == "class" and Kind.WINDOW in kinds:
+    if stock.ignores_window and options.window == "model" and Kind.WINDOW in kinds:
         kinds = [Kind.FULL if kind is Kind.WINDOW else kind for kind in kinds]
         ignored = config.get("sliding_window")
     kv_dtype = _kv_dtype(raw, config, options)

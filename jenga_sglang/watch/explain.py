@@ -19,8 +19,10 @@ def add_parser(commands: Any) -> None:
         "now. Exit status: 0 now, 1 later, 3 never, 2 no answer.",
     )
     add_arguments(parser)
-    parser.add_argument("--prompt-tokens", type=int, required=True)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--prompt-tokens", type=int, required=True, help="length of the prompt")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="the most it may generate (128)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -20,9 +20,11 @@ def add_parser(commands: Any) -> None:
         "else, to attach to a bug report. It has token counts and request ids, no prompt text.",
     )
     add_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to watch")
-    parser.add_argument("--interval", type=float, default=0.5, help="seconds between samples")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("report.html"), help="the file (report.html)"
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to watch (10)")
+    parser.add_argument("--interval", type=float, default=0.5, help="seconds between samples (0.5)")
     parser.add_argument("--json", type=Path, help="write the samples there as well")
     parser.set_defaults(run=run)
 

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         "top", help="show the page map in a terminal", description="Shows the pool until Ctrl-C."
     )
     add_arguments(parser)
-    parser.add_argument("--interval", type=float, default=1.0, help="seconds between updates")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between updates (1)")
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.set_defaults(run=run)
 
