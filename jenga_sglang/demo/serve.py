@@ -73,6 +73,7 @@ def invitation(port: int) -> str:
         "\nThe server is ready. Try, from another terminal:\n\n"
         f"  curl http://{HOST}:{port}/v1/completions -H 'Content-Type: application/json' \\\n"
         '    -d \'{"model": "default", "prompt": "Once upon a time", "max_tokens": 32}\'\n\n'
+        f"Its memory, live: http://{HOST}:{port}/jenga\n\n"
         "Ctrl-C stops it.\n"
     )
 

@@ -1,0 +1,117 @@
+"""Figures in the benchmarks' READMEs are those of the result files that lie beside them."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.capacity.run import table as capacity_table
+from benchmarks.manager.report import tables as manager_tables
+from benchmarks.replay.seeds import ablation_table, ratio_table
+from benchmarks.serving.report import table as serving_table
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+REPLAYS = BENCHMARKS / "replay" / "results"
+README = (BENCHMARKS / "replay" / "README.md").read_text()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def rows(section: str) -> list[list[str]]:
+    """Rows of the first table with geometries, traces and budgets under a heading."""
+    text = re.split(r"^###? ", README[README.index(section) :], flags=re.MULTILINE)[1]
+    return [cells(line) for line in text.splitlines() if re.match(r"\| \S+, \S+, \d+ GiB ", line)]
+
+
+def result(row: list[str], backend: str) -> Any:
+    geometry, trace, budget = row[0].split(", ")
+    found = json.loads((REPLAYS / f"{geometry}-{trace}-{backend}.json").read_text())
+    runs = found if isinstance(found, list) else [found]
+    assert {run["kv_bytes"] for run in runs} == {int(budget.split()[0]) << 30}
+    return found
+
+
+def shown(run: dict[str, Any]) -> str:
+    return f"{run['mid_out_tok_s']:,.0f} ({run['hit_rate']:.2f})"
+
+
+def stated(cell: str) -> bool:
+    """Whether a cell has a figure; the others say that there is none."""
+    return bool(re.match(r"[\d,]+ \(", cell))
+
+
+@pytest.mark.parametrize(
+    ("folder", "results", "table"),
+    [
+        ("capacity", "results.json", capacity_table),
+        ("serving", "results/full.json", lambda found: serving_table(found["runs"])),
+        ("replay", "results/seeds.json", ratio_table),
+        ("replay", "results/ablation.json", ablation_table),
+    ],
+    ids=["capacity", "serving", "seeds", "ablation"],
+)
+def test_a_readme_has_every_row_of_its_results(
+    folder: str, results: str, table: Callable[[Any], str]
+) -> None:
+    made = table(json.loads((BENCHMARKS / folder / results).read_text()))
+    figures = [cells(line) for line in made.splitlines() if re.search(r"\d", line)]
+    readme = [cells(line) for line in (BENCHMARKS / folder / "README.md").read_text().splitlines()]
+    assert figures and not [row for row in figures if row not in readme]
+
+
+def test_baselines_of_replays_are_their_results() -> None:
+    baselines = rows("## Baselines")
+    assert len(baselines) == 20
+    for row in baselines:
+        for column, backend in ((1, "stock-hybrid-off"), (2, "stock"), (4, "unified")):
+            if stated(row[column]):
+                assert row[column] == shown(result(row, backend)), (row[0], backend)
+        if stated(row[3]):
+            tried = [r for r in result(row, "stock-sweep") if "mid_out_tok_s" in r]
+            best = max(round(r["mid_out_tok_s"]) for r in tried)
+            assert row[3] in [
+                f"{shown(r)} at {r['swa_full_tokens_ratio'] or r['mamba_full_memory_ratio']}"
+                for r in tried
+                if round(r["mid_out_tok_s"]) == best
+            ]
+
+
+def test_ratios_of_replays_are_of_their_results() -> None:
+    figures = rows("## Jenga")
+    assert len(figures) == 20
+    for row in figures:
+        jenga = result(row, "jenga")
+        assert row[2] == shown(jenga), row[0]
+        backend = re.sub(r".*\) (\w+).*", r"\1", row[1])
+        others = result(row, "stock-sweep" if "ratio" in row[1] else backend)
+        best = max(
+            (r for r in (others if isinstance(others, list) else [others]) if "hit_rate" in r),
+            key=lambda r: float(r["mid_out_tok_s"]),
+        )
+        assert row[1].startswith(shown(best)), row[0]
+        assert row[3] == f"{jenga['mid_out_tok_s'] / best['mid_out_tok_s']:.2f}", row[0]
+
+
+def test_the_managers_times_are_its_results() -> None:
+    folder = BENCHMARKS / "manager"
+    times: dict[str, dict[str, list[str]]] = {}
+    header: list[str] = []
+    made = manager_tables(json.loads((folder / "results/full.json").read_text())["points"])
+    for line in made.splitlines():
+        row = cells(line)
+        if "µs per" in row[0]:
+            header, own = row, times.setdefault(row[0].split(":")[0], {})
+        elif "exponent" in header and len(row) == len(header):
+            ends = (header.index(size) for size in ("10,000", "10,000,000"))
+            own[row[0]] = [*(row[end].split(" ")[0] for end in ends), row[-1]]
+    readme = (folder / "README.md").read_text().splitlines()
+    figures = {row[0]: row[2:] for row in map(cells, readme) if len(row) == 11}
+    operations = [name for name in figures if name in times["gemma"]]
+    assert len(operations) == 11
+    for name in operations:
+        assert figures[name] == [cell for own in times.values() for cell in own[name]], name
