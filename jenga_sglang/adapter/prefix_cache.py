@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = attrgetter("rid")
 
 
-@dataclass
+@dataclass(eq=False)  # a key in dictionaries, as nodes are
 class _Forest:
     """Stands in for the single root that SGLang's scheduling policies walk from."""
 
