@@ -109,9 +109,17 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
         )
     _check_page_size(values)
     _check_attention(values)
+    _check_environment()
     values["radix_cache_backend"] = RADIX_CACHE_BACKEND
     os.environ[WINDOW_VARIABLE] = window
     return True
+
+
+def _check_environment() -> None:
+    """Here, before a model is loaded."""
+    from jenga_sglang import environment
+
+    environment.check()
 
 
 def _check_page_size(values: MutableMapping[str, Any]) -> None:

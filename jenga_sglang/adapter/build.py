@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.runtime_context import get_context, get_exec, get_memory, get_schedule
 
-from jenga_sglang import flags
+from jenga_sglang import environment, flags
 from jenga_sglang.adapter.allocator import JengaAllocator
 from jenga_sglang.adapter.discovery import (
     LatentRow,
@@ -27,13 +26,9 @@ from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.planner import plan_geometry
-from jenga_sglang.core.policy import CachePolicy
 
 logger = logging.getLogger(__name__)
 
-POISON_VARIABLE = "JENGA_POISON_FREED"
-LAYOUT_VARIABLE = "JENGA_LAYOUT"
-POLICY_VARIABLE = "JENGA_POLICIES"
 # Room for the request that SGLang warms up with; a server that cannot serve that ends at once.
 SMALLEST_REQUEST_TOKENS = 64
 MOST_OF_A_CHUNK = 1 / 2  # of the pool, for one step
@@ -68,14 +63,14 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         configurator.page_size,
         pool_bytes,
         max_length,
-        os.environ.get(LAYOUT_VARIABLE, "planned"),
+        environment.layout(),
     )
     manager = Manager(
         geometry,
         max_requests=sizes.max_running_requests,
         max_length=max_length,
         prefix_cache=not get_memory().disable_radix_cache,
-        policy=CachePolicy.parse(os.environ.get(POLICY_VARIABLE, "")),
+        policy=environment.cache_policy(),
     )
     _shorten_chunks(manager)
     _refuse_pool_without_room(manager)
@@ -86,7 +81,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         dtype=configurator.kv_cache_dtype,
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
-        poison_freed=os.environ.get(POISON_VARIABLE) == "1",
+        poison_freed=environment.poisons_freed(),
     )
     log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
     return _InitializedPools(

@@ -166,6 +166,22 @@ class TestFlag:
         line = refusal(lambda: flags.apply_flag(values))
         assert "flashinfer and triton" in line and "--attention-backend" in line
 
+    @pytest.mark.parametrize(
+        ("variable", "value", "said"),
+        [
+            ("JENGA_LAYOUT", "exact_lcm", "choose one of planned, exact-lcm"),
+            ("JENGA_POISON_FREED", "true", "choose one of 0, 1"),
+            ("JENGA_POLICIES", "hold_hit=off", "known: prompt_slack_tokens, "),
+            ("JENGA_POLICIES", "step_cost_tokens=few", "write name=number"),
+        ],
+    )
+    def test_a_debugging_aid_that_does_not_exist_is_refused(
+        self, variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(variable, value)
+        line = refusal(lambda: flags.apply_flag({"memory_backend": "jenga"}))
+        assert f"{variable}={value}" in line and said in line
+
     @pytest.mark.parametrize("backend", ["flashinfer", "triton"])
     def test_whole_prefills_in_a_graph_are_refused(self, backend: str) -> None:
         values = {
