@@ -126,6 +126,12 @@ def serving_hooks() -> list[Hook]:
             _add_memory_usage,
             HookType.AFTER,
         ),
+        Hook(
+            f"{components}.weight_updater.SchedulerWeightUpdaterManager.resume_memory_occupation",
+            ("self", "recv_req"),
+            _resume_memory_occupation,
+            HookType.AFTER,
+        ),
         *_state_hooks(),
         *_encoder_hooks(),
         *_embedding_hooks(),
@@ -545,6 +551,18 @@ def _add_memory_usage(result: None, controller: Any, state: dict[str, Any]) -> N
     pool = allocator.get_kvcache()
     if isinstance(pool, JengaKVPool):
         state["jenga"] = describe(pool) | {"recounted": allocator.is_recounted}
+
+
+def _resume_memory_occupation(result: Any, updater: Any, recv_req: Any) -> None:
+    """Memory that was given back to the device and taken again holds anything; fresh states begin
+    as copies of the null page, and kernels read it where a page is missing."""
+    from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+    pool = updater.scheduler.token_to_kv_pool_allocator.get_kvcache()
+    if isinstance(pool, JengaKVPool) and GPU_MEMORY_TYPE_KV_CACHE not in updater.offload_tags:
+        pool.zero_null_pages()
 
 
 def _handle_mamba_radix_cache(

@@ -155,6 +155,11 @@ class JengaKVPool(KVCache):
         if not self.groups[number].latent_dim:
             self.v_pages[layer_id][pages, slots] = v.to(dtype)
 
+    def zero_null_pages(self) -> None:
+        """Make small page 0 of every group read as zeros again: memory that a memory saver has
+        given back and taken again does not keep them."""
+        self.buffer[: self.manager.geometry.large_page_bytes].zero_()
+
     def poison_freed(self) -> None:
         """Debug: fill pages freed since the last call with NaN, before anything reuses them."""
         if not self._poison_freed:

@@ -10,6 +10,7 @@ from core_builders import begin, serve, tokens
 from fake_engine import FakeEngine
 from fake_engine import Job as EngineJob
 
+from jenga_sglang.adapter import hooks
 from jenga_sglang.adapter.discovery import (
     DiscoveredGroup,
     LatentRow,
@@ -206,3 +207,20 @@ def test_a_row_too_large_for_the_pool_is_refused() -> None:
     geometry = exact_lcm((pool_spec,), PAGE, 1 << 20)
     with pytest.raises(ValueError, match="do not fit into the pool's large page of 256"):
         fitting_cut(geometry, LayerGroupSpec("new", (1,), Full(), 128, 0))
+
+
+@pytest.mark.parametrize("still_away", [True, False])
+def test_memory_that_comes_back_has_null_pages_of_zeros(still_away: bool) -> None:
+    """`/resume_memory_occupation` under a memory saver: whatever bytes come back are not zeros."""
+    pool = make_pool([attention(0, 2, 16, 16), attention(1, 2, 16, 16, window=8)])
+    pool.buffer.fill_(0xFF)  # NaN in every float format
+    allocator = SimpleNamespace(get_kvcache=lambda: pool)
+    updater = SimpleNamespace(
+        scheduler=SimpleNamespace(token_to_kv_pool_allocator=allocator),
+        offload_tags={"weights", "kv_cache"} if still_away else {"weights"},
+    )
+    hooks._resume_memory_occupation(None, updater, None)
+    for layer in (0, 1):
+        for pages in pool.get_kv_buffer(layer):
+            assert bool(pages[0].isnan().any()) == still_away
+            assert pages[1:].isnan().all(), "what requests own is theirs"
