@@ -82,9 +82,8 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     batch.req_to_token_pool.write((batch.req_pool_indices, places), out.to(torch.int32))
     for req in batch.reqs:
         kv = req.kv
-        kv.kv_allocated_len += 1
-        kv.kv_committed_len += 1
-        req.lock.receipt.length = kv.kv_allocated_len
+        length = kv.kv_committed_len + 1
+        kv.kv_allocated_len = kv.kv_committed_len = req.lock.receipt.length = length
     return out
 
 

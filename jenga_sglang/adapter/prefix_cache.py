@@ -71,6 +71,9 @@ class JengaPrefixCache(BasePrefixCache):
         self.pin_of_row: dict[int, Pin] = self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
         self.last_page = np.zeros(rows, np.int64)
         self.lookahead = Lookahead(manager)
+        # The newest lock, while it is the only one of its pin; pins that have two.
+        self._newest_lock: TreeLock | None = None
+        self._locked_twice: set[int] = set()
         # The scheduler's waiting queue in this pass.
         self.waiting: Sequence[Req] = ()
         self._evicted_pages = 0
@@ -86,6 +89,8 @@ class JengaPrefixCache(BasePrefixCache):
     def reset(self) -> None:
         self.manager.reset()
         self.lookahead.clear()
+        self._newest_lock = None
+        self._locked_twice.clear()
         self.pin_of_row.clear()
         if self.kv_events is not None:
             self.kv_events.reset()
@@ -137,12 +142,28 @@ class JengaPrefixCache(BasePrefixCache):
     # -- locks --------------------------------------------------------------------------------
 
     def lock(self, node: Hit) -> TreeLock:
-        return TreeLock(node, self.manager.lock(node))
+        """Pin what a request that continues from ``node`` needs. SGLang locks what it considers,
+        and once more when it admits that: the second lock shares the first one's pin."""
+        newest, self._newest_lock = self._newest_lock, None
+        if newest is not None and newest.node is node:
+            pin: Pin = newest.receipt
+            self._locked_twice.add(pin.number)
+            return TreeLock(node, pin)
+        lock = self._newest_lock = TreeLock(node, self.manager.lock(node))
+        return lock
 
     def unlock(self, lock: TreeLock | None) -> None:
-        """Drop the pin. This frees what the request alone held: see `free_kv_row`."""
-        if lock is not None:
-            self.manager.release(lock.receipt)
+        """Drop the pin with its last lock. This frees what the request alone held: see
+        `free_kv_row`."""
+        if lock is None:
+            return
+        pin: Pin = lock.receipt
+        if lock is self._newest_lock:
+            self._newest_lock = None
+        if pin.number in self._locked_twice:
+            self._locked_twice.remove(pin.number)
+        else:
+            self.manager.release(pin)
 
     def inc_lock_ref(self, node: Any) -> IncLockRefResult:
         raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")

@@ -9,6 +9,7 @@ only the hits of those lengths.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from jenga_sglang.core.tree import Node, PrefixTree
 # many, and at most this part of the pool.
 MAX_AHEAD = 32
 AHEAD_SHARE = 512
+
+REMEMBERED = 1 << 10  # demands
 
 
 class Evictor:
@@ -44,10 +47,12 @@ class Evictor:
         self.counters = counters
         self.policy = policy
         self._candidates = Candidates(self._depths, memory.large.are_reclaimable)
+        # The same few demands are asked about again and again.
+        self._large_alone = lru_cache(REMEMBERED)(self._count_large_alone)
         self._ahead = min(MAX_AHEAD, memory.large.num_large // AHEAD_SHARE)
 
     def make_room(
-        self, demands: Sequence[tuple[Pin, Sequence[int]]], demand: Sequence[int]
+        self, demands: Sequence[tuple[Pin, tuple[int, ...]]], demand: Sequence[int]
     ) -> bool:
         """Evict until the ``demands`` of requests, small pages per group that come to ``demand``
         together, fit; that they can fit is known. Returns whether memory is scarce.
@@ -61,8 +66,10 @@ class Evictor:
             self.make_any_room(demand)
         return scarce
 
-    def _make_preferred_room(self, demands: Sequence[tuple[Pin, Sequence[int]]]) -> bool:
+    def _make_preferred_room(self, demands: Sequence[tuple[Pin, tuple[int, ...]]]) -> bool:
         large = self.memory.large
+        if sum([self._large_alone(own) for _, own in demands]) <= large.num_free:
+            return True
         while True:
             # Evicting can take a request's own holes along, so this is asked anew afterwards: not
             # after every step, for it takes as long as the batch is.
@@ -81,7 +88,12 @@ class Evictor:
             if not self.evict_large(missing):
                 return
 
-    def _preferred_large(self, pin: Pin, demand: Sequence[int]) -> int:
+    def _count_large_alone(self, demand: tuple[int, ...]) -> int:
+        """Large pages that ``demand`` takes when it goes into no holes at all."""
+        per_large = self.memory.large.small_per_large
+        return sum([-(-count // k) for count, k in zip(demand, per_large, strict=True)])
+
+    def _preferred_large(self, pin: Pin, demand: tuple[int, ...]) -> int:
         """Large pages that ``demand`` takes when it goes into no other request's holes."""
         large = self.memory.large
         total = 0
@@ -209,9 +221,7 @@ class Evictor:
 
     def forget_hollow(self, virtual: Ids) -> None:
         """Take out of the tree those pages that no group holds anything of and nobody pins."""
-        if not len(virtual):
-            return
-        hollow = virtual[self.memory.in_tree[virtual] & self.memory.is_hollow(virtual)]
+        hollow = self.memory.hollow(virtual)
         if len(hollow):
             self.tree.hollow_out(hollow)
             self.memory.forget(hollow)

@@ -11,7 +11,6 @@ A large page returns to the common pool the moment its last small page is free.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -165,10 +164,10 @@ class LargePages:
         self.used[large] = self.held[large] = count
         self.num_used[group] += count
         self.num_held[group] += count
-        small = list(range(large * per_large, (large + 1) * per_large))
+        first = large * per_large
         if count < per_large:
-            self._add_holes(group, large, small[count:])
-        return large, small[:count]
+            self._add_holes(group, large, list(range(first + count, first + per_large)))
+        return large, list(range(first, first + count))
 
     def _take_free_large(self, group: int, count: int, request: int) -> tuple[Ids, Ids]:
         per_large = self.small_per_large[group]
@@ -322,11 +321,15 @@ class LargePages:
         if self.small_per_large[group] == 1:
             return small, 1
         if len(small) <= _FEW:
-            found = Counter(page // self.small_per_large[group] for page in small.tolist())
+            found: dict[int, int] = {}
+            for large in self.large_of(group, small).tolist():
+                found[large] = found.get(large, 0) + 1
             return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
-        large = np.sort(self.large_of(group, small))
-        stops = np.flatnonzero(_ends_run(large)) + 1
-        return large[stops - 1], np.diff(stops, prepend=0)
+        large_pages = np.sort(self.large_of(group, small))
+        last = np.flatnonzero(_ends_run(large_pages))
+        counts = last + 1
+        counts[1:] -= counts[:-1].copy()
+        return large_pages[last], counts
 
     def _is_reclaimable(self, large: int) -> bool:
         return bool(self.used[large] == 0 and self.held[large] > 0)

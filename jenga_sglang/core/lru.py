@@ -185,7 +185,9 @@ class LruBuckets:
         bucket.drop_through(int(keys[stop - 1]))
         self._num_entries -= before - len(bucket)
         self._queued_at[large[:stop][current[:stop]]] = _NEVER
-        self.add(large[:stop][(idle & ~good)[:stop]])
+        touched = (idle & ~good)[:stop]
+        if touched.any():
+            self.add(large[:stop][touched])
         return large[chosen]
 
     def _sort_fresh(self, time: int, bucket: _Bucket, depths_of: Callable[[Ids], Ids]) -> None:

@@ -319,7 +319,7 @@ class Manager:
         """
         demand = [0] * len(self.dependencies)
         total = sum(pages for _, pages in demands)
-        own_demands: list[tuple[Pin, Sequence[int]]] = []
+        own_demands: list[tuple[Pin, tuple[int, ...]]] = []
         for pin, pages in demands:
             own = self.memory.demand_of_parts(pin.parts(pages), self.states.needs_slot(pin))
             own_demands.append((pin, own))
@@ -458,7 +458,10 @@ class Manager:
             hit = intersect(gone, needed)
             if hit and self._pays(group, pin, length, needed):
                 kept += hit
-        return intersect(union(kept), [Range(0, pin.tree_pages)]) if kept else []
+        kept = union(kept)
+        if kept and kept[-1].stop > pin.tree_pages:
+            kept = intersect(kept, [Range(0, pin.tree_pages)])
+        return kept
 
     def _pays(self, group: int, pin: Pin, length: int, needed: Sequence[Range]) -> bool:
         """Whether holding the pages ``needed`` for a hit of ``length`` tokens is worth more than
@@ -471,7 +474,7 @@ class Manager:
         ``step_cost_tokens / R · B / A``, where R · A is U.
         """
         memory = self.memory
-        small = sum(r.size for r in needed) * memory.stripes[group]
+        small = sum([stop - start for start, stop in needed]) * memory.stripes[group]
         large = small / memory.large.small_per_large[group]
         holders = int(self.memory.pins[group][pin.pages[needed[-1].stop - 1]])
         cost_tokens = self.policy.step_cost_tokens * self.mean_output_tokens
@@ -481,7 +484,7 @@ class Manager:
     def _large_in_use(self) -> float:
         """What running requests pin, in large pages and parts of them."""
         books = self.memory.large
-        return sum(n / k for n, k in zip(books.num_used, books.small_per_large, strict=True))
+        return sum([n / k for n, k in zip(books.num_used, books.small_per_large, strict=True)])
 
     def _let_go_for_others(self, pin: Pin) -> None:
         for g, ranges in enumerate(pin.held_for_others):
@@ -543,12 +546,7 @@ class Manager:
         """How far before the end of a prompt a hit is kept possible, in tokens: the policy's
         number, or less where groups that forget would hold more than a twentieth of what the
         prompt takes for ever."""
-        lasting = fleeting = 0
-        for g, cut in enumerate(self.geometry.groups):
-            if reads_everything(self.dependencies[g], self.max_length):
-                lasting += cut.page_bytes
-            elif g in self.memory.row_groups:
-                fleeting += cut.page_bytes
+        lasting, fleeting = self._page_bytes
         if not fleeting:
             return 0
         return min(self.policy.prompt_slack_tokens, prompt_tokens * lasting // (20 * fleeting))
@@ -646,6 +644,17 @@ class Manager:
             if not reads_everything(dependency, self.max_length)
         ]
 
+    @cached_property
+    def _page_bytes(self) -> tuple[int, int]:
+        """Bytes of a page of text in all groups that keep it for ever, and in all that let go."""
+        lasting = fleeting = 0
+        for g, cut in enumerate(self.geometry.groups):
+            if g not in self._forgetful:
+                lasting += cut.page_bytes
+            elif g in self.memory.row_groups:
+                fleeting += cut.page_bytes
+        return lasting, fleeting
+
     def groups_changed(self) -> None:
         """A group was registered or retired."""
         self.changes += 1
@@ -653,7 +662,8 @@ class Manager:
         self._longest.clear()
         self.page_ranges.cache_clear()
         self._kept.cache_clear()
-        self.__dict__.pop("_forgetful", None)
+        for name in ("_forgetful", "_page_bytes"):
+            self.__dict__.pop(name, None)
 
     def used_share(self) -> float:
         """Share of the pool's bytes that running requests pin, 0 to 1: what is neither free nor

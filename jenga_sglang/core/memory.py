@@ -333,12 +333,13 @@ class Memory:
         if len(virtual):
             self.large.free_cached(group, self._clear(group, virtual))
 
-    def is_hollow(self, virtual: Ids) -> NDArray[np.bool_]:
-        """Which pages no group holds anything of and no request pins."""
-        hollow = self.pins[-1][virtual] == 0
+    def hollow(self, virtual: Ids) -> Ids:
+        """Tree pages among ``virtual`` that no group holds anything of and no request pins."""
         for first in self._first:
-            hollow &= first[virtual] == 0
-        return hollow
+            virtual = virtual[first[virtual] == 0]
+            if not len(virtual):
+                return virtual
+        return virtual[self.in_tree[virtual] & (self.pins[-1][virtual] == 0)]
 
     def forget(self, virtual: Ids) -> None:
         """Take hollow pages out of the tree and give their virtual ids back."""

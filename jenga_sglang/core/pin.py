@@ -105,7 +105,8 @@ class Pin:
             self.pages = grown
 
     def _hold(self, pages: Range, groups: tuple[int, ...]) -> None:
-        for ranges in (self.held[g] for g in groups):
+        for g in groups:
+            ranges = self.held[g]
             if ranges and ranges[-1].stop == pages.start:
                 ranges[-1] = Range(ranges[-1].start, pages.stop)
             else:
