@@ -20,9 +20,6 @@ class Chromium:
         """The document of ``url`` after five seconds of the page's own time."""
         return self._run("--dump-dom", url)
 
-    def screenshot(self, url: str, path: Path) -> None:
-        self._run(f"--screenshot={path}", "--window-size=1320,1420", url)
-
     def _run(self, *arguments: str) -> str:
         command = [self.binary, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--user-data-dir={self.profile}", "--virtual-time-budget=5000", *arguments]

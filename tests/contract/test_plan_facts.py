@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sglang
 
 from jenga_sglang.plan import stock
 from jenga_sglang.plan.defaults import CLASS_DEFAULTS
 from jenga_sglang.plan.fields import Fields
 from jenga_sglang.plan.states import read_state_bytes
 
-sglang = pytest.importorskip("sglang")
 MODELS = Path(sglang.__file__).parent / "srt" / "models"
 CONFIGS = Path(__file__).parents[1] / "configs"
 

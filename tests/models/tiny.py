@@ -52,11 +52,6 @@ class Architecture:
         """Layer groups that a server should find."""
         return len(set(self.layers)) + self.states
 
-    @property
-    def recurrent(self) -> bool:
-        """Whether some layers keep a state rather than tokens."""
-        return self.states or bool(set("cd") & set(self.layers))
-
     def make_config(self) -> PreTrainedConfig:
         fields: dict[str, Any] = {
             "vocab_size": VOCAB_SIZE,

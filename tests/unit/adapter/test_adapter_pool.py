@@ -48,14 +48,23 @@ def latent_layers(count: int) -> list[Any]:
 
 
 def make_pool(
-    layers: list[Any], *, latent: LatentRow | None = None, num_large: int = 40
+    layers: list[Any],
+    *,
+    latent: LatentRow | None = None,
+    num_large: int = 40,
+    poison_freed: bool = False,
 ) -> JengaKVPool:
     groups = discover_groups(layers, store_dtype=torch.float32, max_length=64, latent=latent)
     geometry = exact_lcm(tuple(group.spec for group in groups), PAGE, 1 << 30)
     geometry = geometry.resized((num_large + 1) * geometry.large_page_bytes)
     manager = Manager(geometry, max_requests=4, max_length=64)
     return JengaKVPool(
-        manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
+        manager,
+        groups,
+        dtype=torch.float32,
+        device="cpu",
+        enable_memory_saver=False,
+        poison_freed=poison_freed,
     )
 
 
@@ -81,6 +90,28 @@ def test_only_a_model_with_latent_rows_has_layers_that_keep_nothing() -> None:
 def test_nobody_writes_past_the_page_tables(name: str) -> None:
     with pytest.raises(NotImplementedError, match="through the attention backend"):
         getattr(make_pool(latent_layers(1), latent=LATENT), name)(None, None)
+
+
+@pytest.mark.parametrize("poison_freed", [True, False])
+def test_freed_pages_are_nan_only_where_that_is_asked_for(poison_freed: bool) -> None:
+    """Twenty tokens; the window of 8 lets go of all but two of its five pages. What it held before
+    goes to other requests as it is unless it is poisoned."""
+    layers = [attention(0, 2, 16, 16), attention(1, 2, 16, 16, window=8)]
+    pool = make_pool(layers, poison_freed=poison_freed)
+    pin = begin(pool.manager, tokens(range(20)))
+    pages = [torch.from_numpy(pool.small_pages(g, 0, pin.row)).long() for g in (0, 1)]
+    for layer, own in enumerate(pages):
+        for slot in range(PAGE):
+            ones = torch.ones(len(own), 2, 16)
+            pool.write(layer, own, torch.full_like(own, slot), ones, ones)
+    pool.manager.slide(pin, 20)
+    pool.poison_freed()
+    assert (pool.k_pages[0][pages[0]] == 1).all() and (pool.k_pages[1][pages[1][3:]] == 1).all()
+    for kept in (pool.k_pages, pool.v_pages):
+        assert kept[1][pages[1][:3]].isnan().all() == poison_freed
+    pool.manager.release(pin)
+    pool.poison_freed()
+    assert pool.k_pages[0][pages[0]].isnan().all() == poison_freed
 
 
 def new_group(

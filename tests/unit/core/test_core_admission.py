@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from core_builders import make_manager, tokens
+from core_builders import begin, make_manager, tokens
 
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
@@ -85,3 +85,43 @@ def test_a_pinned_prefix_needs_no_room_again() -> None:
     fresh, prefix = 4, 40
     alone, after = (manager.request_pages(60, fresh, n) for n in (0, prefix))
     assert [a - b for a, b in zip(alone, after, strict=True)] == [10, 1]
+
+
+def test_running_requests_may_grow_until_each_holds_the_most_that_it_ever_will() -> None:
+    """Of at most 100 tokens in pages of 4: 25 pages of full attention, and 3 of a window of 6."""
+    manager = make_manager(Full(), SlidingWindow(6), num_large=300, page_size=4, max_length=100)
+    assert manager.growth_room() == [0, 0]
+    for length in (8, 20):
+        pin = begin(manager, tokens(range(length)))
+        manager.slide(pin, length)
+    assert [held_pages(pin) for pin in manager.pins.values()] == [[2, 2], [5, 2]]
+    assert manager.growth_room() == [(25 - 2) + (25 - 5), (3 - 2) + (3 - 2)]
+
+
+def test_tokens_left_are_those_that_every_group_could_hold() -> None:
+    """Ten large pages of two small pages of full or one of the window, three of them used."""
+    manager = make_manager(Full(), SlidingWindow(50), num_large=10, page_size=4, layers=[1, 2])
+    begin(manager, tokens(range(5)))
+    assert manager.memory.large.num_free == 7
+    # Seven large pages are 14 units, and a page of both groups takes three.
+    assert manager.whole_tokens_left([0, 0]) == 14 // 3 * 4
+    assert manager.whole_tokens_left([2, 1]) == 10 // 3 * 4
+    assert manager.used_share() == 6 / 20
+
+
+def test_a_hit_before_the_end_of_a_prompt_is_kept_possible_where_that_is_cheap() -> None:
+    """A window of the same rows: a twentieth of the prompt, at most the policy's number."""
+    manager = make_manager(Full(), SlidingWindow(6), num_large=30)
+    assert [manager.prompt_slack(n) for n in (0, 100, 5_120, 100_000)] == [0, 5, 256, 256]
+    many_layers = make_manager(Full(), SlidingWindow(6), num_large=30, layers=[1, 5])
+    assert many_layers.prompt_slack(5_000) == 50
+    assert make_manager(Full(), num_large=30).prompt_slack(5_000) == 0
+
+
+def test_what_a_chunk_takes_for_one_step_only_is_what_will_be_forgotten() -> None:
+    """40 tokens are ten pages: five large pages in the window's group, ten in that of chunks, and
+    in the full one they stay."""
+    kinds = (Full(), SlidingWindow(6), ChunkedLocal(8))
+    manager = make_manager(*kinds, num_large=60, page_size=4, layers=[1, 1, 2])
+    assert manager.fleeting_share(40) == (5 + 10) / 60
+    assert make_manager(Full(), num_large=60).fleeting_share(40) == 0

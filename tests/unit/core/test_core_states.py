@@ -12,7 +12,7 @@ from jenga_sglang.core.states import due
 from jenga_sglang.core.tree import Tokens
 
 PAGE = 2
-ROWS, STATES = 0, 1
+STATES = 1
 A = tokens(range(100, 116))
 
 

@@ -1,9 +1,13 @@
 """What the statistics say of pools small enough to count by hand."""
 
-from core_builders import begin, grow, make_manager, serve, tokens
+from dataclasses import replace
+
+from core_builders import begin, grow, make_geometry, make_manager, serve, tokens
 
 from jenga_sglang.core.admission import weigh
 from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.geometry import Geometry
+from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.stats import large_page_map, pool_stats
 
 
@@ -31,6 +35,16 @@ def test_bytes_of_one_request_by_hand() -> None:
     full, window = pool_stats(manager)["groups"]
     assert (full["used_bytes"], full["cached_bytes"]) == (0, 3 * 64)
     assert full["waste_bytes"] == window["waste_bytes"] == 0
+
+
+def test_padding_is_waste() -> None:
+    """Three used pages of one token, each with 8 bytes of a row and 24 of padding."""
+    row = make_geometry([Full()], 1).groups[0]
+    padded = Geometry((replace(row, padding_bytes=24),), 1, 10 * 32)
+    manager = Manager(padded, max_requests=1, max_length=9)
+    begin(manager, tokens(1, 2, 3))
+    (group,) = pool_stats(manager)["groups"]
+    assert (group["used_bytes"], group["waste_bytes"]) == (3 * 32, 3 * 24)
 
 
 def test_the_map_shows_owner_used_and_cached() -> None:

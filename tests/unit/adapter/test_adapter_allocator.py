@@ -1,0 +1,108 @@
+"""What the scheduler is told about room, on a pool of ten large pages of four tokens each."""
+
+import logging
+
+import pytest
+import torch
+from core_builders import begin, serve, tokens
+
+from jenga_sglang.adapter.allocator import DIGEST_VARIABLE, JengaAllocator
+from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.dependency import Full
+from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
+from jenga_sglang.core.manager import Manager
+
+PAGE = 4
+ROOM = 10 * PAGE
+
+
+@pytest.fixture
+def allocator() -> JengaAllocator:
+    return make_allocator()
+
+
+def make_allocator() -> JengaAllocator:
+    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
+    geometry = exact_lcm((spec,), PAGE, 11 * PAGE * 128)
+    manager = Manager(geometry, max_requests=4, max_length=64)
+    groups = [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]
+    pool = JengaKVPool(
+        manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
+    )
+    return JengaAllocator(pool)
+
+
+def longest_answer(
+    allocator: JengaAllocator, prompt: int, wanted: int, chunk: int = 8
+) -> int | None:
+    return allocator.max_new_tokens_for_memory(
+        prompt, wanted, token_capacity=0, sliding_window_size=None, chunk_size=chunk
+    )
+
+
+def test_a_prompt_that_can_never_fit_is_refused_with_what_can(allocator: JengaAllocator) -> None:
+    longest = allocator.manager.longest_request(8)
+    assert 0 < longest <= ROOM
+    assert allocator.why_refused(longest - 1, 8) is None
+    why = allocator.why_refused(longest, 8)
+    assert why is not None
+    assert f"prompt of {longest} tokens" in why and f"that does has {longest} tokens" in why
+    assert "empty" in (allocator.why_refused(0, 8) or "")
+
+
+def test_what_is_used_now_refuses_nobody_for_ever(allocator: JengaAllocator) -> None:
+    begin(allocator.manager, tokens(range(ROOM)))
+    assert allocator.why_refused(20, 8) is None
+
+
+def test_answers_are_cut_to_what_an_empty_pool_holds(allocator: JengaAllocator) -> None:
+    longest = allocator.manager.longest_request(8)
+    assert longest_answer(allocator, 10, 5) == 5
+    assert longest_answer(allocator, 10, 1000) == longest - 10
+    assert longest_answer(allocator, longest, 1000) is None
+    assert longest_answer(allocator, 10, 0) == 0
+
+
+@pytest.mark.parametrize("chunk", [None, 0, -1])
+def test_a_prompt_that_is_not_cut_is_computed_in_one_step(
+    chunk: int | None, allocator: JengaAllocator
+) -> None:
+    assert allocator._how_computed(30, chunk) == (30, 0)
+    assert allocator._how_computed(30, 8) == (8, 0)
+    allocator.asked_encoder_tokens = 3 * PAGE
+    assert allocator._how_computed(30, 8) == (8, 3)
+
+
+def test_the_books_are_recounted_when_something_changed(allocator: JengaAllocator) -> None:
+    assert allocator.verify_byte_accounting() == [] and allocator.is_recounted
+    serve(allocator.manager, tokens(range(9)))
+    assert not allocator.is_recounted
+    assert allocator.verify_byte_accounting() == [] and allocator.is_recounted
+    pin = begin(allocator.manager, tokens(range(20, 25)))
+    (violation,) = allocator.verify_byte_accounting()
+    assert violation == "jenga: 1 requests still hold pages"
+    allocator.manager.release(pin)
+    allocator.manager.memory.large.num_free -= 1
+    (violation,) = allocator.verify_byte_accounting()
+    assert "a large page is lost" in violation
+
+
+def test_ranks_that_decide_otherwise_have_other_digests(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DIGEST_VARIABLE, "1")
+    with caplog.at_level(logging.INFO):
+        for history in (range(8), range(50, 58), range(12)):
+            allocator = make_allocator()
+            serve(allocator.manager, tokens(history))
+            assert not allocator.verify_byte_accounting()
+    one, other_tokens, longer = (record.args for record in caplog.records)
+    assert one == other_tokens, "which tokens they are is no decision"
+    assert one != longer
+
+
+@pytest.mark.parametrize("call", ["alloc", "free"])
+def test_bare_token_slots_are_refused(call: str, allocator: JengaAllocator) -> None:
+    with pytest.raises(NotImplementedError, match="pages per request, not bare token slots"):
+        getattr(allocator, call)(4)

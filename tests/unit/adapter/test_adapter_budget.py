@@ -1,0 +1,113 @@
+"""What one admission pass grants, on a pool of twelve large pages of four tokens each."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from core_builders import begin, make_manager, serve, tokens
+
+from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.core.dependency import Full
+from jenga_sglang.core.lookahead import Lookahead
+from jenga_sglang.core.manager import Manager
+
+NUM_LARGE = 12
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return make_manager(Full(), num_large=NUM_LARGE, page_size=4, max_length=100)
+
+
+def make_budget(manager: Manager, *waiting: Any) -> JengaPrefillBudget:
+    """A pass; ``waiting`` are the histories of the requests in the queue."""
+    lookahead = Lookahead(manager)
+
+    def look_ahead() -> None:
+        names = [f"waiting {n}" for n in range(len(waiting))]
+        lookahead.look(names, lambda index: (None, waiting[index]))
+
+    cache: Any = SimpleNamespace(manager=manager, lookahead=lookahead, look_ahead=look_ahead)
+    return JengaPrefillBudget(cache)
+
+
+def offer(budget: JengaPrefillBudget, prompt: int, output: int = 0, cached: int = 0) -> bool:
+    """Whether a request is admitted; if so, it is charged."""
+    admitted, _ = budget.check_prefill(
+        extend_input_len=prompt - cached,
+        total_tokens=0,
+        max_new_tokens=output,
+        input_tokens=prompt,
+        swa_host_hit_length=0,
+        chunk_limit=None,
+        encoder_pages=0,
+    )
+    if admitted:
+        budget.reserve(prompt - cached, output)
+    return admitted
+
+
+def test_a_pass_grants_what_fits_and_no_more(manager: Manager) -> None:
+    """Sixteen tokens to compute and eight to answer are six pages."""
+    budget = make_budget(manager)
+    assert offer(budget, 16, 8) and offer(budget, 16, 8)
+    assert not offer(budget, 1)
+    assert budget.refusal is not None
+    assert (budget.refusal.cause, budget.refusal.short) == ("memory", 1)
+
+
+def test_what_running_requests_may_still_decode_is_kept_for_them(manager: Manager) -> None:
+    begin(manager, tokens(range(16)))
+    assert offer(make_budget(manager), 32)
+    budget = make_budget(manager)
+    budget.total_offset = 5
+    assert not offer(budget, 28), "five tokens may open two pages"
+    assert offer(budget, 24)
+
+
+def test_a_request_is_kept_no_room_that_it_cannot_grow_into(manager: Manager) -> None:
+    """A request of 40 of at most 44 tokens: one page, however much SGLang expects of it."""
+    manager = make_manager(Full(), num_large=NUM_LARGE, page_size=4, max_length=44)
+    begin(manager, tokens(range(40)))
+    budget = make_budget(manager)
+    budget.total_offset = 1000
+    assert offer(budget, 4) and not offer(budget, 1)
+
+
+def test_a_cached_prefix_is_room_and_a_pinned_one_is_not_asked_for_again(manager: Manager) -> None:
+    serve(manager, tokens(range(40)))
+    assert offer(make_budget(manager), 48), "all that is cached may go"
+    manager.lock(manager.match(None, tokens(range(40))))
+    assert not offer(make_budget(manager), 12)
+    assert offer(make_budget(manager), 48, cached=40)
+
+
+def test_the_next_chunk_of_a_prompt_keeps_others_out_while_it_waits(manager: Manager) -> None:
+    """The pool has three pages left; a chunk of eight tokens may touch three, one of 16 five."""
+    begin(manager, tokens(range(36)))
+    budget = make_budget(manager)
+    assert budget.fit_chunk(extend_input_len=30, max_new_tokens=0, chunk_limit=8) == 8
+    budget = make_budget(manager)
+    assert budget.fit_chunk(extend_input_len=30, max_new_tokens=0, chunk_limit=16) is None
+    assert budget.refusal is not None and budget.refusal.cause == "chunk"
+    assert not offer(budget, 1)
+
+
+def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager: Manager) -> None:
+    """Eight pages are cached and wanted by all that wait, three are used; a prompt of eight pages
+    that nobody will ask for again would push seven of them out. Steps are as cheap as 128 tokens of
+    prompt and answers one token long, so a fourth request is worth less than 32 tokens once."""
+    document = tokens(range(32))
+    serve(manager, document)
+    running = [begin(manager, tokens(900 + n)) for n in range(3)]
+    manager.lock(manager.miss(None))  # the candidate's own prefix
+    manager.mean_output_tokens = 1.0
+    wanted = [tokens(document, 1000 + n) for n in range(8)]
+    budget = make_budget(manager, *wanted)
+    assert not offer(budget, 32)
+    assert budget.refusal is not None
+    assert (budget.refusal.cause, budget.refusal.short) == ("cache", 7)
+    assert offer(make_budget(manager), 32), "nobody waits for it"
+    for pin in running:
+        manager.release(pin)
+    assert offer(make_budget(manager, *wanted), 32), "nothing else runs"

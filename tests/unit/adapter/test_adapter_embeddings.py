@@ -1,0 +1,75 @@
+"""Embeddings of images in a pool of twenty large pages of four tokens each."""
+
+import pytest
+import torch
+from core_builders import begin, tokens
+from sglang.srt.mem_cache.multimodal_cache import EmbeddingResult
+
+from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.adapter.embeddings import PoolEmbeddings
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.dependency import Full
+from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
+from jenga_sglang.core.manager import Manager
+
+PAGE = 4
+WIDTH = 32
+
+
+@pytest.fixture
+def cache() -> PoolEmbeddings:
+    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
+    geometry = exact_lcm((spec,), PAGE, 21 * PAGE * 128)
+    manager = Manager(geometry, max_requests=2, max_length=80)
+    groups = [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]
+    pool = JengaKVPool(
+        manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
+    )
+    return PoolEmbeddings(pool, 1 << 20)
+
+
+def embedding(number: int, num_tokens: int = 7) -> EmbeddingResult:
+    return EmbeddingResult(embedding=torch.full((num_tokens, WIDTH), float(number)))
+
+
+def test_what_was_stored_comes_back_until_it_is_freed(cache: PoolEmbeddings) -> None:
+    large = (1 << 64) - 5  # hashes are unsigned
+    for number in (3, large):
+        assert cache.set(number, embedding(number % 100))
+    for number in (3, large):
+        assert cache.has(number)
+        assert torch.equal(cache.get_single(number).embedding, embedding(number % 100).embedding)
+    assert cache.free(3) and not cache.has(3) and not cache.free(3)
+    assert cache.has(large)
+    cache.clear()
+    assert not cache.has(large)
+    assert cache._pool.manager.memory.large.num_free == 20
+
+
+def test_it_gives_way_to_requests_and_never_the_other_way_round(cache: PoolEmbeddings) -> None:
+    assert cache.set(1, embedding(1))
+    manager = cache._pool.manager
+    pin = begin(manager, tokens(range(20 * PAGE)))
+    assert not cache.has(1) and cache.get_single(1) is None
+    assert not cache.set(2, embedding(2)), "all is used"
+    manager.release(pin)
+    assert cache.set(2, embedding(2)) and cache.has(2)
+    manager.check()
+
+
+def test_names_of_what_is_gone_are_forgotten(cache: PoolEmbeddings) -> None:
+    """No more names than the pool has pages, however many images come by."""
+    most = cache._pool.manager.memory.num_virtual
+    for number in range(3 * most):
+        assert cache.set(number, embedding(number))
+        assert len(cache._tokens) <= most + 1
+    assert cache.has(3 * most - 1) and not cache.has(0)
+
+
+def test_rows_of_another_width_are_kept_beside_the_pool(cache: PoolEmbeddings) -> None:
+    assert cache.set(1, embedding(1))
+    other = EmbeddingResult(embedding=torch.ones(3, 2 * WIDTH))
+    free = cache._pool.manager.memory.large.num_free
+    assert cache.set(2, other)
+    assert cache._pool.manager.memory.large.num_free == free
+    assert torch.equal(cache.get_single(2).embedding, other.embedding)
