@@ -102,9 +102,9 @@ class JengaTorchBackend(AttentionBackend):
         super().__init__()
         pool = runner.token_to_kv_pool
         if not isinstance(pool, JengaKVPool):
-            raise SystemExit(
-                "--attention-backend jenga_torch reads Jenga pages only: add "
-                "--memory-backend jenga, or choose another --attention-backend"
+            raise flags.refuse(
+                f"--attention-backend {flags.TORCH_BACKEND}",
+                f"reads Jenga pages only; add {flags.FLAG} jenga, or choose another",
             )
         self.pool = pool
         self.device = runner.device
