@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from benchmarks.capacity.run import table as capacity_table
 from benchmarks.manager.report import tables as manager_tables
 from benchmarks.replay.seeds import ablation_table, ratio_table
+from benchmarks.serving.report import speedups
 from benchmarks.serving.report import table as serving_table
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 REPLAYS = BENCHMARKS / "replay" / "results"
 README = (BENCHMARKS / "replay" / "README.md").read_text()
+FRONT = (BENCHMARKS.parent / "README.md").read_text()
 
 
 def cells(line: str) -> list[str]:
@@ -43,6 +46,69 @@ def shown(run: dict[str, Any]) -> str:
 def stated(cell: str) -> bool:
     """Whether a cell has a figure; the others say that there is none."""
     return bool(re.match(r"[\d,]+ \(", cell))
+
+
+def front_row(begins: str) -> list[list[float]]:
+    """The numbers in each cell of the front page's row that begins so, but for its first cell."""
+    (line,) = (line for line in FRONT.splitlines() if line.startswith(f"| {begins}"))
+    return [[float(n) for n in re.findall(r"\d+\.?\d*", cell)] for cell in cells(line)[1:]]
+
+
+def seed_ratios(geometry: str, kind: str, against: str) -> list[float]:
+    """Jenga's middle output rates as multiples of another's, by seed."""
+    rates: dict[str, dict[int, float]] = {"jenga": {}, against: {}}
+    for row in json.loads((REPLAYS / "seeds.json").read_text()):
+        name = "stock" if row["name"].startswith("stock") else row["name"]
+        if row["experiment"].startswith(f"{geometry}, {kind}, ") and name in rates:
+            rates[name][row["seed"]] = row["mid_out_tok_s"]
+    return [rates["jenga"][seed] / rate for seed, rate in rates[against].items()]
+
+
+@pytest.mark.parametrize(
+    ("geometry", "begins", "against"),
+    [
+        ("gemma3-27b", "Gemma-3-27B, of SGLang's unified memory", "unified"),
+        ("gpt-oss-120b", "gpt-oss-120b, likewise", "unified"),
+        ("qwen3-next-80b", "Qwen3-Next-80B, of stock with the ratio", "stock"),
+        ("llama3-8b", "Llama-3-8B, of stock", "stock"),
+    ],
+)
+def test_the_front_page_rounds_the_ratios_of_all_traces(
+    geometry: str, begins: str, against: str
+) -> None:
+    kinds = ("docqa", "fewshot", "agents", "mix", "chat", "tree-of-thought")
+    for kind, numbers in zip(kinds, front_row(begins), strict=True):
+        ratios = seed_ratios(geometry, kind, against)
+        assert bool(ratios) == bool(numbers), kind
+        if ratios:
+            # Numbers near 1 are given more exactly.
+            assert numbers[0] == pytest.approx(min(ratios), abs=0.05), kind
+            assert numbers[-1] == pytest.approx(max(ratios), abs=0.05), kind
+            near_one = [n for n in (min(ratios), max(ratios)) if abs(n - 1) < 0.1]
+            stated = [n for n in numbers if abs(n - 1) < 0.1]
+            assert stated == pytest.approx(near_one[: len(stated)], abs=0.01), kind
+
+
+def test_the_front_page_rounds_what_was_measured() -> None:
+    capacity = json.loads((BENCHMARKS / "capacity" / "results.json").read_text())
+    gemma, llama = capacity["gemma"], capacity["llama"]
+    at_once = [row["jenga"]["peak_running"]["median"] for row in (gemma, llama)]
+    stock_at_once = gemma["stock"]["peak_running"]["median"]
+    (ours, theirs), _, (llamas,) = front_row("prompts of 1,024 tokens at once")
+    assert ([ours, llamas], theirs) == (at_once, stock_at_once)
+    assert f"runs {ours / theirs:.1f} times as many" in FRONT
+
+    (speed, retracted), _, (llama_speed,) = front_row("that load, times as fast")
+    assert speed == pytest.approx(gemma["ratios"]["jenga"]["speedup"]["median"], abs=0.05)
+    assert llama_speed == pytest.approx(llama["ratios"]["jenga"]["speedup"]["median"], abs=0.005)
+    assert retracted == gemma["stock"]["retractions"]["median"]
+
+    runs = json.loads((BENCHMARKS / "serving" / "results" / "full.json").read_text())["runs"]
+    loads = {run["load"] for run in runs}
+    cases = (("gemma", "stock"), ("gemma", "whole"), ("llama", "stock"))
+    for (model, against), stated in zip(cases, front_row("`sglang.bench_serving`"), strict=True):
+        medians = [median(speedups(runs, model, load, "jenga", against)) for load in loads]
+        assert stated == pytest.approx([min(medians), max(medians)], abs=0.05)
 
 
 @pytest.mark.parametrize(
