@@ -160,7 +160,10 @@ class JengaPrefillBudget:
     ) -> int | None:
         """The whole next chunk, or None for this pass."""
         tokens = min(extend_input_len, chunk_limit)
-        pages = -(-tokens // self.page_size) + 1
+        pages = -(-tokens // self.page_size)
+        if (pin := self._cache.chunked) is not None:
+            # Not a page more than it takes: the prompt may be one that fills the pool.
+            pages = self.manager.new_pages(pin, pin.length + tokens)
         self._candidate = self.manager.step_pages(pages)
         if self.manager.can_serve(self._with_pending(self._candidate)):
             return chunk_limit

@@ -467,7 +467,7 @@ def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req:
 
 def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:
     """A batch that was full may have room again before a request leaves, for windows slide. The
-    prefix cache sees who waits, and the watchdog looks at what came of it."""
+    prefix cache sees who waits and who goes on, and the watchdog looks at what came of it."""
     from jenga_sglang.adapter.allocator import JengaAllocator
 
     allocator = scheduler.token_to_kv_pool_allocator
@@ -477,6 +477,10 @@ def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> A
     if allocator.ask_again.is_due(waiting[0].rid if waiting else None, allocator.refusal):
         kwargs["running_batch"].batch_is_full = False
     scheduler.tree_cache.waiting = waiting
+    chunked = scheduler.chunked_req
+    scheduler.tree_cache.note_chunked(chunked)
+    if chunked is not None:
+        scheduler.tree_cache.make_way_for_chunk(chunked, scheduler.chunked_prefill_size)
     plan = original(scheduler, **kwargs)
     allocator.watchdog.look(scheduler)
     return plan

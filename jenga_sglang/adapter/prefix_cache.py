@@ -76,6 +76,8 @@ class JengaPrefixCache(BasePrefixCache):
         self._locked_twice: set[int] = set()
         # The scheduler's waiting queue in this pass.
         self.waiting: Sequence[Req] = ()
+        # The prompt that is being computed in chunks.
+        self.chunked: Pin | None = None
         self._evicted_pages = 0
         if params.enable_kv_cache_events:
             self.kv_events = KvEvents(
@@ -238,7 +240,25 @@ class JengaPrefixCache(BasePrefixCache):
         pages = self.manager.tree.pages(req.last_node.path)
         return torch.from_numpy(self.token_ids(pages)[: req.prefix_len]).to(self.device).long()
 
-    # -- decoding -----------------------------------------------------------------------------
+    # -- chunks and decoding ------------------------------------------------------------------
+
+    def note_chunked(self, req: Req | None) -> None:
+        """``req`` is the prompt that is being computed in chunks, if any is."""
+        self.chunked = None if req is None or req.lock is None else req.lock.receipt
+
+    def make_way_for_chunk(self, req: Req, chunk_tokens: int) -> None:
+        """Let go of what would keep the next chunk of ``req`` out: nobody else may begin before it
+        has gone on."""
+        self.note_chunked(req)
+        if (pin := self.chunked) is None:
+            return
+        # A prompt that is not put into the tree has not been slid yet.
+        self.manager.slide(pin, pin.length)
+        left = len(req.full_untruncated_fill_ids) - pin.length
+        # As a reservation would, it gives up what is held for others where that is in the way.
+        self.manager.can_serve_pages(
+            self.manager.new_pages(pin, pin.length + min(left, chunk_tokens))
+        )
 
     def slide_for_decode(self, requests: Sequence[Req]) -> int:
         """Slide the windows of requests whose next token opens a page; how many those are."""

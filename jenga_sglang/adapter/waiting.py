@@ -143,6 +143,7 @@ def _chunk_ahead(scheduler: Any, budget: JengaPrefillBudget) -> Verdict | None:
     if req is None:
         return None
     left = len(req.full_untruncated_fill_ids) - req.prefix_len
+    scheduler.tree_cache.note_chunked(req)
     fits = budget.fit_chunk(extend_input_len=left, max_new_tokens=0, chunk_limit=chunk)
     if fits is None:
         return _refused(budget.manager, budget.refusal)

@@ -27,7 +27,9 @@ def make_budget(manager: Manager, *waiting: Any) -> JengaPrefillBudget:
         names = [f"waiting {n}" for n in range(len(waiting))]
         lookahead.look(names, lambda index: (None, waiting[index]))
 
-    cache: Any = SimpleNamespace(manager=manager, lookahead=lookahead, look_ahead=look_ahead)
+    cache: Any = SimpleNamespace(
+        manager=manager, lookahead=lookahead, look_ahead=look_ahead, chunked=None
+    )
     return JengaPrefillBudget(cache)
 
 
@@ -83,7 +85,7 @@ def test_a_cached_prefix_is_room_and_a_pinned_one_is_not_asked_for_again(manager
 
 
 def test_the_next_chunk_of_a_prompt_keeps_others_out_while_it_waits(manager: Manager) -> None:
-    """The pool has three pages left; a chunk of eight tokens may touch three, one of 16 five."""
+    """The pool has three pages left; a chunk of eight tokens takes two, one of 16 four."""
     begin(manager, tokens(range(36)))
     budget = make_budget(manager)
     assert budget.fit_chunk(extend_input_len=30, max_new_tokens=0, chunk_limit=8) == 8

@@ -1,28 +1,12 @@
 """SGLang's scheduling policies walk the prefix cache, which has a root for every namespace."""
 
-from types import SimpleNamespace
-
-import torch
+from adapter_builders import make_cache
 from core_builders import make_manager, serve, tokens
 
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full
-from jenga_sglang.core.manager import Manager
 
 PAGE = 4
 LONG, SHORT, OTHER = tokens(range(16)), tokens(range(50, 54)), tokens(range(70, 78))
-
-
-def make_cache(manager: Manager) -> JengaPrefixCache:
-    pool = SimpleNamespace(pin_of_row={})
-    params = SimpleNamespace(
-        req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(4, 32)),
-        token_to_kv_pool_allocator=SimpleNamespace(device="cpu", get_kvcache=lambda: pool),
-        page_size=PAGE,
-        enable_kv_cache_events=False,
-        enable_metrics=False,
-    )
-    return JengaPrefixCache(params, manager)
 
 
 def test_depth_first_by_weight_names_every_request_once() -> None:

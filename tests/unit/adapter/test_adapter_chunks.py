@@ -1,0 +1,66 @@
+"""Room for the next chunk of a prompt: it is asked for first, and refused it keeps everybody out,
+so nothing but what others really use may be in its way."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from adapter_builders import make_cache
+from core_builders import begin, grow, make_manager, serve, tokens
+
+from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.policy import CachePolicy
+
+PAGE, CHUNK = 4, 16
+SHARED = tokens(range(32))
+
+
+def chunk_fits(manager: Manager, pin: Pin, prompt_tokens: int) -> bool:
+    """Whether the next chunk of a prompt, computed as far as ``pin``, is let in."""
+    cache = make_cache(manager)
+    req: Any = SimpleNamespace(
+        lock=SimpleNamespace(receipt=pin), full_untruncated_fill_ids=[0] * prompt_tokens
+    )
+    cache.make_way_for_chunk(req, CHUNK)
+    left = prompt_tokens - pin.length
+    budget = JengaPrefillBudget(cache)
+    return budget.fit_chunk(extend_input_len=left, max_new_tokens=0, chunk_limit=CHUNK) is not None
+
+
+@pytest.mark.parametrize("computed", [16, 18])
+@pytest.mark.parametrize("left", [1, 5, 8, 14])
+def test_a_prompt_may_take_the_last_page(computed: int, left: int) -> None:
+    pages = -(-(computed + left) // PAGE)
+    for num_large in (pages, pages - 1):
+        manager = make_manager(Full(), num_large=num_large, page_size=PAGE)
+        if num_large * PAGE < computed:
+            continue
+        pin = begin(manager, tokens(range(computed)))
+        fits = num_large == pages or -(-computed // PAGE) == pages
+        assert chunk_fits(manager, pin, computed + left) == fits
+
+
+def test_what_windows_have_passed_is_gone_also_without_a_prefix_cache() -> None:
+    manager = make_manager(SlidingWindow(4), num_large=5, page_size=PAGE)
+    manager.prefix_cache = False
+    pin = begin(manager, tokens(range(16)))
+    assert chunk_fits(manager, pin, 32)
+
+
+def test_what_is_held_for_others_gives_way() -> None:
+    """The prompt holds two pages of its window where it left another, and lacks two."""
+    manager = make_manager(Full(), SlidingWindow(8), num_large=26, page_size=PAGE)
+    manager.policy = CachePolicy(step_cost_tokens=0)
+    serve(manager, tokens(SHARED, range(100, 116)))
+    begin(manager, tokens(range(300, 308)))
+    prompt = tokens(SHARED, range(200, 232))
+    pin = manager.lock(manager.match(None, prompt[:-1]))
+    grow(manager, pin, 48)
+    manager.checkpoint(pin, None, prompt[:48], [])
+    assert sum(r.size for r in pin.held_for_others[1]) == 2
+    assert not manager.can_serve(manager.step_pages(4))
+    assert chunk_fits(manager, pin, len(prompt))
+    assert not any(pin.held_for_others)
