@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.manager.pools import PAGE_TOKENS, fresh_tokens, history
 from benchmarks.manager.timing import Samples
 from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.core.admission import fits_free, request_pages
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
@@ -110,7 +111,7 @@ class Rounds:
         with self.samples.timed("open pass", lambda: 1):
             budget = self._budget()
         new_tokens = self._more_than_is_free()
-        if self.manager.can_serve(self.manager.request_pages(new_tokens, new_tokens, 0)):
+        if self.manager.can_serve(request_pages(self.manager, new_tokens, new_tokens, 0)):
             with self.samples.timed("weigh", lambda: 1):
                 _ask(budget, new_tokens)
             assert self._queue.lookahead.wanted, "no waiting request wants a cached prefix"
@@ -121,7 +122,7 @@ class Rounds:
 
     def _more_than_is_free(self) -> int:
         tokens = PROMPT_TOKENS
-        while self.manager.fits_free(self.manager.request_pages(tokens, tokens, 0)):
+        while fits_free(self.manager, request_pages(self.manager, tokens, tokens, 0)):
             tokens *= 2
         return tokens
 

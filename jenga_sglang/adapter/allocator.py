@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from jenga_sglang.adapter.budget import AskAgain, JengaPrefillBudget, Refusal
 from jenga_sglang.adapter.report import digest
 from jenga_sglang.adapter.watchdog import Watchdog
+from jenga_sglang.core.admission import fits_alone, longest_request
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -70,12 +71,12 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         if input_tokens == 0:
             return "The prompt is empty: send at least one token."
         how = self._how_computed(input_tokens, chunk_size)
-        if self.manager.fits_alone(input_tokens + 1, *how):
+        if fits_alone(self.manager, input_tokens + 1, *how):
             return None
+        longest = longest_request(self.manager, *how)
         return (
             f"The prompt of {input_tokens} tokens does not fit into the KV pool: the longest "
-            f"request that does has {self.manager.longest_request(*how)} tokens, prompt and output "
-            "together."
+            f"request that does has {longest} tokens, prompt and output together."
         )
 
     def _how_computed(self, input_tokens: int, chunk_size: int | None) -> tuple[int, int]:
@@ -95,9 +96,9 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
     ) -> int | None:
         """Clip generation to what an empty pool holds; None when the prompt alone cannot fit."""
         how = self._how_computed(input_tokens, chunk_size)
-        if self.manager.fits_alone(input_tokens + max(1, max_new_tokens), *how):
+        if fits_alone(self.manager, input_tokens + max(1, max_new_tokens), *how):
             return max(0, max_new_tokens)
-        longest = self.manager.longest_request(*how)
+        longest = longest_request(self.manager, *how)
         return min(max_new_tokens, longest - input_tokens) if input_tokens < longest else None
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:

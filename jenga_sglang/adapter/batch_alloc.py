@@ -16,6 +16,7 @@ from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.stats import describe_room
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -112,7 +113,7 @@ def _reserve(cache: JengaPrefixCache, demands: list[tuple[Pin, int]]) -> None:
     if not timed_reserve(cache, demands):
         pages = sum(count for _, count in demands)
         raise RuntimeError(
-            f"jenga: {pages} pages were admitted but do not fit. {cache.manager.describe_room()}"
+            f"jenga: {pages} pages were admitted but do not fit. {describe_room(cache.manager)}"
         )
 
 

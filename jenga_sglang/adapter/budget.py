@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from jenga_sglang.core.admission import Weighing, weigh
+from jenga_sglang.core.admission import (
+    Weighing,
+    fits_free,
+    growth_room,
+    in_large_pages,
+    request_pages,
+    step_pages,
+    weigh,
+    whole_tokens_left,
+)
 from jenga_sglang.core.manager import Manager
 
 if TYPE_CHECKING:
@@ -67,7 +76,7 @@ class AskAgain:
             return True
         if refusal.cause == "cache":
             return False
-        token = sum(manager.large_pages(manager.step_pages(1))) / manager.page_size
+        token = sum(in_large_pages(manager, step_pages(manager, 1))) / manager.page_size
         gained = available - self._available + self._passes * len(manager.pins) * token
         return gained >= refusal.short
 
@@ -86,7 +95,7 @@ class JengaPrefillBudget:
         self._candidate: list[int] | None = None
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
         self._blocked = False
-        self._room = manager.growth_room()
+        self._room = growth_room(manager)
         # The last candidate that did not fit in this pass.
         self.refusal: Refusal | None = None
 
@@ -116,7 +125,7 @@ class JengaPrefillBudget:
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         length = input_tokens + max_new_tokens
-        self._candidate = self.manager.request_pages(length, fresh, prefix, encoder_pages)
+        self._candidate = request_pages(self.manager, length, fresh, prefix, encoder_pages)
         if self._blocked:
             return False, None
         if not self._fits(self._candidate):
@@ -133,7 +142,7 @@ class JengaPrefillBudget:
         more; 0 when there are none. SGLang has pinned the candidate's own prefix by now."""
         assert self._candidate is not None
         demand = self._with_pending(self._candidate)
-        if self.manager.fits_free(demand):
+        if fits_free(self.manager, demand):
             return 0
         self._cache.look_ahead()
         lookahead = self._cache.lookahead
@@ -149,7 +158,7 @@ class JengaPrefillBudget:
         chunk_limit: int | None,
     ) -> bool:
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
-        self._candidate = self.manager.request_pages(extend_input_len + max_new_tokens, fresh, 0)
+        self._candidate = request_pages(self.manager, extend_input_len + max_new_tokens, fresh, 0)
         return self._fits(self._candidate)
 
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
@@ -164,7 +173,7 @@ class JengaPrefillBudget:
         if (pin := self._cache.chunked) is not None:
             # Not a page more than it takes: the prompt may be one that fills the pool.
             pages = self.manager.new_pages(pin, pin.length + tokens)
-        self._candidate = self.manager.step_pages(pages)
+        self._candidate = step_pages(self.manager, pages)
         if self.manager.can_serve(self._with_pending(self._candidate)):
             return chunk_limit
         self._blocked = True
@@ -184,7 +193,7 @@ class JengaPrefillBudget:
         candidate = self._candidate
         if candidate is None:
             length = extend_input_len + max_new_tokens
-            candidate = self.manager.request_pages(length, extend_input_len, 0)
+            candidate = request_pages(self.manager, length, extend_input_len, 0)
         self._pending = self._with_pending(candidate)
         self._candidate = None
 
@@ -197,11 +206,11 @@ class JengaPrefillBudget:
     @property
     def remaining_total(self) -> int:
         """Tokens that would still fit if every group had to hold all of them."""
-        return self.manager.whole_tokens_left(self._with_pending(self._growth()))
+        return whole_tokens_left(self.manager, self._with_pending(self._growth()))
 
     @property
     def remaining_current(self) -> int:
-        return self.manager.whole_tokens_left(self._pending)
+        return whole_tokens_left(self.manager, self._pending)
 
     @property
     def remaining_swa(self) -> int:

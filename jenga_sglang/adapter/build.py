@@ -23,6 +23,7 @@ from jenga_sglang.adapter.discovery import (
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.report import log_start
 from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
+from jenga_sglang.core.admission import fleeting_share, longest_request
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.planner import plan_geometry
@@ -137,7 +138,7 @@ def _shorten_chunks(manager: Manager) -> None:
     given = chunk = get_schedule().chunked_prefill_size
     if not given or given <= 0:  # prompts are not cut
         return
-    while chunk > SMALLEST_CHUNK_TOKENS and manager.fleeting_share(chunk) > MOST_OF_A_CHUNK:
+    while chunk > SMALLEST_CHUNK_TOKENS and fleeting_share(manager, chunk) > MOST_OF_A_CHUNK:
         chunk = chunk // 2 // manager.page_size * manager.page_size
     if chunk == given:
         return
@@ -148,13 +149,13 @@ def _shorten_chunks(manager: Manager) -> None:
         "lets it be as asked for.",
         given,
         chunk,
-        100 * manager.fleeting_share(given),
+        100 * fleeting_share(manager, given),
     )
 
 
 def _refuse_pool_without_room(manager: Manager) -> None:
     least = min(SMALLEST_REQUEST_TOKENS, manager.max_length)
-    longest = manager.longest_request(least)
+    longest = longest_request(manager, least)
     if longest < least:
         raise _too_small(
             f"the longest request that fits has {longest} tokens, and SGLang's own warm-up needs "

@@ -9,7 +9,7 @@ from typing import Any
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.stats import pool_stats
+from jenga_sglang.core.stats import pool_stats, used_share
 
 POOL_GAUGES = {
     "pool_bytes": "Bytes of the pool.",
@@ -98,5 +98,5 @@ class JengaPoolStats(PoolStats):
 def with_metrics(stats: PoolStats, cache: Any) -> JengaPoolStats:
     """``stats`` with token usage as a share of bytes, and with the cache's metrics."""
     fields = {f.name: getattr(stats, f.name) for f in dataclasses.fields(PoolStats)}
-    fields["full_token_usage"] = cache.manager.used_share()
+    fields["full_token_usage"] = used_share(cache.manager)
     return JengaPoolStats(**fields, manager=cache.manager, metrics=cache.metrics)

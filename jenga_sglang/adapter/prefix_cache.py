@@ -31,6 +31,7 @@ from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit, Pin
+from jenga_sglang.core.stats import describe_room
 from jenga_sglang.core.tree import Encoded, Node, Tokens
 
 if TYPE_CHECKING:
@@ -308,10 +309,10 @@ class JengaPrefixCache(BasePrefixCache):
         self.manager.check()
 
     def available_and_evictable_str(self) -> str:
-        return self.manager.describe_room() + "\n"
+        return describe_room(self.manager) + "\n"
 
     def pretty_print(self) -> None:
-        logger.info(self.manager.describe_room())
+        logger.info(describe_room(self.manager))
 
 
 def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Pin, int]]) -> bool:

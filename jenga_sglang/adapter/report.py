@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sglang.srt.runtime_context import get_schedule
 
+from jenga_sglang.core.admission import longest_request, request_pages
 from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.manager import Manager
@@ -28,7 +29,7 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
     manager = pool.manager
     return pool_stats(manager) | {
         "full_length_requests": full_length_requests(manager),
-        "longest_request_tokens": manager.longest_request(_step_tokens(manager)),
+        "longest_request_tokens": longest_request(manager, _step_tokens(manager)),
     }
 
 
@@ -50,7 +51,7 @@ def digest(manager: Manager) -> str:
 
 def full_length_requests(manager: Manager) -> float:
     """Requests of the model's full length that fit at once while they decode, one decimal."""
-    pages = manager.request_pages(manager.max_length, 1, 0)
+    pages = request_pages(manager, manager.max_length, 1, 0)
     return _tenths(manager.geometry, pages)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jenga_sglang import flags
+from jenga_sglang.core.stats import describe_room
 
 logger = logging.getLogger(__name__)
 
@@ -62,5 +63,5 @@ def standstill(scheduler: Any, seconds: float) -> str:
         f"jenga watchdog: {queue['waiting_requests']} requests wait and nothing was computed for "
         f"{seconds:.0f} s; {queue['running_requests']} run. Next is request {head['request_id']} "
         f"({head['prompt_tokens']} prompt tokens, {head['max_new_tokens']} new at most): "
-        f"{head['reason']}. {scheduler.token_to_kv_pool_allocator.manager.describe_room()}"
+        f"{head['reason']}. {describe_room(scheduler.token_to_kv_pool_allocator.manager)}"
     )

@@ -1,11 +1,104 @@
-"""Whether a request fits, in large pages: the arithmetic behind "yes", "not now" and "never"."""
+"""Whether a request fits: the arithmetic behind "yes", "not now" and "never".
+
+Everything here only reads the manager's books.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from jenga_sglang.core.manager import Manager
+
+# -- what a request takes -------------------------------------------------------------------------
+
+
+def request_pages(
+    manager: Manager, length: int, fresh: int, prefix: int, encoder_pages: int = 0
+) -> list[int]:
+    """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
+
+    ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
+    it. A step holds what the history before it needs and everything it computes; two pages
+    more for the boundaries that fall inside pages, and one for every gap between sinks and
+    window. Of recurrent states it is the working state; a checkpoint is never needed. The
+    first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
+    """
+    memory, page_size = manager.memory, manager.page_size
+    encoder_tokens = encoder_pages * page_size
+    left = encoder_pages if prefix < encoder_tokens else 0
+    fresh = max(0, fresh - max(0, encoder_tokens - prefix))
+    length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
+    pages = []
+    for g, dependency in enumerate(manager.dependencies):
+        if g not in memory.row_groups:
+            encoder = left if g in memory.encoder_groups else 0
+            pages.append(encoder + int(g in memory.state_groups))
+            continue
+        ranges = max(1, len(dependency.needed(length)))
+        held = -(-(dependency.peak_tokens(length) + fresh) // page_size) + 1 + ranges
+        pinned = sum(r.size for r in manager.page_ranges(g, prefix))
+        pages.append(max(0, min(-(-length // page_size), held) - pinned))
+    return pages
+
+
+def step_pages(manager: Manager, pages: int) -> list[int]:
+    """Pages per group that ``pages`` new pages of a request that runs already take."""
+    return [
+        pages if g in manager.memory.row_groups else 0 for g in range(len(manager.dependencies))
+    ]
+
+
+def growth_room(manager: Manager) -> list[int]:
+    """Pages per group that the running requests could still grow by, together."""
+    room = [0] * len(manager.dependencies)
+    for g in manager.memory.row_groups:
+        most = manager.dependencies[g].peak_pages(manager.max_length, manager.page_size)
+        for pin in manager.pins.values():
+            if g in pin.groups:
+                left = most
+                for start, stop in pin.held[g]:
+                    left -= stop - start
+                if left > 0:
+                    room[g] += left
+    return room
+
+
+# -- ever -----------------------------------------------------------------------------------------
+
+
+def fits_alone(manager: Manager, length: int, fresh: int, encoder_pages: int = 0) -> bool:
+    """Whether a request of ``length`` tokens fits into an empty pool when its prompt is
+    computed ``fresh`` tokens at a time."""
+    if length > manager.max_length:
+        return False
+    pages = request_pages(manager, length, fresh, 0, encoder_pages)
+    return _num_large(manager, pages) <= manager.memory.large.num_large
+
+
+def longest_request(manager: Manager, fresh: int, encoder_pages: int = 0) -> int:
+    """The longest request, in tokens, that `fits_alone`; at most the manager's ``max_length``."""
+    low, high = 0, manager.max_length
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits_alone(manager, middle, fresh, encoder_pages):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def fleeting_share(manager: Manager, tokens: int) -> float:
+    """Share of the pool that ``tokens`` take in groups of rows that will forget them."""
+    pages = [0] * len(manager.dependencies)
+    for g in manager.memory.row_groups:
+        if g in manager.forgetful:
+            pages[g] = -(-tokens // manager.page_size)
+    return sum(in_large_pages(manager, pages)) / manager.memory.large.num_large
+
+
+# -- now ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -32,8 +125,8 @@ def weigh(manager: Manager, promised: Sequence[int], pages: Sequence[int]) -> We
     Nothing is missing exactly when `Manager.can_serve` says that both together fit.
     """
     books = manager.memory.large
-    before = _large_pages(manager, promised)
-    both = _large_pages(manager, [a + b for a, b in zip(promised, pages, strict=True)])
+    before = _large_beside_used(manager, promised)
+    both = _large_beside_used(manager, [a + b for a, b in zip(promised, pages, strict=True)])
     return Weighing(
         asked=tuple(b - a for a, b in zip(before, both, strict=True)),
         promised=sum(before),
@@ -41,7 +134,39 @@ def weigh(manager: Manager, promised: Sequence[int], pages: Sequence[int]) -> We
     )
 
 
-def _large_pages(manager: Manager, pages: Sequence[int]) -> list[int]:
+def fits_free(manager: Manager, pages: Sequence[int]) -> bool:
+    """Whether ``pages`` new pages per group fit into free large pages, nothing evicted."""
+    return _num_large(manager, pages) <= manager.memory.large.num_free
+
+
+def whole_tokens_left(manager: Manager, pages: Sequence[int]) -> int:
+    """Tokens that fit beside ``pages`` pages per group if every group must hold them all."""
+    geometry, books = manager.geometry, manager.memory.large
+    page_bytes = [g.page_bytes for g in geometry.groups]
+    all_rows = sum(page_bytes[g] for g in manager.memory.row_groups)
+    usable = (books.num_free + sum(books.num_reclaimable)) * geometry.large_page_bytes
+    usable += sum(
+        books.num_usable(g) * cut.small_page_bytes for g, cut in enumerate(geometry.groups)
+    )
+    usable -= sum(n * b for n, b in zip(pages, page_bytes, strict=True))
+    return usable // all_rows * manager.page_size if all_rows else manager.max_length
+
+
+# -- in large pages -------------------------------------------------------------------------------
+
+
+def in_large_pages(manager: Manager, pages: Sequence[int]) -> list[float]:
+    """``pages`` pages per group in large pages, and parts of them, of each group."""
+    per_large = manager.memory.large.small_per_large
+    return [n * s / k for n, s, k in zip(pages, manager.memory.stripes, per_large, strict=True)]
+
+
+def _num_large(manager: Manager, pages: Sequence[int]) -> int:
+    """Large pages that ``pages`` pages per group take, none of them shared."""
+    return sum(ceil(large) for large in in_large_pages(manager, pages))
+
+
+def _large_beside_used(manager: Manager, pages: Sequence[int]) -> list[int]:
     """Large pages that each group would have to take, its own usable pages spent first."""
     books = manager.memory.large
     return [

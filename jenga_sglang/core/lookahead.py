@@ -21,6 +21,7 @@ from math import ceil
 
 import numpy as np
 
+from jenga_sglang.core.admission import in_large_pages
 from jenga_sglang.core.dependency import reads_everything
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
@@ -191,9 +192,9 @@ class Lookahead:
             return 0
         evictable = books.num_free + sum(books.num_reclaimable)
         unwanted = evictable - sum(w.large_pages for w in self.wanted)
-        short = sum(self.manager.large_pages(demand)) - unwanted
+        short = sum(in_large_pages(self.manager, demand)) - unwanted
         gain = step_cost_tokens * self.manager.mean_output_tokens
-        loss = num_running**2 * sum(self.manager.large_pages(own))
+        loss = num_running**2 * sum(in_large_pages(self.manager, own))
         for w in reversed(self.wanted):
             if short <= 0:
                 break

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property, lru_cache
-from math import ceil
 
 import numpy as np
 
@@ -75,7 +74,6 @@ class Manager:
             for d, cut in zip(self.dependencies, geometry.groups, strict=True)
         ]
         self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
-        self._longest: dict[tuple[int, int], int] = {}  # by `longest_request`
         # The same few lengths are asked about again and again.
         self.page_ranges = lru_cache(REMEMBERED)(self._page_ranges)
         self._kept = lru_cache(REMEMBERED)(self._kept_ranges)
@@ -205,106 +203,6 @@ class Manager:
         stripes = self.memory.stripes
         demand = [n * s for n, s in zip(pages, stripes, strict=True)]
         return self.memory.large.can_serve(demand)
-
-    def fits_free(self, pages: Sequence[int]) -> bool:
-        """Whether ``pages`` new pages per group fit into free large pages, nothing evicted."""
-        return self._num_large(pages) <= self.memory.large.num_free
-
-    def large_pages(self, pages: Sequence[int]) -> list[float]:
-        """``pages`` pages per group in large pages, and parts of them, of each group."""
-        per_large = self.memory.large.small_per_large
-        return [n * s / k for n, s, k in zip(pages, self.memory.stripes, per_large, strict=True)]
-
-    def _num_large(self, pages: Sequence[int]) -> int:
-        """Large pages that ``pages`` pages per group take, none of them shared."""
-        return sum(ceil(large) for large in self.large_pages(pages))
-
-    def request_pages(
-        self, length: int, fresh: int, prefix: int, encoder_pages: int = 0
-    ) -> list[int]:
-        """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
-
-        ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
-        it. A step holds what the history before it needs and everything it computes; two pages
-        more for the boundaries that fall inside pages, and one for every gap between sinks and
-        window. Of recurrent states it is the working state; a checkpoint is never needed. The
-        first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
-        """
-        encoder_tokens = encoder_pages * self.page_size
-        left = encoder_pages if prefix < encoder_tokens else 0
-        fresh = max(0, fresh - max(0, encoder_tokens - prefix))
-        length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
-        pages = []
-        for g, dependency in enumerate(self.dependencies):
-            if g not in self.memory.row_groups:
-                encoder = left if g in self.memory.encoder_groups else 0
-                pages.append(encoder + int(g in self.memory.state_groups))
-                continue
-            ranges = max(1, len(dependency.needed(length)))
-            held = -(-(dependency.peak_tokens(length) + fresh) // self.page_size) + 1 + ranges
-            pinned = sum(r.size for r in self.page_ranges(g, prefix))
-            pages.append(max(0, min(-(-length // self.page_size), held) - pinned))
-        return pages
-
-    def fleeting_share(self, tokens: int) -> float:
-        """Share of the pool that ``tokens`` take in groups of rows that will forget them."""
-        pages = [0] * len(self.dependencies)
-        for g in self.memory.row_groups:
-            if g in self._forgetful:
-                pages[g] = -(-tokens // self.page_size)
-        return sum(self.large_pages(pages)) / self.memory.large.num_large
-
-    def fits_alone(self, length: int, fresh: int, encoder_pages: int = 0) -> bool:
-        """Whether a request of ``length`` tokens fits into an empty pool when its prompt is
-        computed ``fresh`` tokens at a time."""
-        if length > self.max_length:
-            return False
-        pages = self.request_pages(length, fresh, 0, encoder_pages)
-        return self._num_large(pages) <= self.memory.large.num_large
-
-    def longest_request(self, fresh: int, encoder_pages: int = 0) -> int:
-        """The longest request, in tokens, that `fits_alone`; at most ``max_length``."""
-        key = (fresh, encoder_pages)
-        if key not in self._longest:
-            low, high = 0, self.max_length
-            while low < high:
-                middle = (low + high + 1) // 2
-                if self.fits_alone(middle, fresh, encoder_pages):
-                    low = middle
-                else:
-                    high = middle - 1
-            self._longest[key] = low
-        return self._longest[key]
-
-    def growth_room(self) -> list[int]:
-        """Pages per group that the running requests could still grow by, together."""
-        room = [0] * len(self.dependencies)
-        for g in self.memory.row_groups:
-            most = self.dependencies[g].peak_pages(self.max_length, self.page_size)
-            for pin in self.pins.values():
-                if g in pin.groups:
-                    left = most
-                    for start, stop in pin.held[g]:
-                        left -= stop - start
-                    if left > 0:
-                        room[g] += left
-        return room
-
-    def whole_tokens_left(self, pages: Sequence[int]) -> int:
-        """Tokens that fit beside ``pages`` pages per group if every group must hold them all."""
-        geometry, books = self.geometry, self.memory.large
-        page_bytes = [g.page_bytes for g in geometry.groups]
-        all_rows = sum(page_bytes[g] for g in self.memory.row_groups)
-        usable = (books.num_free + sum(books.num_reclaimable)) * geometry.large_page_bytes
-        usable += sum(
-            books.num_usable(g) * cut.small_page_bytes for g, cut in enumerate(geometry.groups)
-        )
-        usable -= sum(n * b for n, b in zip(pages, page_bytes, strict=True))
-        return usable // all_rows * self.page_size if all_rows else self.max_length
-
-    def step_pages(self, pages: int) -> list[int]:
-        """Pages per group that ``pages`` new pages of a request that runs already take."""
-        return [pages if g in self.memory.row_groups else 0 for g in self._groups]
 
     def can_serve_pages(self, pages: int) -> bool:
         """Whether ``pages`` new pages fit in every group at once, as `reserve` would see it, for
@@ -436,7 +334,7 @@ class Manager:
         if whole <= pin.slid_pages:
             return
         pin.slid_pages = whole
-        for g in self._forgetful:
+        for g in self.forgetful:
             if not pin.held[g]:
                 continue
             needed = self.page_ranges(g, whole * self.page_size, pin.encoder_pages)
@@ -636,7 +534,7 @@ class Manager:
         return range(len(self.dependencies))
 
     @cached_property
-    def _forgetful(self) -> list[int]:
+    def forgetful(self) -> list[int]:
         """Groups that let go of pages while a request runs."""
         return [
             g
@@ -649,7 +547,7 @@ class Manager:
         """Bytes of a page of text in all groups that keep it for ever, and in all that let go."""
         lasting = fleeting = 0
         for g, cut in enumerate(self.geometry.groups):
-            if g not in self._forgetful:
+            if g not in self.forgetful:
                 lasting += cut.page_bytes
             elif g in self.memory.row_groups:
                 fleeting += cut.page_bytes
@@ -659,32 +557,10 @@ class Manager:
         """A group was registered or retired."""
         self.changes += 1
         self.tree.change(self.tree)
-        self._longest.clear()
         self.page_ranges.cache_clear()
         self._kept.cache_clear()
-        for name in ("_forgetful", "_page_bytes"):
+        for name in ("forgetful", "_page_bytes"):
             self.__dict__.pop(name, None)
-
-    def used_share(self) -> float:
-        """Share of the pool's bytes that running requests pin, 0 to 1: what is neither free nor
-        could be evicted."""
-        books, geometry = self.memory.large, self.geometry
-        used = sum(
-            n * cut.small_page_bytes for n, cut in zip(books.num_used, geometry.groups, strict=True)
-        )
-        return used / (books.num_large * geometry.large_page_bytes)
-
-    def describe_room(self) -> str:
-        """One line: free large pages, and used, cached and free small pages of each group."""
-        books = self.memory.large
-        parts = [f"{books.num_free} of {books.num_large} large pages free"]
-        for g, group in enumerate(self.geometry.groups):
-            used, held = books.num_used[g], books.num_held[g]
-            parts.append(
-                f"{group.spec.name}: {books.num_owned[g]} large pages, small pages {used} used "
-                f"{held - used} cached {books.num_holes(g)} free"
-            )
-        return "; ".join(parts)
 
     def check_idle(self) -> None:
         """`check`, and that nothing is pinned. Raises ``AssertionError``."""

@@ -80,6 +80,29 @@ def _waste_bytes(manager: Manager, group: int) -> int:
     return held * cut.padding_bytes + unwritten * cut.spec.bytes_per_token
 
 
+def used_share(manager: Manager) -> float:
+    """Share of the pool's bytes that running requests pin, 0 to 1: what is neither free nor could
+    be evicted."""
+    books, geometry = manager.memory.large, manager.geometry
+    used = sum(
+        n * cut.small_page_bytes for n, cut in zip(books.num_used, geometry.groups, strict=True)
+    )
+    return used / (books.num_large * geometry.large_page_bytes)
+
+
+def describe_room(manager: Manager) -> str:
+    """One line: free large pages, and used, cached and free small pages of each group."""
+    books = manager.memory.large
+    parts = [f"{books.num_free} of {books.num_large} large pages free"]
+    for g, group in enumerate(manager.geometry.groups):
+        used, held = books.num_used[g], books.num_held[g]
+        parts.append(
+            f"{group.spec.name}: {books.num_owned[g]} large pages, small pages {used} used "
+            f"{held - used} cached {books.num_holes(g)} free"
+        )
+    return "; ".join(parts)
+
+
 def large_page_map(manager: Manager) -> bytes:
     """Two bytes per large page, in order of address, the reserved one left out.
 

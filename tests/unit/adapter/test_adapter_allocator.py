@@ -9,6 +9,7 @@ from core_builders import begin, serve, tokens
 from jenga_sglang.adapter.allocator import DIGEST_VARIABLE, JengaAllocator
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.admission import longest_request
 from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
@@ -42,7 +43,7 @@ def longest_answer(
 
 
 def test_a_prompt_that_can_never_fit_is_refused_with_what_can(allocator: JengaAllocator) -> None:
-    longest = allocator.manager.longest_request(8)
+    longest = longest_request(allocator.manager, 8)
     assert 0 < longest <= ROOM
     assert allocator.why_refused(longest - 1, 8) is None
     why = allocator.why_refused(longest, 8)
@@ -57,7 +58,7 @@ def test_what_is_used_now_refuses_nobody_for_ever(allocator: JengaAllocator) -> 
 
 
 def test_answers_are_cut_to_what_an_empty_pool_holds(allocator: JengaAllocator) -> None:
-    longest = allocator.manager.longest_request(8)
+    longest = longest_request(allocator.manager, 8)
     assert longest_answer(allocator, 10, 5) == 5
     assert longest_answer(allocator, 10, 1000) == longest - 10
     assert longest_answer(allocator, longest, 1000) is None

@@ -5,9 +5,17 @@ import itertools
 import pytest
 from core_builders import begin, make_manager, tokens
 
+from jenga_sglang.core.admission import (
+    fleeting_share,
+    growth_room,
+    longest_request,
+    request_pages,
+    whole_tokens_left,
+)
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.stats import used_share
 
 KINDS = [
     (Full(),),
@@ -53,7 +61,7 @@ def test_a_request_never_holds_more_pages_than_it_is_admitted_for(
     for length in (1, 6, 30, 47, 60):
         for fresh in (1, 2, 5, 8, 13):
             held = run_in_chunks(manager, length, fresh, cache=False)
-            admitted = manager.request_pages(length, fresh, 0)
+            admitted = request_pages(manager, length, fresh, 0)
             assert all(h <= a for h, a in zip(held, admitted, strict=True)), (length, fresh)
 
 
@@ -70,32 +78,32 @@ def test_the_longest_request_fits_alone(kinds: tuple[Dependency, ...]) -> None:
             max_length=120,
         )
         for fresh in (1, 8, 32):
-            longest = manager.longest_request(fresh)
+            longest = longest_request(manager, fresh)
             if longest:
                 run_in_chunks(manager, longest, fresh, cache=True)
 
 
 def test_without_limits_the_longest_request_is_the_longest_there_may_be() -> None:
     manager = make_manager(SlidingWindow(5), num_large=30, page_size=4, max_length=100)
-    assert manager.longest_request(8) == 100
+    assert longest_request(manager, 8) == 100
 
 
 def test_a_pinned_prefix_needs_no_room_again() -> None:
     manager = make_manager(Full(), SlidingWindow(5), num_large=300, page_size=4)
     fresh, prefix = 4, 40
-    alone, after = (manager.request_pages(60, fresh, n) for n in (0, prefix))
+    alone, after = (request_pages(manager, 60, fresh, n) for n in (0, prefix))
     assert [a - b for a, b in zip(alone, after, strict=True)] == [10, 1]
 
 
 def test_running_requests_may_grow_until_each_holds_the_most_that_it_ever_will() -> None:
     """Of at most 100 tokens in pages of 4: 25 pages of full attention, and 3 of a window of 6."""
     manager = make_manager(Full(), SlidingWindow(6), num_large=300, page_size=4, max_length=100)
-    assert manager.growth_room() == [0, 0]
+    assert growth_room(manager) == [0, 0]
     for length in (8, 20):
         pin = begin(manager, tokens(range(length)))
         manager.slide(pin, length)
     assert [held_pages(pin) for pin in manager.pins.values()] == [[2, 2], [5, 2]]
-    assert manager.growth_room() == [(25 - 2) + (25 - 5), (3 - 2) + (3 - 2)]
+    assert growth_room(manager) == [(25 - 2) + (25 - 5), (3 - 2) + (3 - 2)]
 
 
 def test_tokens_left_are_those_that_every_group_could_hold() -> None:
@@ -104,9 +112,9 @@ def test_tokens_left_are_those_that_every_group_could_hold() -> None:
     begin(manager, tokens(range(5)))
     assert manager.memory.large.num_free == 7
     # Seven large pages are 14 units, and a page of both groups takes three.
-    assert manager.whole_tokens_left([0, 0]) == 14 // 3 * 4
-    assert manager.whole_tokens_left([2, 1]) == 10 // 3 * 4
-    assert manager.used_share() == 6 / 20
+    assert whole_tokens_left(manager, [0, 0]) == 14 // 3 * 4
+    assert whole_tokens_left(manager, [2, 1]) == 10 // 3 * 4
+    assert used_share(manager) == 6 / 20
 
 
 def test_a_hit_before_the_end_of_a_prompt_is_kept_possible_where_that_is_cheap() -> None:
@@ -123,5 +131,5 @@ def test_what_a_chunk_takes_for_one_step_only_is_what_will_be_forgotten() -> Non
     in the full one they stay."""
     kinds = (Full(), SlidingWindow(6), ChunkedLocal(8))
     manager = make_manager(*kinds, num_large=60, page_size=4, layers=[1, 1, 2])
-    assert manager.fleeting_share(40) == (5 + 10) / 60
-    assert make_manager(Full(), num_large=60).fleeting_share(40) == 0
+    assert fleeting_share(manager, 40) == (5 + 10) / 60
+    assert fleeting_share(make_manager(Full(), num_large=60), 40) == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from core_builders import begin, grow, hit_tokens, make_manager, serve, tokens
 
+from jenga_sglang.core.admission import request_pages
 from jenga_sglang.core.dependency import CrossAttention, Full, SlidingWindow, check_legal
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import register_group, retire_group
@@ -67,7 +68,7 @@ def test_text_only_requests_take_nothing_of_the_image_layers() -> None:
     manager = vision_manager()
     pin = begin(manager, tokens(range(20)))
     assert manager.memory.large.num_used[2] == 0
-    assert manager.request_pages(20, 20, 0)[2] == 0
+    assert request_pages(manager, 20, 20, 0)[2] == 0
     serve(manager, tokens(range(30, 50)))
     assert hit_tokens(manager, tokens(range(30, 50))) == 20
     manager.release(pin)
@@ -76,10 +77,10 @@ def test_text_only_requests_take_nothing_of_the_image_layers() -> None:
 
 def test_admission_counts_an_image_once_and_for_its_own_layers() -> None:
     manager = vision_manager()
-    assert manager.request_pages(28, 28, 0, encoder_pages=2) == [5, 5, 2]
-    assert manager.request_pages(28, 20, 8, encoder_pages=2) == [5, 5, 0]
+    assert request_pages(manager, 28, 28, 0, encoder_pages=2) == [5, 5, 2]
+    assert request_pages(manager, 28, 20, 8, encoder_pages=2) == [5, 5, 0]
     # A window of 6 reads 5 tokens; one by one, with boundaries, that is at most four pages.
-    assert manager.request_pages(108, 1, 8, encoder_pages=2) == [25, 4, 0]
+    assert request_pages(manager, 108, 1, 8, encoder_pages=2) == [25, 4, 0]
 
 
 def test_a_page_of_an_image_takes_the_rest_of_the_image_with_it() -> None:
@@ -179,7 +180,7 @@ def test_an_image_request_holds_what_its_layers_read(
     large_bytes = manager.geometry.large_page_bytes
     owned = sum(manager.memory.large.num_owned) * large_bytes
     assert owned < held + 2 * large_bytes
-    asked = manager.request_pages(length, length, 0, image_pages)
+    asked = request_pages(manager, length, length, 0, image_pages)
     page_bytes = [cut.page_bytes for cut in manager.geometry.groups]
     # Admission may count a page or two more per group for boundaries, and no image as text.
     asked_bytes = sum(n * b for n, b in zip(asked, page_bytes, strict=True))

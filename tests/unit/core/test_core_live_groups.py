@@ -3,6 +3,7 @@
 import pytest
 from core_builders import UNIT_BYTES, begin, grow, hit_tokens, make_manager, serve, tokens
 
+from jenga_sglang.core.admission import longest_request, request_pages, step_pages
 from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import register_group, retire_group
@@ -128,12 +129,12 @@ def test_a_request_that_began_before_needs_no_room_in_the_new_group() -> None:
 
 def test_admission_counts_the_groups_of_now() -> None:
     manager = make(90)
-    assert manager.longest_request(1) > 40
+    assert longest_request(manager, 1) > 40
     group = register_group(manager, adapter())
-    assert len(manager.request_pages(10, 10, 0)) == 3
+    assert len(request_pages(manager, 10, 10, 0)) == 3
     retire_group(manager, group)
-    assert manager.request_pages(10, 10, 0)[group] == 0
-    assert manager.step_pages(1) == [1, 1, 0]
+    assert request_pages(manager, 10, 10, 0)[group] == 0
+    assert step_pages(manager, 1) == [1, 1, 0]
 
 
 @pytest.mark.parametrize(

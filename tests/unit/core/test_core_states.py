@@ -3,6 +3,7 @@
 import pytest
 from core_builders import UNIT_BYTES, begin, grow, held_pages, hit_tokens, tokens
 
+from jenga_sglang.core.admission import longest_request, request_pages
 from jenga_sglang.core.dependency import Full, LastState
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
@@ -178,9 +179,9 @@ def test_a_request_is_refused_when_there_is_no_room_for_its_state() -> None:
 
 def test_admission_counts_one_state_a_request() -> None:
     manager = make(40)
-    assert manager.request_pages(60, 16, 0) == [30, 1]
-    assert manager.longest_request(16) == 64
-    assert make(12).longest_request(16) == 2 * 11
+    assert request_pages(manager, 60, 16, 0) == [30, 1]
+    assert longest_request(manager, 16) == 64
+    assert longest_request(make(12), 16) == 2 * 11
 
 
 def test_the_interval_grows_until_checkpoints_take_no_more_than_the_rows() -> None:
