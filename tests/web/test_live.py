@@ -59,6 +59,8 @@ def run(demo_model: Path, free_port: Callable[[], int], start_server: Callable[.
         with ThreadPoolExecutor(NUM_CLIENTS) as clients:
             asked = [clients.submit(ask, url, prompt) for prompt in prompts()]
             samples = record(Server(url), seconds=6, interval=0.3)
+            while not all(reply.done() for reply in asked):
+                samples += record(Server(url), seconds=1, interval=0.3)
             for reply in asked:
                 reply.result()
         events = list(receive(socket, seconds=3))
