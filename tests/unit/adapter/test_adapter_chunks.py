@@ -9,6 +9,7 @@ from adapter_builders import make_cache
 from core_builders import begin, grow, make_manager, serve, tokens
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.core.admission import step_pages
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
@@ -61,6 +62,6 @@ def test_what_is_held_for_others_gives_way() -> None:
     grow(manager, pin, 48)
     manager.checkpoint(pin, None, prompt[:48], [])
     assert sum(r.size for r in pin.held_for_others[1]) == 2
-    assert not manager.can_serve(manager.step_pages(4))
+    assert not manager.can_serve(step_pages(manager, 4))
     assert chunk_fits(manager, pin, len(prompt))
     assert not any(pin.held_for_others)

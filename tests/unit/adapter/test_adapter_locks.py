@@ -1,10 +1,7 @@
 """Locks of the prefix cache: what SGLang considers, then admits, is pinned once, until the end."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
-import torch
+from adapter_builders import make_cache
 from core_builders import make_manager, serve, tokens
 
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
@@ -19,16 +16,7 @@ def cache() -> JengaPrefixCache:
     """A cache of one request's pages, 12 tokens on 3 pages of 4, nobody's now."""
     manager = make_manager(Full(), num_large=8, page_size=4)
     serve(manager, HISTORY)
-    pool = SimpleNamespace(pin_of_row={})
-    allocator: Any = SimpleNamespace(device="cpu", get_kvcache=lambda: pool)
-    params: Any = SimpleNamespace(
-        req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(2, 16)),
-        token_to_kv_pool_allocator=allocator,
-        page_size=4,
-        enable_kv_cache_events=False,
-        enable_metrics=False,
-    )
-    return JengaPrefixCache(params, manager)
+    return make_cache(manager)
 
 
 def hit(cache: JengaPrefixCache) -> Hit:
