@@ -1,6 +1,6 @@
 """A small transformer whose every attention layer can be of another kind, in plain torch.
 
-Whoever runs it says how a layer attends: `dense_attention` over a whole sequence at once, or a
+Whoever runs it says how a layer attends: `DenseAttention` over a whole sequence at once, or a
 server over its pages.
 """
 
