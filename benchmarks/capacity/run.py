@@ -40,8 +40,9 @@ COMMON_FLAGS = [
 def main() -> None:
     """Run both comparisons and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    committed = Path(__file__).parent / "results.json"
+    parser.add_argument("--out", type=Path, default=committed, help=f"JSON file ({committed.name})")
     options = parser.parse_args()
     load = make_load(seed=0)
     results: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.serving run | table`."""
+"""Compares real servers of equal bytes under `sglang.bench_serving`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="start servers and compare them")
     run.add_argument("--quick", action="store_true", help="a small load, one round")
-    run.add_argument("--models", nargs="+", choices=("gemma", "llama"))
-    run.add_argument("--repeats", type=int)
+    run.add_argument("--models", nargs="+", choices=("gemma", "llama"), help="both")
+    run.add_argument("--repeats", type=int, help="rounds")
     run.add_argument("--json", type=Path, help="where the figures go")
     run.set_defaults(handler=_run)
     table = commands.add_parser("table", help="print results as a Markdown table")
