@@ -185,6 +185,7 @@ class Manager:
             for r in ranges:
                 self.memory.unpin(g, pin.pages[r.start : r.stop])
         self.evictor.forget_hollow(self.memory.unpin_virtual(pin.row))
+        self.tree.forget_empty_roots()
         pin.num_pages = pin.tree_pages = pin.length = 0
         self.changes += 1
 

@@ -50,6 +50,10 @@ class Node:
         return self.start + len(self.pages)
 
 
+# Namespaces without a history that are kept at least; a client may name a new one every time.
+FEWEST_ROOTS = 256
+
+
 @dataclass(frozen=True)
 class Path:
     """The first ``num_pages`` pages of a history, ending inside or at the end of ``node``."""
@@ -68,6 +72,7 @@ class PrefixTree:
     def __init__(self, page_size: int, num_virtual: int) -> None:
         self.page_size = page_size
         self._roots: dict[Hashable, Node] = {}
+        self._most_roots = FEWEST_ROOTS
         self._next_number = 0
         self.version = 0
         # The node that holds a tree page, by its number.
@@ -282,6 +287,20 @@ class PrefixTree:
         """All nodes but the roots."""
         for root in self._roots.values():
             yield from (n for n in _descendants(root) if n.parent is not None)
+
+    def forget_empty_roots(self) -> None:
+        """Forget namespaces without any history, when there are twice as many as the last time.
+
+        Not while a queue is being matched: who matched nothing would be left with a dead root.
+        """
+        if len(self._roots) < self._most_roots:
+            return
+        empty = [name for name, root in self._roots.items() if not root.children]
+        for name in empty:
+            root = self._roots.pop(name)
+            del self._nodes[root.number]
+            self.change([root])
+        self._most_roots = max(FEWEST_ROOTS, 2 * len(self._roots))
 
     def roots(self) -> list[Node]:
         return list(self._roots.values())

@@ -59,4 +59,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def server_of(arguments: argparse.Namespace) -> Server:
-    return Server(arguments.url, arguments.api_key)
+    url = arguments.url
+    return Server(url if "://" in url else f"http://{url}", arguments.api_key)

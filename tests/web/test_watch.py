@@ -111,6 +111,12 @@ def test_a_missing_key_is_one_line(
     assert said in line and line.count("\n") == 1
 
 
+def test_an_address_needs_no_scheme(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", url.removeprefix("http://"), "--once", "--api-key", KEY]) == 0
+    assert main(["top", "127.0.0.1:9", "--once"]) == 2
+    assert "http://127.0.0.1:9: no server answers" in capsys.readouterr().err
+
+
 def test_no_server_and_no_jenga_are_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "http://127.0.0.1:9", "--once"]) == 2
     assert "no server answers" in capsys.readouterr().err

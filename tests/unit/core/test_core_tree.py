@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from core_builders import ids, tokens
 
-from jenga_sglang.core.tree import Path, PrefixTree
+from jenga_sglang.core.tree import FEWEST_ROOTS, Path, PrefixTree
 
 DOCUMENT = tokens(range(8))  # four pages
 FORK = tokens(range(4), 90, 91, 92, 93)  # two of them the same
@@ -241,3 +241,17 @@ class TestVersions:
 
     def test_the_end_of_another_branch_does_not(self, tree: PrefixTree) -> None:
         assert not self.has_changed(tree, lambda path: tree.hollow_out(ids(5, 6)))
+
+
+def test_namespaces_that_have_nothing_are_forgotten_when_they_are_many(tree: PrefixTree) -> None:
+    insert(tree, DOCUMENT, 1, 2, 3, 4)
+    waiting = tree.find("waiting", DOCUMENT)
+    version = tree.version
+    for number in range(3 * FEWEST_ROOTS):
+        tree.find(number, DOCUMENT)
+        tree.forget_empty_roots()
+        tree.check()
+    assert len(tree.roots()) <= FEWEST_ROOTS
+    assert pages_of(tree, DOCUMENT) == [1, 2, 3, 4]
+    assert not tree.is_alive(waiting.node) and tree.has_changed(waiting, version)
+    assert tree.find("waiting", DOCUMENT, waiting) == Path(tree.root("waiting"), 0)
