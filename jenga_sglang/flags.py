@@ -37,6 +37,8 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "enable_streaming_session": ("--enable-streaming-session", False),
     "enable_session_radix_cache": ("--enable-session-radix-cache", False),
     "enable_int8_mamba_checkpoint": ("--enable-int8-mamba-checkpoint", False),
+    "enable_linear_replayssm": ("--enable-linear-replayssm", False),
+    "mamba_max_states_per_path": ("--mamba-max-states-per-path", -1),
     "enable_pdmux": ("--enable-pdmux", False),
     "enable_pd_role_switch": ("--enable-pd-role-switch", False),
     "enable_prefill_cp": ("--enable-prefill-cp", False),
