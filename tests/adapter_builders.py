@@ -4,7 +4,11 @@ from types import SimpleNamespace
 
 import torch
 
+from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.core.dependency import Full
+from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 
 
@@ -19,3 +23,14 @@ def make_cache(manager: Manager) -> JengaPrefixCache:
         enable_metrics=False,
     )
     return JengaPrefixCache(params, manager)
+
+
+def make_pool_of_one_layer(num_large: int, *, page_size: int, max_length: int) -> JengaKVPool:
+    """A layer of full attention in float32, whose page is a large page; on the host."""
+    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
+    geometry = exact_lcm((spec,), page_size, (num_large + 1) * page_size * spec.row_bytes)
+    manager = Manager(geometry, max_requests=4, max_length=max_length)
+    groups = [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]
+    return JengaKVPool(
+        manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
+    )

@@ -3,16 +3,11 @@
 import logging
 
 import pytest
-import torch
+from adapter_builders import make_pool_of_one_layer
 from core_builders import begin, serve, tokens
 
 from jenga_sglang.adapter.allocator import DIGEST_VARIABLE, JengaAllocator
-from jenga_sglang.adapter.discovery import DiscoveredGroup
-from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.admission import longest_request
-from jenga_sglang.core.dependency import Full
-from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
-from jenga_sglang.core.manager import Manager
 
 PAGE = 4
 ROOM = 10 * PAGE
@@ -24,14 +19,7 @@ def allocator() -> JengaAllocator:
 
 
 def make_allocator() -> JengaAllocator:
-    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
-    geometry = exact_lcm((spec,), PAGE, 11 * PAGE * 128)
-    manager = Manager(geometry, max_requests=4, max_length=64)
-    groups = [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]
-    pool = JengaKVPool(
-        manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
-    )
-    return JengaAllocator(pool)
+    return JengaAllocator(make_pool_of_one_layer(10, page_size=PAGE, max_length=64))
 
 
 def longest_answer(

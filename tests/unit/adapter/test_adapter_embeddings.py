@@ -2,15 +2,11 @@
 
 import pytest
 import torch
+from adapter_builders import make_pool_of_one_layer
 from core_builders import begin, tokens
 from sglang.srt.mem_cache.multimodal_cache import EmbeddingResult
 
-from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.embeddings import PoolEmbeddings
-from jenga_sglang.adapter.kv_pool import JengaKVPool
-from jenga_sglang.core.dependency import Full
-from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
-from jenga_sglang.core.manager import Manager
 
 PAGE = 4
 WIDTH = 32
@@ -18,14 +14,7 @@ WIDTH = 32
 
 @pytest.fixture
 def cache() -> PoolEmbeddings:
-    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
-    geometry = exact_lcm((spec,), PAGE, 21 * PAGE * 128)
-    manager = Manager(geometry, max_requests=2, max_length=80)
-    groups = [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]
-    pool = JengaKVPool(
-        manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
-    )
-    return PoolEmbeddings(pool, 1 << 20)
+    return PoolEmbeddings(make_pool_of_one_layer(20, page_size=PAGE, max_length=80), 1 << 20)
 
 
 def embedding(number: int, num_tokens: int = 7) -> EmbeddingResult:
