@@ -477,10 +477,7 @@ def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> A
     if allocator.ask_again.is_due(waiting[0].rid if waiting else None, allocator.refusal):
         kwargs["running_batch"].batch_is_full = False
     scheduler.tree_cache.waiting = waiting
-    chunked = scheduler.chunked_req
-    scheduler.tree_cache.note_chunked(chunked)
-    if chunked is not None:
-        scheduler.tree_cache.make_way_for_chunk(chunked, scheduler.chunked_prefill_size)
+    scheduler.tree_cache.make_way_for_chunk(scheduler.chunked_req, scheduler.chunked_prefill_size)
     plan = original(scheduler, **kwargs)
     allocator.watchdog.look(scheduler)
     return plan

@@ -247,11 +247,11 @@ class JengaPrefixCache(BasePrefixCache):
         """``req`` is the prompt that is being computed in chunks, if any is."""
         self.chunked = None if req is None or req.lock is None else req.lock.receipt
 
-    def make_way_for_chunk(self, req: Req, chunk_tokens: int) -> None:
-        """Let go of what would keep the next chunk of ``req`` out: nobody else may begin before it
-        has gone on."""
+    def make_way_for_chunk(self, req: Req | None, chunk_tokens: int) -> None:
+        """`note_chunked`, and let go of what would keep the next chunk of ``req`` out: nobody else
+        may begin before it has gone on."""
         self.note_chunked(req)
-        if (pin := self.chunked) is None:
+        if req is None or (pin := self.chunked) is None:
             return
         # A prompt that is not put into the tree has not been slid yet.
         self.manager.slide(pin, pin.length)
