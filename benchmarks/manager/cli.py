@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.manager run | table | plot`."""
+"""How long the manager's operations take, by size of the pool, of the tree and of a batch."""
 
 from __future__ import annotations
 

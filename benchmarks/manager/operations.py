@@ -26,7 +26,6 @@ PROMPT_TOKENS = 256  # to compute beyond it
 DECODED_PAGES = 3
 WAITING_REQUESTS = 256
 WAITING_PREFIXES = 12  # that they want between them, where the pool has so many
-MAX_NEW_TOKENS = 1_024
 
 # What one unit of an operation is. In the order in which a request meets them.
 UNITS = {

@@ -26,7 +26,6 @@ WARM_UP_ROUNDS = 2
 LEAST_ROUNDS = 10
 # A small pool does not hold a batch beside what it caches.
 SMALL_POOL_PAGES = 10_000
-FEWEST_PREFIXES = 64
 
 
 @dataclass(frozen=True)

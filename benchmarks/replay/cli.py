@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="replay one trace on one backend")
     _add_experiment(run)
-    run.add_argument("--backend", required=True)
+    run.add_argument("--backend", required=True, help="stock, stock-hybrid-off, unified or jenga")
     run.add_argument("--swa-full-tokens-ratio", type=float, help="stock only; default SGLang's 0.8")
     run.add_argument("--mamba-full-memory-ratio", type=float, help="likewise; default SGLang's 0.9")
     run.add_argument(

@@ -79,6 +79,7 @@ class Manager:
         self._kept = lru_cache(REMEMBERED)(self._kept_ranges)
         self.counters = Counters()
         self.mean_output_tokens = FIRST_OUTPUT_TOKENS
+        self.changes = 0  # never the same number twice, so that a recount is known to be of now
         self.reset()
 
     def reset(self) -> None:
@@ -90,7 +91,7 @@ class Manager:
         self.states = States(self.memory)
         self.tree = PrefixTree(self.page_size, num_virtual)
         self.evictor = Evictor(self.memory, self.tree, self.permanent, self.counters, self.policy)
-        self.changes = 0
+        self.changes += 1
         self._next_pin = 0
         self._scarce = False
         self.pins: dict[int, Pin] = {}

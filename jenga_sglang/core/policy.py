@@ -58,5 +58,7 @@ class CachePolicy:
                 raise ValueError(f"unknown policy {name!r}; known: {', '.join(known)}")
             default = getattr(policy, name)
             parsed = default if value == "on" else 0 if value == "off" else int(value)
+            if parsed < 0:
+                raise ValueError(f"policy {name}={value} is negative")
             policy = replace(policy, **{name: type(default)(parsed)})
         return policy

@@ -173,28 +173,32 @@ class Search:
         }
         return bases | padded
 
-    def _cut(self, variant: Variant, options: list[list[_Option]], size: int) -> Candidate | None:
-        """The cheapest cut of large pages of ``size`` bytes; None when some group has none."""
+    def _cut(
+        self, variant: Variant, options: list[list[_Option]], large_page_bytes: int
+    ) -> Candidate | None:
+        """The cheapest cut of large pages of that size; None when some group has none."""
         choices: list[list[GroupGeometry]] = []
         for of_group in options:
-            cuts = [cut for option in of_group if (cut := option.cut(size)) is not None]
+            cuts = [cut for option in of_group if (cut := option.cut(large_page_bytes)) is not None]
             if not cuts:
                 return None
             choices.append(cuts)
-        groups = [self._cheapest(cuts, size) for cuts in choices]
+        groups = [self._cheapest(cuts, large_page_bytes) for cuts in choices]
         return self._candidate(variant, groups, math.lcm(*(g.small_page_bytes for g in groups)))
 
-    def _cheapest(self, cuts: list[GroupGeometry], size: int) -> GroupGeometry:
+    def _cheapest(self, cuts: list[GroupGeometry], large_page_bytes: int) -> GroupGeometry:
         def order(group: GroupGeometry) -> tuple[float, ...]:
-            cost = self.load.group_cost(group, size // group.small_page_bytes)
+            cost = self.load.group_cost(group, large_page_bytes // group.small_page_bytes)
             return (round(cost.total, COST_DIGITS), group.stripes, group.padding_bytes)
 
         return min(cuts, key=order)
 
-    def _candidate(self, variant: Variant, groups: list[GroupGeometry], size: int) -> Candidate:
-        cost = self.load.pool_cost(size)
+    def _candidate(
+        self, variant: Variant, groups: list[GroupGeometry], large_page_bytes: int
+    ) -> Candidate:
+        cost = self.load.pool_cost(large_page_bytes)
         for group in groups:
-            cost += self.load.group_cost(group, size // group.small_page_bytes)
+            cost += self.load.group_cost(group, large_page_bytes // group.small_page_bytes)
         return Candidate(tuple(groups), tuple(origin for _, origin in variant), cost)
 
 
@@ -224,19 +228,21 @@ class _Option:
     least_bytes: int
     most_bytes: int
 
-    def cut(self, size: int) -> GroupGeometry | None:
-        """The stripes with the least padding that divides ``size``; None when it is too much."""
-        for small in self._sizes_within(size):
-            if size % small == 0 and small % self.unit_bytes == 0:
+    def cut(self, large_page_bytes: int) -> GroupGeometry | None:
+        """The stripes with the least padding that divides the large page; None when it is too
+        much."""
+        for small in self._sizes_within(large_page_bytes):
+            if large_page_bytes % small == 0 and small % self.unit_bytes == 0:
                 return replace(self.group, padding_bytes=small - self.payload_bytes)
         return None
 
-    def _sizes_within(self, size: int) -> Iterator[int]:
-        """What may divide ``size``, smallest first: by units or by counts, whichever are fewer."""
-        fewest = -(-size // self.most_bytes)
-        densest = size // self.least_bytes
+    def _sizes_within(self, large_page_bytes: int) -> Iterator[int]:
+        """What may divide the large page, smallest first: by units or by counts, whichever are
+        fewer."""
+        fewest = -(-large_page_bytes // self.most_bytes)
+        densest = large_page_bytes // self.least_bytes
         if densest - fewest < (self.most_bytes - self.least_bytes) // self.unit_bytes:
-            return (size // count for count in range(densest, fewest - 1, -1))
+            return (large_page_bytes // count for count in range(densest, fewest - 1, -1))
         return iter(range(self.least_bytes, self.most_bytes + 1, self.unit_bytes))
 
 

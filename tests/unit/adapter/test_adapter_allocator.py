@@ -77,6 +77,16 @@ def test_the_books_are_recounted_when_something_changed(allocator: JengaAllocato
     assert "a large page is lost" in violation
 
 
+def test_the_books_are_recounted_after_a_flush(allocator: JengaAllocator) -> None:
+    """Also when as much has happened since as before the last recount."""
+    for _ in range(2):
+        serve(allocator.manager, tokens(range(9)))
+        assert not allocator.is_recounted
+        assert allocator.verify_byte_accounting() == [] and allocator.is_recounted
+        allocator.manager.reset()
+        assert not allocator.is_recounted
+
+
 def test_ranks_that_decide_otherwise_have_other_digests(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

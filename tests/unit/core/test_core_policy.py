@@ -229,3 +229,8 @@ def test_the_end_of_a_prefix_goes_first(aligned: bool, left: int) -> None:
     serve(manager, A)
     manager.evictor.evict_large(1)
     assert hit_tokens(manager, A) == left
+
+
+def test_a_negative_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="step_cost_tokens=-1 is negative"):
+        CachePolicy.parse("step_cost_tokens=-1")
