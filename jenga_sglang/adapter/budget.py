@@ -23,6 +23,7 @@ from jenga_sglang.core.admission import (
     whole_tokens_left,
 )
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
@@ -119,9 +120,10 @@ class JengaPrefillBudget:
         """Whether the candidate fits beside everything admitted and everything still to grow, and
         is worth what must be evicted for it. An encoder makes its first ``encoder_pages``; without
         that number it is the request that SGLang has just pinned a prefix of."""
+        pin: Pin | None = None
         if encoder_pages is None:
-            newest = next(reversed(self.manager.pins.values()), None)
-            encoder_pages = newest.encoder_pages if newest else 0
+            pin = next(reversed(self.manager.pins.values()), None)
+            encoder_pages = pin.encoder_pages if pin else 0
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         length = input_tokens + max_new_tokens
@@ -131,6 +133,10 @@ class JengaPrefillBudget:
         if not self._fits(self._candidate):
             weighing = self.weigh_candidate()
             self.refusal = Refusal(weighing, "memory", weighing.missing)
+            if pin is not None and len(self.manager.pins) == 1:
+                # Its prefix lies scattered among pages that only the same groups can use. Nobody
+                # will leave and make room: it begins without next time.
+                self._cache.hindering = pin.hit.path
         elif short := self._not_worth(extend_input_len, max_new_tokens):
             self.refusal = Refusal(self.weigh_candidate(), "cache", short)
         else:

@@ -32,7 +32,7 @@ from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit, Pin
 from jenga_sglang.core.stats import describe_room
-from jenga_sglang.core.tree import Encoded, Node, Tokens
+from jenga_sglang.core.tree import Encoded, Node, Path, Tokens
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -79,6 +79,8 @@ class JengaPrefixCache(BasePrefixCache):
         self.waiting: Sequence[Req] = ()
         # The prompt that is being computed in chunks.
         self.chunked: Pin | None = None
+        # A prefix with which a request did not even fit alone.
+        self.hindering: Path | None = None
         self._evicted_pages = 0
         if params.enable_kv_cache_events:
             self.kv_events = KvEvents(
@@ -92,7 +94,7 @@ class JengaPrefixCache(BasePrefixCache):
     def reset(self) -> None:
         self.manager.reset()
         self.lookahead.clear()
-        self._newest_lock = None
+        self._newest_lock = self.hindering = None
         self._locked_twice.clear()
         self.pin_of_row.clear()
         if self.kv_events is not None:
@@ -102,7 +104,10 @@ class JengaPrefixCache(BasePrefixCache):
     # -- matching -----------------------------------------------------------------------------
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        hit = self.manager.match(_history(params.key, params.req), _tokens(params.key))
+        history = _history(params.key, params.req)
+        hit = self.manager.match(history, _tokens(params.key))
+        if hit.path == self.hindering and not self.manager.pins:
+            hit = self.manager.miss(history)
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,
             last_device_node=hit,

@@ -70,11 +70,21 @@ def growth_room(manager: Manager) -> list[int]:
 
 def fits_alone(manager: Manager, length: int, fresh: int, encoder_pages: int = 0) -> bool:
     """Whether a request of ``length`` tokens fits into an empty pool when its prompt is
-    computed ``fresh`` tokens at a time."""
+    computed ``fresh`` tokens at a time.
+
+    A large page is kept for every stripe of a group that shares its large pages among pages and
+    lets go of some: what stays may lie scattered.
+    """
     if length > manager.max_length:
         return False
+    memory = manager.memory
     pages = request_pages(manager, length, fresh, 0, encoder_pages)
-    return _num_large(manager, pages) <= manager.memory.large.num_large
+    scattered = sum(
+        memory.stripes[g]
+        for g in manager.forgetful
+        if g in memory.row_groups and memory.large.small_per_large[g] > 1
+    )
+    return _num_large(manager, pages) + scattered <= memory.large.num_large
 
 
 def longest_request(manager: Manager, fresh: int, encoder_pages: int = 0) -> int:

@@ -1,0 +1,71 @@
+"""A request that runs alone always begins, also where its own hit is what keeps it out."""
+
+from array import array
+from typing import Any
+
+import pytest
+from adapter_builders import make_cache
+from core_builders import grow, make_manager, tokens
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
+
+from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.manager import Manager
+
+NAMESPACE = (None, None)
+PAGE, SHARED_PAGES = 4, 6
+PROMPT = tokens(range(PAGE * SHARED_PAGES), range(900, 904))
+
+
+@pytest.fixture
+def cache() -> JengaPrefixCache:
+    """Eleven large pages, each of one small page of the window's layers or of four of the full
+    layer's, whose six pages of a document lie in six large pages."""
+    manager = make_manager(Full(), SlidingWindow(12), num_large=11, page_size=PAGE, layers=[1, 4])
+    for pages in range(1, SHARED_PAGES + 1):
+        own = range(1000 * pages, 1000 * pages + PAGE)
+        compute(manager, tokens(range(PAGE * pages), own))
+    assert manager.memory.large.num_owned[0] == SHARED_PAGES
+    return make_cache(manager)
+
+
+def compute(manager: Manager, history: Ids) -> None:
+    pin = manager.lock(manager.match(NAMESPACE, history[:-1]))
+    grow(manager, pin, len(history))
+    manager.checkpoint(pin, NAMESPACE, history)
+    manager.release(pin)
+
+
+def consider(cache: JengaPrefixCache) -> tuple[int, bool]:
+    """As SGLang considers the prompt in a pass: tokens that it hits, and whether it may begin."""
+    key = RadixKey(array("q", PROMPT[:-1].tolist()), None)
+    hit: Any = cache.match_prefix(MatchPrefixParams(key=key))
+    lock = cache.lock(hit.last_device_node)
+    length = len(PROMPT)
+    admitted, _ = JengaPrefillBudget(cache).check_prefill(
+        extend_input_len=length - hit.device_prefix_len,
+        total_tokens=0,
+        max_new_tokens=1,
+        input_tokens=length,
+        swa_host_hit_length=0,
+        chunk_limit=PAGE,
+    )
+    cache.unlock(lock)
+    return hit.device_prefix_len, admitted
+
+
+def test_a_prefix_that_lies_scattered_is_given_up(cache: JengaPrefixCache) -> None:
+    assert consider(cache) == (PAGE * SHARED_PAGES, False)
+    assert consider(cache) == (0, True)
+
+
+def test_while_others_run_it_waits_for_them(cache: JengaPrefixCache) -> None:
+    other = cache.manager.lock(cache.manager.miss(NAMESPACE))
+    for _ in range(2):
+        assert consider(cache) == (PAGE * SHARED_PAGES, False)
+    cache.manager.release(other)
+    assert consider(cache) == (PAGE * SHARED_PAGES, False)
+    assert consider(cache) == (0, True)
