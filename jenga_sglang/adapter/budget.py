@@ -135,7 +135,7 @@ class JengaPrefillBudget:
             self.refusal = Refusal(weighing, "memory", weighing.missing)
             if pin is not None and len(self.manager.pins) == 1:
                 # Its prefix lies scattered among pages that only the same groups can use. Nobody
-                # will leave and make room: it begins without next time.
+                # will leave and make room: it is given up for the next time.
                 self._cache.hindering = pin.hit.path
         elif short := self._not_worth(extend_input_len, max_new_tokens):
             self.refusal = Refusal(self.weigh_candidate(), "cache", short)

@@ -107,6 +107,8 @@ class JengaPrefixCache(BasePrefixCache):
         history = _history(params.key, params.req)
         hit = self.manager.match(history, _tokens(params.key))
         if hit.path == self.hindering and not self.manager.pins:
+            # It goes altogether, or the request would be merged with it as it is computed.
+            self.manager.give_up(hit.path)
             hit = self.manager.miss(history)
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,

@@ -529,6 +529,13 @@ class Manager:
         """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
         return self.evictor.evict(pages)
 
+    def give_up(self, path: Path) -> None:
+        """Evict what every group holds of ``path``, which nobody may have pinned."""
+        for g in self._groups:
+            # Evicting in one group may put the rest out of reach, in all of them.
+            if self.tree.is_alive(path.node):
+                self.evictor.evict_pages(g, self.tree.pages(path))
+
     # -- helpers ------------------------------------------------------------------------------
 
     @property

@@ -60,6 +60,10 @@ def consider(cache: JengaPrefixCache) -> tuple[int, bool]:
 def test_a_prefix_that_lies_scattered_is_given_up(cache: JengaPrefixCache) -> None:
     assert consider(cache) == (PAGE * SHARED_PAGES, False)
     assert consider(cache) == (0, True)
+    assert cache.manager.tree.find(NAMESPACE, PROMPT).num_pages == 0, (
+        "nothing is left to merge with"
+    )
+    cache.manager.check_idle()
 
 
 def test_while_others_run_it_waits_for_them(cache: JengaPrefixCache) -> None:
