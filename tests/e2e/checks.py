@@ -13,6 +13,16 @@ CHUNK_TOKENS = 128
 # Freed pages are filled with NaN at once.
 POISON = {"JENGA_POISON_FREED": "1"}
 LONG_ANSWER_TOKENS = 40
+# Tests compare to the last bits; a float32 model too keeps a convolution's state in bfloat16.
+EXACT_STATES = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
+# What stock SGLang's prefix cache of recurrent states asks for.
+STOCK_STATES = {
+    "memory_backend": "default",
+    "page_size": 1,
+    "mamba_radix_cache_strategy": "no_buffer",
+    "disable_overlap_schedule": True,
+}
+STATES = {"max_mamba_cache_size": 60, "max_running_requests": 20}
 
 
 def server_flags(model: Path, page_size: int | None) -> dict[str, Any]:

@@ -1,15 +1,14 @@
-"""Models with recurrent layers: Jenga's answers are stock's, Hugging Face's, and a cold run's.
-
-A convolution's state is kept in bfloat16 by default, also in a float32 model; the tests compare
-to the last bits, so they ask for float32.
-"""
+"""Models with recurrent layers: Jenga's answers are stock's, Hugging Face's, and a cold run's."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from e2e.checks import (
+    EXACT_STATES,
     POISON,
+    STATES,
+    STOCK_STATES,
     absorb_latent_rows,
     assert_outputs_vary,
     assert_same_answers,
@@ -21,14 +20,6 @@ from e2e.stream import StreamShape, make_stream
 from models.tiny import ARCHITECTURES
 
 SHAPE = StreamShape(num_requests=70, longest_prompt=400)
-EXACT_STATES = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
-# What SGLang's own prefix cache of states asks for.
-STOCK = {
-    "memory_backend": "default",
-    "page_size": 1,
-    "mamba_radix_cache_strategy": "no_buffer",
-    "disable_overlap_schedule": True,
-}
 
 
 @pytest.mark.parametrize(
@@ -39,11 +30,13 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
 ) -> None:
     path = tiny_model(architecture)
     requests = make_stream(SHAPE, seed=1)
-    flags = server_flags(path, 16) | {"max_mamba_cache_size": 60, "max_running_requests": 20}
+    flags = server_flags(path, 16) | STATES
     jenga = flags | {"memory_backend": "jenga"}
     reports = run_jobs(
         {
-            "stock": Job(flags | STOCK, requests, env=EXACT_STATES, prepare=absorb_latent_rows),
+            "stock": Job(
+                flags | STOCK_STATES, requests, env=EXACT_STATES, prepare=absorb_latent_rows
+            ),
             "jenga": Job(jenga, requests, env=EXACT_STATES | POISON),
             "cold": Job(jenga | {"disable_radix_cache": True}, requests, env=EXACT_STATES),
         },
