@@ -13,7 +13,8 @@ COMMANDS = (plan, top, report, explain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit status: 2 when it cannot do what it was asked."""
+    """Run a subcommand and return its exit status: 2 when it cannot do what it was asked, 130 when
+    it was interrupted."""
     parser = argparse.ArgumentParser(prog="jenga", description="Tools for Jenga memory in SGLang.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"jenga: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

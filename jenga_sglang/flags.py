@@ -15,6 +15,7 @@ RADIX_CACHE_BACKEND = "jenga"
 TORCH_BACKEND = "jenga_torch"
 FLASHINFER_BACKEND = "flashinfer"
 TRITON_BACKEND = "triton"
+PAGE_SIZES = "a power of two from 1 to 256"
 ATTENTION_BACKENDS = (FLASHINFER_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
 # Inherited by every process that the server spawns: they load plug-ins before they see any flag.
 ACTIVE_VARIABLE = "JENGA_SGLANG_ACTIVE"
@@ -127,10 +128,13 @@ def _check_environment() -> None:
 def _check_page_size(values: MutableMapping[str, Any]) -> None:
     """None stays None: the default depends on the model (`adapter/page_size.py`)."""
     page_size = values.get("page_size")
-    if page_size is None:
-        return
-    if page_size < 1 or page_size > 256 or page_size & (page_size - 1):
-        raise refuse(f"--page-size {page_size}", "is not a power of two from 1 to 256; 16 is usual")
+    if page_size is not None and not is_page_size(page_size):
+        raise refuse(f"--page-size {page_size}", f"is not {PAGE_SIZES}; 16 is usual")
+
+
+def is_page_size(page_size_tokens: int) -> bool:
+    """Whether pages may have this many tokens."""
+    return 1 <= page_size_tokens <= 256 and page_size_tokens.bit_count() == 1
 
 
 def _check_attention(values: MutableMapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 
@@ -18,11 +17,9 @@ from jenga_sglang.plan.model import ReadOptions, read_model
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json
 from jenga_sglang.plan.states import DTYPE_BYTES
-from jenga_sglang.plan.units import human_tokens, parse_bytes, parse_tokens
+from jenga_sglang.units import argument, human_tokens, parse_bytes, parse_ranks, parse_tokens
 
 PIPED_COLUMNS = 100
-
-_T = TypeVar("_T")
 
 _DESCRIPTION = """\
 Show how Jenga would cut a model's KV cache and how many requests fit, next to other layouts.
@@ -36,24 +33,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("model", type=Path, help="a folder with a config.json, or such a file")
     parser.add_argument(
         "--kv-bytes",
-        type=_argument(parse_bytes),
+        type=argument(parse_bytes),
         required=True,
         metavar="SIZE",
         help="memory for the KV cache of one GPU, such as 40GiB",
     )
     parser.add_argument(
         "--lengths",
-        type=_argument(_list_of(parse_tokens)),
+        type=argument(_list_of(parse_tokens)),
         default=DEFAULT_LENGTHS,
         metavar="N,N,…",
         help=f"request lengths in tokens ({','.join(map(human_tokens, DEFAULT_LENGTHS))})",
     )
     parser.add_argument(
-        "--tp", type=_argument(parse_tokens), default=1, help="ranks of tensor parallelism (1)"
+        "--tp", type=argument(parse_ranks), default=1, help="ranks of tensor parallelism (1)"
     )
     parser.add_argument(
         "--page-size",
-        type=_argument(_list_of(parse_tokens)),
+        type=argument(_list_of(_parse_page_size)),
         metavar="N[,N…]",
         help="tokens a page; of several the best is taken (what a server takes: "
         f"{ONE_GROUP_PAGE_SIZE} where every layer depends on everything, else {PAGE_SIZE})",
@@ -70,13 +67,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--max-length",
-        type=_argument(parse_tokens),
+        type=argument(parse_tokens),
         metavar="N",
         help="the longest request, in tokens (the model's)",
     )
     parser.add_argument(
         "--image-tokens",
-        type=_argument(parse_tokens),
+        type=argument(parse_tokens),
         metavar="N",
         help="image tokens of a request to a model with cross-attention (one image)",
     )
@@ -123,13 +120,8 @@ def _list_of(parse: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
     return lambda text: tuple(parse(part) for part in text.split(","))
 
 
-def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
-    """``parse`` for argparse, which shows the message of its own kind of error only."""
-
-    def convert(text: str) -> _T:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
+def _parse_page_size(text: str) -> int:
+    tokens = parse_tokens(text)
+    if not flags.is_page_size(tokens):
+        raise ValueError(f"expected {flags.PAGE_SIZES}, such as 16, got {text!r}")
+    return tokens

@@ -98,7 +98,8 @@ def read_model(path: Path, options: ReadOptions | None = None) -> Model:
     try:
         raw = json.loads(file.read_text())
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from error
+        why = f"{error.strerror or error}; give a model's config.json or the folder that has it"
+        raise ConfigError(f"{file}: {why}") from error
     except ValueError as error:
         raise ConfigError(f"{file}: not JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -122,6 +123,11 @@ def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | Non
         kinds = [Kind.FULL if kind is Kind.WINDOW else kind for kind in kinds]
         ignored = config.get("sliding_window")
     kv_dtype = _kv_dtype(raw, config, options)
+    if options.image_tokens is not None and Kind.CROSS not in kinds:
+        raise ConfigError(
+            "no layer has cross-attention, which --image-tokens is about: "
+            "this model's images are part of the text"
+        )
     images = _image_tokens(raw, options) if Kind.CROSS in kinds else 0
     layers = _Layers(config, options, DTYPE_BYTES[kv_dtype], images).read(kinds)
     max_length = options.max_length or config.integer(

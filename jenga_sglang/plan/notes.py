@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jenga_sglang.plan.report import Report
 from jenga_sglang.plan.stock import STATES_PER_REQUEST
-from jenga_sglang.plan.units import human_tokens
+from jenga_sglang.units import human_tokens
 
 
 def notes(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ from jenga_sglang.core.demand import ideal_bytes
 from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.plan.notes import notes
 from jenga_sglang.plan.report import LayoutRow, Report
-from jenga_sglang.plan.units import human_tokens
+from jenga_sglang.units import human_tokens
 
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 12.0, 5.4, 150
 _PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")

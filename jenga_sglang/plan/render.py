@@ -12,7 +12,7 @@ from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.search import Candidate
 from jenga_sglang.plan.notes import notes
 from jenga_sglang.plan.report import LayoutRow, Report
-from jenga_sglang.plan.units import human_tokens
+from jenga_sglang.units import human_tokens
 
 SHOWN_CANDIDATES = 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import urllib.error
@@ -22,25 +23,32 @@ class Server:
     url: str
     api_key: str | None = None
 
-    def get(self, path: str) -> dict[str, Any]:
-        """The JSON answer of ``/jenga/<path>``. Raises ``OSError`` with a line for the user."""
+    def stats(self) -> dict[str, Any]:
+        return self._get("stats", "groups")
+
+    def explain(self, prompt_tokens: int, max_new_tokens: int) -> dict[str, Any]:
+        asked = f"explain?prompt_tokens={prompt_tokens}&max_new_tokens={max_new_tokens}"
+        return self._get(asked, "answer")
+
+    def _get(self, path: str, field: str) -> dict[str, Any]:
+        """The JSON answer of ``/jenga/<path>``, which has ``field``. Raises ``OSError`` with a
+        line for the user."""
         request = urllib.request.Request(f"{self.url.rstrip('/')}/jenga/{path}")
         if self.api_key:
             request.add_header("Authorization", f"Bearer {self.api_key}")
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
                 answer: dict[str, Any] = json.load(reply)
-                return answer
+            if not isinstance(answer, dict) or field not in answer:
+                raise ValueError(f"its reply has no {field!r}")
+            return answer
         except urllib.error.HTTPError as error:
             raise OSError(f"{self.url}: {_meaning(error)}") from error
-        except urllib.error.URLError as error:
-            raise OSError(f"{self.url}: no server answers ({error.reason})") from error
-
-    def stats(self) -> dict[str, Any]:
-        return self.get("stats")
-
-    def explain(self, prompt_tokens: int, max_new_tokens: int) -> dict[str, Any]:
-        return self.get(f"explain?prompt_tokens={prompt_tokens}&max_new_tokens={max_new_tokens}")
+        except (OSError, http.client.HTTPException) as error:
+            reason = " ".join(str(getattr(error, "reason", error)).split())
+            raise OSError(f"{self.url}: no server answers ({reason})") from error
+        except ValueError as error:
+            raise OSError(f"{self.url}: what answers is no SGLang server ({error})") from error
 
 
 def _meaning(error: urllib.error.HTTPError) -> str:

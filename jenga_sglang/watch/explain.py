@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from jenga_sglang.units import argument, parse_tokens
 from jenga_sglang.watch.client import add_arguments, server_of
 
 WORDS = {"now": "Yes, now", "later": "Not now", "never": "Never"}
@@ -19,9 +20,12 @@ def add_parser(commands: Any) -> None:
         "now. Exit status: 0 now, 1 later, 3 never, 2 no answer.",
     )
     add_arguments(parser)
-    parser.add_argument("--prompt-tokens", type=int, required=True, help="length of the prompt")
+    tokens = argument(parse_tokens)
     parser.add_argument(
-        "--max-new-tokens", type=int, default=128, help="the most it may generate (128)"
+        "--prompt-tokens", type=tokens, required=True, metavar="N", help="its length, such as 32k"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=tokens, default=128, metavar="N", help="its longest answer (128)"
     )
     parser.set_defaults(run=run)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from jenga_sglang.units import argument, parse_seconds
 from jenga_sglang.watch.client import Server, add_arguments, server_of
 from jenga_sglang.web.page import recorded_page
 
@@ -20,12 +22,18 @@ def add_parser(commands: Any) -> None:
         "else, to attach to a bug report. It has token counts and request ids, no prompt text.",
     )
     add_arguments(parser)
+    output = Path("report.html")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("report.html"), help="the file (report.html)"
+        "-o", "--output", type=Path, default=output, metavar="FILE", help=f"the file ({output})"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to watch (10)")
-    parser.add_argument("--interval", type=float, default=0.5, help="seconds between samples (0.5)")
-    parser.add_argument("--json", type=Path, help="write the samples there as well")
+    seconds = argument(parse_seconds)
+    parser.add_argument(
+        "--seconds", type=seconds, default=10.0, metavar="SECONDS", help="how long to watch (10)"
+    )
+    parser.add_argument(
+        "--interval", type=seconds, default=0.5, metavar="SECONDS", help="between samples (0.5)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the samples there as well")
     parser.set_defaults(run=run)
 
 
@@ -39,11 +47,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def record(server: Server, seconds: float, interval: float) -> list[dict[str, Any]]:
-    """Samples of ``seconds``, at least one; only the last keeps its map, which is large."""
+    """Samples of ``seconds``, at least one; only the last keeps its map, which is large.
+
+    A server that stops answering ends them: what it last said is worth most then.
+    """
     samples = [server.stats()]
     end = time.monotonic() + seconds
     while time.monotonic() + interval < end:
         time.sleep(interval)
-        samples[-1].pop("map", None)
-        samples.append(server.stats())
+        try:
+            samples.append(server.stats())
+        except OSError as error:
+            print(f"jenga: {error}; the report ends before that", file=sys.stderr)
+            break
+        del samples[-2]["map"]
     return samples

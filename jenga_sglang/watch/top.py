@@ -17,6 +17,7 @@ from rich.text import Text
 
 from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.stats import MAP_LEVELS
+from jenga_sglang.units import argument, parse_seconds
 from jenga_sglang.watch.client import add_arguments, server_of
 
 COLOURS = ("blue", "dark_orange", "green", "magenta", "purple", "yellow", "red", "cyan")
@@ -29,7 +30,13 @@ def add_parser(commands: Any) -> None:
         "top", help="show the page map in a terminal", description="Shows the pool until Ctrl-C."
     )
     add_arguments(parser)
-    parser.add_argument("--interval", type=float, default=1.0, help="seconds between updates (1)")
+    parser.add_argument(
+        "--interval",
+        type=argument(parse_seconds),
+        default=1.0,
+        metavar="SECONDS",
+        help="time between updates (1)",
+    )
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.set_defaults(run=run)
 

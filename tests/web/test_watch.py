@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from jenga_sglang.cli import main
+from jenga_sglang.watch import report
 from jenga_sglang.watch.top import page_map, render
 
 KEY = "secret"
@@ -115,6 +117,66 @@ def test_an_address_needs_no_scheme(url: str, capsys: pytest.CaptureFixture[str]
     assert main(["top", url.removeprefix("http://"), "--once", "--api-key", KEY]) == 0
     assert main(["top", "127.0.0.1:9", "--once"]) == 2
     assert "http://127.0.0.1:9: no server answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (b"", "no server answers"),
+        (b"SSH-2.0-OpenSSH\r\n", "no server answers"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "no SGLang server"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[]", "no SGLang server"),
+        (b"HTTP/1.1 500 Broken\r\n\r\nboom", "500 boom"),
+    ],
+)
+def test_something_else_on_the_port_is_one_line(
+    reply: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(1 << 16)
+            connection.sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        assert main(["top", f"127.0.0.1:{listener.getsockname()[1]}", "--once"]) == 2
+        thread.join()
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", "--prompt-tokens", "-5"],
+        ["explain", "--prompt-tokens", "0"],
+        ["top", "--interval", "-1"],
+        ["report", "--seconds", "nan"],
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert f"argument {arguments[1]}: expected " in capsys.readouterr().err
+
+
+def test_a_report_keeps_what_a_server_said_before_it_stopped(
+    samples: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = iter([samples[-1] | {"map": "old"}, samples[-1]])
+
+    class Stopping:
+        def stats(self) -> dict[str, Any]:
+            for reply in replies:
+                return reply
+            raise OSError("http://x: no server answers")
+
+    recorded = report.record(Stopping(), seconds=60, interval=0.001)
+    assert len(recorded) == 2 and "map" not in recorded[0] and recorded[1] == samples[-1]
+    assert "the report ends before that" in capsys.readouterr().err
 
 
 def test_no_server_and_no_jenga_are_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:

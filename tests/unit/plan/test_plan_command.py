@@ -9,7 +9,7 @@ import pytest
 from plan_configs import CONFIGS, MIB, NAMES
 
 from jenga_sglang.cli import main
-from jenga_sglang.plan.units import human_tokens, parse_bytes, parse_tokens
+from jenga_sglang.units import human_tokens, parse_bytes, parse_tokens
 
 
 def run(*arguments: str, name: str = "gemma-3-27b") -> int:
@@ -104,13 +104,27 @@ def test_a_pool_that_is_too_small_is_said_on_stderr(capsys: pytest.CaptureFixtur
     assert "no room for one large page" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--lengths", "4q"], ["--tp", "0"], ["--page-size", "x"]])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--lengths", "4q"], "a length such as 4k"),
+        (["--tp", "0"], "a number of ranks such as 8 above 0"),
+        (["--page-size", "x"], "a length such as 4k"),
+        (["--page-size", "24"], "a power of two from 1 to 256"),
+        (["--kv-bytes", "9" * 400], "a size such as 40GiB"),
+    ],
+)
 def test_arguments_that_make_no_sense_are_refused(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(*arguments)
-    assert "expected a length such as 4k" in capsys.readouterr().err
+    assert f"argument {arguments[0]}: expected {expected}" in capsys.readouterr().err
+
+
+def test_image_tokens_need_layers_that_read_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--image-tokens", "256") == 2
+    assert "no layer has cross-attention" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
