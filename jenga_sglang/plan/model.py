@@ -115,8 +115,8 @@ def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | Non
     """What the model of a parsed ``config.json`` keeps. Raises `ConfigError`."""
     options = options or ReadOptions()
     config = _text_fields(raw)
-    architecture = next(iter(raw.get("architectures") or config.get("architectures") or ()), "")
-    stock = stock_of(architecture)
+    names = raw.get("architectures") or config.get("architectures")
+    stock = stock_of(str(names[0]) if names and isinstance(names, list) else "")
     kinds = read_kinds(config)
     ignored = None
     if stock.ignores_window and options.window == "model" and Kind.WINDOW in kinds:
@@ -175,6 +175,8 @@ class _Layers:
         """The layer's window; a list of windows is repeated over the layers, null for full."""
         if isinstance(self.config.get("sliding_window"), list):
             windows = self.config.items("sliding_window")
+            if not windows:
+                raise self.config.error("sliding_window", "an integer or a list of some", windows)
             window = windows[index % len(windows)]
             if window is None:
                 return Full()

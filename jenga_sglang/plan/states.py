@@ -23,7 +23,7 @@ DTYPE_BYTES = {
 
 def read_state_bytes(config: Fields, tp: int, state_dtype: str | None) -> tuple[int, ...]:
     """Bytes of every part of one layer's state, empty parts left out."""
-    dtype = state_dtype or config.get("mamba_ssm_dtype") or "float32"
+    dtype = str(state_dtype or config.get("mamba_ssm_dtype") or "float32")
     if dtype not in DTYPE_BYTES:
         raise config.error("mamba_ssm_dtype", f"one of {', '.join(DTYPE_BYTES)}", dtype)
     read = next((read for name, read in _READERS if config.has(name)), None)

@@ -98,6 +98,7 @@ def test_no_length_is_needed_when_it_is_given() -> None:
         ({"layer_types": ["linear_attention"] * 4}, "none of the fields"),
         ({"layer_types": ["mlp"] * 4}, "no layer keeps anything"),
         ({"sliding_window": [8, "x"]}, r"'sliding_window\[1\]': expected"),
+        ({"sliding_window": []}, "'sliding_window': expected an integer or a list of some"),
         ({"sliding_window": 8, "sliding_window_pattern": "LX"}, "'sliding_window_pattern'"),
         ({"hybrid_override_pattern": "M*Q-"}, "'hybrid_override_pattern'"),
         ({"kv_lora_rank": 512}, "'qk_rope_head_dim' is missing"),
@@ -106,6 +107,7 @@ def test_no_length_is_needed_when_it_is_given() -> None:
         ({"index_topk": 2048, "kv_lora_rank": 512}, "'index_topk': an index of keys"),
         ({"cross_attention_layers": [1]}, "'vision_config.image_size' is missing"),
         ({"linear_attn_config": {"kda_layers": [1]}}, "'linear_attn_config.head_dim' is missing"),
+        ({"layer_types": ["conv"] * 4, "mamba_ssm_dtype": [4]}, "'mamba_ssm_dtype': expected one"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_an_error_that_names_the_field(
