@@ -6,7 +6,7 @@ No architecture is listed anywhere: layers with equal dependency, row shape and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -124,23 +124,6 @@ def discover_groups(
     for layer_id in sorted(shapes):
         members.setdefault(shapes[layer_id].group_key, []).append(shapes[layer_id])
     return [_group(shapes_of_group, store_dtype) for shapes_of_group in members.values()]
-
-
-def draft_groups(groups: Iterable[DiscoveredGroup], num_layers: int) -> list[DiscoveredGroup]:
-    """A draft model's groups, for the pool of a target with ``num_layers`` layers: their ids go on
-    where the target's end. They stay groups of their own where rows are alike, since a draft that
-    is switched off must give back all that it holds."""
-    return [
-        replace(
-            group,
-            spec=replace(
-                group.spec,
-                name=f"draft {group.spec.name}",
-                layers=tuple(num_layers + layer for layer in group.spec.layers),
-            ),
-        )
-        for group in groups
-    ]
 
 
 def storing_layers(layers: Iterable[Any], latent: LatentRow | None) -> list[Any]:

@@ -69,7 +69,6 @@ def engine(path: Path, **flags: Any) -> Iterator[Any]:
     made = Engine(
         model_path=str(path),
         dtype="bfloat16",
-        page_size=16,
         skip_tokenizer_init=True,
         chunked_prefill_size=128,
         enable_mixed_chunk=True,

@@ -11,12 +11,7 @@ from fake_engine import FakeEngine
 from fake_engine import Job as EngineJob
 
 from jenga_sglang.adapter import hooks
-from jenga_sglang.adapter.discovery import (
-    DiscoveredGroup,
-    LatentRow,
-    discover_groups,
-    draft_groups,
-)
+from jenga_sglang.adapter.discovery import DiscoveredGroup, LatentRow, discover_groups
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec, exact_lcm
@@ -169,12 +164,13 @@ def test_a_draft_models_layers_are_a_group_more_of_the_same_pool() -> None:
         store_dtype=torch.float32,
         max_length=200,
     )
-    draft = discover_groups([attention(0, 1, 16, 16)], store_dtype=torch.bfloat16, max_length=200)
-    groups = [*target, *draft_groups(draft, 4)]
+    # The draft's layer ids go on where the target's end.
+    draft = discover_groups([attention(4, 1, 16, 16)], store_dtype=torch.bfloat16, max_length=200)
+    groups = [*target, *draft]
     assert [(g.spec.name, g.spec.layers) for g in groups] == [
         ("window 8", (0, 1, 2)),
         ("full", (3,)),
-        ("draft full", (4,)),
+        ("full", (4,)),
     ]
     plan = plan_geometry(
         tuple(g.spec for g in groups), pool_bytes=200_000, max_length=200, page_size=PAGE
