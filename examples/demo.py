@@ -104,7 +104,7 @@ def watch(url: str, backend: str, peaks: Peaks, done: threading.Event) -> None:
 def look(url: str, backend: str, peaks: Peaks) -> None:
     if backend == "jenga":
         for group in json.loads(get(f"{url}/jenga/stats"))["groups"]:
-            peaks.note(group["dependency"], group["used_bytes"], group["cached_bytes"])
+            peaks.note(group["name"], group["used_bytes"], group["cached_bytes"])
     else:
         text = get(f"{url}/metrics")
         peaks.note("tokens", gauge(text, "num_used_tokens"), gauge(text, "kv_evictable_tokens"))
@@ -170,11 +170,11 @@ def figures(runs: dict[str, Run]) -> dict[str, Any]:
     assert stats is not None
     stock, jenga = runs["default"].peaks, runs["jenga"].peaks
     groups = {
-        group["dependency"]: {
+        group["name"]: {
             "stock_used_bytes": stock.used["tokens"] * group["bytes_per_token"],
             "stock_cached_bytes": stock.cached["tokens"] * group["bytes_per_token"],
-            "jenga_used_bytes": jenga.used[group["dependency"]],
-            "jenga_cached_bytes": jenga.cached[group["dependency"]],
+            "jenga_used_bytes": jenga.used[group["name"]],
+            "jenga_cached_bytes": jenga.cached[group["name"]],
         }
         for group in stats["groups"]
     }

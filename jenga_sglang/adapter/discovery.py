@@ -6,7 +6,7 @@ No architecture is listed anywhere: layers with equal dependency, row shape and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from jenga_sglang.core.dependency import (
     Full,
     SlidingWindow,
 )
-from jenga_sglang.core.geometry import LayerGroupSpec
+from jenga_sglang.core.geometry import LayerGroupSpec, told_apart
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def discover_groups(
     members: dict[tuple[Any, ...], list[LayerShape]] = {}
     for layer_id in sorted(shapes):
         members.setdefault(shapes[layer_id].group_key, []).append(shapes[layer_id])
-    return [_group(shapes_of_group, store_dtype) for shapes_of_group in members.values()]
+    groups = [_group(shapes_of_group, store_dtype) for shapes_of_group in members.values()]
+    specs = told_apart(group.spec for group in groups)
+    return [replace(group, spec=spec) for group, spec in zip(groups, specs, strict=True)]
 
 
 def storing_layers(layers: Iterable[Any], latent: LatentRow | None) -> list[Any]:

@@ -28,6 +28,7 @@ for every layer its parts (convolution, temporal) one after the other, each on a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from jenga_sglang.core.dependency import Dependency
@@ -83,6 +84,18 @@ class LayerGroupSpec:
     def layer_page_bytes(self, page_size: int) -> int:
         """Bytes that one layer adds to a small page."""
         return self.layer_state_bytes if self.is_state else page_size * self.row_bytes
+
+
+def told_apart(specs: Iterable[LayerGroupSpec]) -> tuple[LayerGroupSpec, ...]:
+    """``specs`` with a name each: groups of one name get the first of their layers added to it."""
+    specs = tuple(specs)
+    names = [spec.name for spec in specs]
+    return tuple(
+        replace(spec, name=f"{spec.name} from layer {spec.layers[0]}")
+        if names.count(spec.name) > 1
+        else spec
+        for spec in specs
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jenga_sglang.core.dependency import (
     LastState,
     SlidingWindow,
 )
-from jenga_sglang.core.geometry import LayerGroupSpec
+from jenga_sglang.core.geometry import LayerGroupSpec, told_apart
 from jenga_sglang.plan.defaults import CLASS_DEFAULTS
 from jenga_sglang.plan.fields import ConfigError, Fields
 from jenga_sglang.plan.kinds import Kind, read_kinds
@@ -83,12 +83,12 @@ class Model:
                 dependency = layer.dependency.effective(self.max_length)
                 key = replace(layer, index=0, dependency=dependency)
                 groups.setdefault(key, []).append(layer.index)
-        names = _group_names(list(groups))
-        return tuple(
+        return told_apart(
             LayerGroupSpec(
-                name, tuple(layers), key.dependency, key.k_bytes, key.v_bytes, key.state_bytes
+                "state" if key.state_bytes else str(key.dependency),
+                *(tuple(layers), key.dependency, key.k_bytes, key.v_bytes, key.state_bytes),
             )
-            for name, (key, layers) in zip(names, groups.items(), strict=True)
+            for key, layers in groups.items()
         )
 
 
@@ -215,12 +215,3 @@ def _image_tokens(raw: dict[str, Any], options: ReadOptions) -> int:
     vision = Fields(raw).section("vision_config")
     side = vision.integer("image_size") // vision.integer("patch_size")
     return vision.integer("max_num_tiles") * (side * side + 1)
-
-
-def _group_names(keys: list[Layer]) -> list[str]:
-    """A name for every group: its dependency, with the row where several groups share that."""
-    plain = ["state" if key.state_bytes else str(key.dependency) for key in keys]
-    return [
-        f"{name}, {key.k_bytes + key.v_bytes} B" if plain.count(name) > 1 else name
-        for name, key in zip(plain, keys, strict=True)
-    ]

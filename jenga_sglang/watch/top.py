@@ -145,7 +145,7 @@ def _groups(sample: dict[str, Any]) -> Table:
         sizes = ("used_bytes", "cached_bytes", "free_bytes", "waste_bytes")
         counts = ("lost_hit_tokens", "evicted_pages", "cascaded_pages")
         table.add_row(
-            Text(group["dependency"], COLOURS[index % len(COLOURS)]),
+            Text(group["name"], COLOURS[index % len(COLOURS)]),
             f"{group['large_pages']:,}",
             *(human_bytes(group[key]) for key in sizes),
             *(f"{group[key]:,}" for key in counts),

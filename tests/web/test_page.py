@@ -46,7 +46,7 @@ def test_it_shows_the_numbers_of_the_last_sample(
     assert text_of(document, "tile-hit-rate") == f"{100 * hit_rate:.1f} %"
     rows = text_of(document, "groups")
     for group in now["groups"]:
-        assert group["dependency"] in rows
+        assert group["name"] in rows
         assert f"{group['large_pages']:,}" in rows and f"{group['lost_hit_tokens']:,}" in rows
 
 
@@ -66,6 +66,17 @@ def test_it_says_why_the_next_request_waits(
 
     samples[-1]["queue"]["head"] = None
     assert "Nothing waits" in text_of(open_recorded(browser, samples, tmp_path), "next")
+
+
+def test_a_group_may_be_born_while_somebody_watches(
+    browser: Chromium, samples: Samples, tmp_path: Path
+) -> None:
+    """As that of images is, with the first of them."""
+    for sample in samples[:-1]:
+        del sample["groups"][1:]
+    document = open_recorded(browser, samples, tmp_path)
+    assert 'data-state="recorded"' in document
+    assert samples[-1]["groups"][1]["name"] in text_of(document, "groups")
 
 
 def test_a_hundred_thousand_large_pages(

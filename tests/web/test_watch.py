@@ -86,7 +86,7 @@ def test_top_shows_the_groups_and_why_the_next_request_waits(
     head = samples[-1]["queue"]["head"]
     assert head["request_id"] in said and head["reason"].split(":")[0] in said
     for group in samples[-1]["groups"]:
-        assert group["dependency"].split()[0] in said and f"{group['lost_hit_tokens']:,}" in said
+        assert group["name"].split()[0] in said and f"{group['lost_hit_tokens']:,}" in said
 
 
 def test_the_map_in_a_terminal_stands_for_every_large_page(samples: list[dict[str, Any]]) -> None:

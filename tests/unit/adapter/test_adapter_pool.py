@@ -156,6 +156,20 @@ def test_a_group_is_born_on_the_live_pool_and_dies_and_no_byte_is_moved() -> Non
     assert again == number + 1 and pool.place[8].group == again
 
 
+def test_groups_of_one_dependency_have_names_of_their_own() -> None:
+    """Rows of other shapes, one pair of them with as many bytes: metrics go by name."""
+    shapes = [(2, 16), (4, 16), (4, 16), (2, 32)]
+    layers = [attention(i, heads, dim, dim) for i, (heads, dim) in enumerate(shapes)]
+    layers.append(attention(4, 2, 16, 16, window=8))
+    groups = discover_groups(layers, store_dtype=torch.float32, max_length=64)
+    assert {group.spec.name: group.spec.layers for group in groups} == {
+        "full from layer 0": (0,),
+        "full from layer 1": (1, 2),
+        "full from layer 3": (3,),
+        "window 8": (4,),
+    }
+
+
 def test_a_draft_models_layers_are_a_group_more_of_the_same_pool() -> None:
     """A target of full and windowed layers and a draft of one narrow layer, planned, served, and
     the draft switched off."""

@@ -74,7 +74,7 @@ def test_groups_of_one_dependency_with_other_rows_are_told_apart() -> None:
         "sliding_window": 4096,
         "swa_num_key_value_heads": 4,
     }
-    assert groups(changes) == {"full, 64 B": [0, 2], "full, 128 B": [1, 3]}
+    assert groups(changes) == {"full from layer 0": [0, 2], "full from layer 1": [1, 3]}
 
 
 def test_no_length_is_needed_when_it_is_given() -> None:
