@@ -11,10 +11,15 @@ from examples.programs import PROGRAMS, run_program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("program", choices=PROGRAMS)
-    parser.add_argument("--url", default="http://127.0.0.1:30000")
-    parser.add_argument("--api-key", default=os.environ.get("JENGA_API_KEY"))
+    parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
+    parser.add_argument(
+        "--api-key", default=os.environ.get("JENGA_API_KEY"), help="default: $JENGA_API_KEY"
+    )
     arguments = parser.parse_args()
-    outcome = run_program(arguments.program, arguments.url, arguments.api_key)
+    try:
+        outcome = run_program(arguments.program, arguments.url, arguments.api_key)
+    except OSError as error:
+        raise SystemExit(f"{arguments.url}: {error}; `make serve` starts a server") from error
     for name, text in outcome.outputs:
         print(f"{name}: {text}")
     print(f"{outcome.cached_tokens:,} of {outcome.prompt_tokens:,} prompt tokens were cached")

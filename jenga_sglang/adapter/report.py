@@ -100,7 +100,7 @@ def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> 
         table.add_column(column, justify="left" if column == "group" else "right")
     for group in facts["groups"]:
         table.add_row(
-            group["dependency"],
+            group["name"],
             str(group["layers"]),
             f"{group['bytes_per_token']:,}",
             str(group["stripes"]),
