@@ -9,7 +9,7 @@ from examples.programs import PROGRAMS, run_program
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples", description=__doc__)
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
     parser.add_argument(

@@ -58,10 +58,16 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
+    parser.epilog = "Any other argument goes to both servers."
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--program", choices=PROGRAMS, action="append", help="default: all")
-    parser.add_argument("--max-total-tokens", type=int, default=9000)
+    parser.add_argument(
+        "--max-total-tokens",
+        type=int,
+        default=9000,
+        help="pool of both, in tokens of stock's (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     arguments, more = parser.parse_known_args()
     programs = arguments.program or list(PROGRAMS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import re
 import shutil
 import sys
 import time
@@ -63,7 +64,9 @@ def build_here(modules: list[Module], out: Path = DEFAULT_OUT) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flashinfer_ext.aot", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--arch", required=True, help="CUDA architecture, 9.0a for H100 and H200")
+    parser.add_argument(
+        "--arch", type=architecture, required=True, help="of the GPU: 9.0a for H100 and H200"
+    )
     parser.add_argument("--list", action="store_true", help="print the modules, compile nothing")
     parser.add_argument("--only", action="append", default=[], help="name pattern; repeatable")
     parser.add_argument(
@@ -75,6 +78,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help=f"default: {DEFAULT_OUT}")
     parser.add_argument("--verbose", action="store_true", help="show the compiler's commands")
     return parser.parse_args(arguments)
+
+
+def architecture(text: str) -> str:
+    """``text`` as nvcc's compute capability, for argparse."""
+    if not re.fullmatch(r"\d+\.\d[af]?", text):
+        raise argparse.ArgumentTypeError(f"expected one such as 9.0a, got {text!r}")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

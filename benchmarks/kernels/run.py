@@ -32,7 +32,7 @@ def sections(is_hopper: bool) -> dict[str, Callable[[], Iterator[Row]]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.run", description=__doc__)
     names = ("tables", "memory", "stack", "attention")
     parser.add_argument("--only", choices=names, action="append", help="sections; all by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")

@@ -1,10 +1,12 @@
 """`jenga top`, `report` and `explain` against a server that replays a recorded run."""
 
+import base64
 import io
 import json
 import re
 import socket
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -97,8 +99,43 @@ def test_the_map_in_a_terminal_stands_for_every_large_page(samples: list[dict[st
         characters = sum(map(len, rows))
         per_character = -(-now["num_large_pages"] // (8 * width))
         assert characters == -(-now["num_large_pages"] // per_character)
-    console = Console(width=60, file=io.StringIO())
-    console.print(render(now, samples[0], 60))
+
+
+def test_a_character_shows_whose_bytes_most_are_and_what_they_are() -> None:
+    free, used, cached, hole = (0, 0), (1, 0xF0), (2, 0x0F), (1, 0x10)
+    shown = page_map(packed(free, used, cached, hole), 20)
+    assert shown.plain == "·█▒░"
+    assert [span.style for span in shown.spans] == ["bright_black", "blue", "dark_orange", "blue"]
+    assert page_map(packed(*(free, used, used) * 8), 1).plain == "\n".join("█" * 8)
+
+
+def packed(*cells: tuple[int, int]) -> dict[str, Any]:
+    """A sample with a map of an owner and its shares per large page."""
+    raw = bytes(byte for cell in cells for byte in cell)
+    return {"map": base64.b64encode(zlib.compress(raw)).decode()}
+
+
+def test_top_tells_the_hit_rate_so_far_and_since_the_last_look(
+    samples: list[dict[str, Any]],
+) -> None:
+    before, now = samples[0], samples[-1]
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(render(now, before, 120))
+    hits, prompts = (now[key] - before[key] for key in ("hit_tokens", "prompt_tokens"))
+    rates = f"{now['hit_tokens'] / now['prompt_tokens']:.1%} (now {hits / prompts:.1%})"
+    assert f"hit rate {rates}" in console.export_text()
+
+
+def test_an_interrupted_command_is_no_traceback(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.time, "sleep", interrupted)
+    assert main(["report", url, "--api-key", KEY]) == 130
+    assert main(["top", url, "--api-key", KEY]) == 0
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,13 @@ def test_patterns_choose_modules(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no module matches" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arch", ["9", "sm_90a", "H100"])
+def test_what_is_no_architecture_is_refused(arch: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        aot.main(["--arch", arch, "--list"])
+    assert f"--arch: expected one such as 9.0a, got '{arch}'" in capsys.readouterr().err
+
+
 def test_every_difference_in_code_is_a_difference_in_name() -> None:
     variants = {
         Variant(kind, BF16, kv, dim, dim, window, backend)
