@@ -1,4 +1,4 @@
-"""Figures in the benchmarks' READMEs are those of the result files that lie beside them."""
+"""Figures in READMEs are those of the result files that lie beside them."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+from e2e.results import table as same_answers_table
 
 from benchmarks.capacity.run import table as capacity_table
 from benchmarks.manager.report import tables as manager_tables
@@ -15,10 +16,11 @@ from benchmarks.replay.seeds import ablation_table, ratio_table
 from benchmarks.serving.report import speedups
 from benchmarks.serving.report import table as serving_table
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 REPLAYS = BENCHMARKS / "replay" / "results"
 README = (BENCHMARKS / "replay" / "README.md").read_text()
-FRONT = (BENCHMARKS.parent / "README.md").read_text()
+FRONT = (ROOT / "README.md").read_text()
 
 
 def cells(line: str) -> list[str]:
@@ -114,20 +116,29 @@ def test_the_front_page_rounds_what_was_measured() -> None:
 @pytest.mark.parametrize(
     ("folder", "results", "table"),
     [
-        ("capacity", "results.json", capacity_table),
-        ("serving", "results/full.json", lambda found: serving_table(found["runs"])),
-        ("replay", "results/seeds.json", ratio_table),
-        ("replay", "results/ablation.json", ablation_table),
+        ("benchmarks/capacity", "results.json", capacity_table),
+        ("benchmarks/serving", "results/full.json", lambda found: serving_table(found["runs"])),
+        ("benchmarks/replay", "results/seeds.json", ratio_table),
+        ("benchmarks/replay", "results/ablation.json", ablation_table),
+        ("tests/e2e", "results.json", same_answers_table),
     ],
-    ids=["capacity", "serving", "seeds", "ablation"],
+    ids=["capacity", "serving", "seeds", "ablation", "same answers"],
 )
 def test_a_readme_has_every_row_of_its_results(
     folder: str, results: str, table: Callable[[Any], str]
 ) -> None:
-    made = table(json.loads((BENCHMARKS / folder / results).read_text()))
+    made = table(json.loads((ROOT / folder / results).read_text()))
     figures = [cells(line) for line in made.splitlines() if re.search(r"\d", line)]
-    readme = [cells(line) for line in (BENCHMARKS / folder / "README.md").read_text().splitlines()]
+    readme = [cells(line) for line in (ROOT / folder / "README.md").read_text().splitlines()]
     assert figures and not [row for row in figures if row not in readme]
+
+
+def test_every_tie_is_told() -> None:
+    folder = ROOT / "tests" / "e2e"
+    models = json.loads((folder / "results.json").read_text())["models"]
+    apart = [tie.rsplit(" are ")[-1] for row in models.values() for tie in row["ties"]]
+    readme = (folder / "README.md").read_text()
+    assert apart and not [words for words in apart if words not in readme]
 
 
 def test_baselines_of_replays_are_their_results() -> None:
