@@ -163,7 +163,7 @@ def max_page(specs: tuple[LayerGroupSpec, ...], page_size: int, pool_bytes: int)
         pairs = zip(specs, tokens, strict=True)
         return sum(s.dependency.peak_pages(length, n) for s, n in pairs)
 
-    most = max((n for s, n in zip(specs, tokens, strict=True) if not s.is_state), default=0)
+    most = max(n for s, n in zip(specs, tokens, strict=True) if not s.is_state)
     note = f"up to {most:,} tokens a page"
     return Layout("max page", (Pool(pool_bytes // page_bytes, demand),), note)
 
@@ -178,11 +178,9 @@ def padded_blocks(specs: tuple[LayerGroupSpec, ...], pool_bytes: int) -> Layout:
     (vLLM, docs/design/hybrid_kv_cache_manager.md).
     """
     rows = [s.row_bytes for s in specs if not s.is_state]
-    page_bytes = VLLM_BLOCK_TOKENS * max(rows, default=0)
-    largest_state = max(s.layer_state_bytes for s in specs)
-    if rows and largest_state:
+    page_bytes = VLLM_BLOCK_TOKENS * max(rows)
+    if largest_state := max(s.layer_state_bytes for s in specs):
         page_bytes *= -(-largest_state // page_bytes)
-    page_bytes = max(page_bytes, largest_state)
     tokens = [_block_tokens(s, page_bytes) for s in specs]
     counts = [len(s.layers) for s in specs]
     size = max(counts) if 2 * max(counts) < 3 * min(counts) else min(counts)

@@ -155,8 +155,8 @@ class _Layers:
                 found.append(Layer(index, dependency, row.k_bytes, row.v_bytes, (), shares))
             if kind.has_state:
                 found.append(Layer(index, LastState(), state_bytes=self._state_bytes()))
-        if not found:
-            raise ConfigError("no layer keeps anything")
+        if not any(kind.is_attention for kind in kinds):
+            raise ConfigError("no layer has attention, and states alone this cannot plan")
         return tuple(found)
 
     def _state_bytes(self) -> tuple[int, ...]:

@@ -96,7 +96,8 @@ def test_no_length_is_needed_when_it_is_given() -> None:
         ({"layer_types": ["chunked_attention"] * 4}, "'attention_chunk_size' is missing"),
         ({"layer_types": ["sliding_attention"] * 4}, "'sliding_window' is missing"),
         ({"layer_types": ["linear_attention"] * 4}, "none of the fields"),
-        ({"layer_types": ["mlp"] * 4}, "no layer keeps anything"),
+        ({"layer_types": ["mlp"] * 4}, "no layer has attention"),
+        ({"layer_types": ["conv"] * 4, "conv_L_cache": 3}, "no layer has attention"),
         ({"sliding_window": [8, "x"]}, r"'sliding_window\[1\]': expected"),
         ({"sliding_window": []}, "'sliding_window': expected an integer or a list of some"),
         ({"sliding_window": 8, "sliding_window_pattern": "LX"}, "'sliding_window_pattern'"),
@@ -123,7 +124,7 @@ def test_a_nested_field_is_named_with_its_section() -> None:
 
 
 GATED_DELTA_NET = {
-    "layer_types": ["linear_attention"] * 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
     "linear_num_value_heads": 6,
     "linear_num_key_heads": 4,
     "linear_key_head_dim": 8,
@@ -131,7 +132,7 @@ GATED_DELTA_NET = {
     "linear_conv_kernel_dim": 4,
 }
 MAMBA_2 = {
-    "layer_types": ["mamba"] * 4,
+    "layer_types": ["mamba", "full_attention"] * 2,
     "mamba_expand": 2,
     "mamba_n_groups": 1,
     "mamba_d_state": 16,
