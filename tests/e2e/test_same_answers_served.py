@@ -28,7 +28,7 @@ from models.tiny import ARCHITECTURES
 
 SHAPE = StreamShape(num_requests=2000, longest_prompt=600)
 ATTENTION_ONLY = ("llama", "mistral", "ministral", "gemma3", "cohere2", "olmo3", "minicpm3")
-WITH_STATES = ("lfm2", "falcon_h1", "qwen3_5")
+WITH_STATES = ("lfm2", "falcon_h1")
 POISONED = ("mistral", "gemma3", "olmo3", "lfm2", "falcon_h1")
 # Long enough for an idle scheduler to run its leak check, which ends it when something leaked.
 IDLE_SECONDS = 2
