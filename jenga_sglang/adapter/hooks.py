@@ -352,7 +352,7 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
     """While SGLang compares its lists, and nowhere else, ours have a name that is on them."""
     from sglang.srt.arg_groups import model_hook
 
-    from jenga_sglang.adapter.page_size import settle_page_size
+    from jenga_sglang.adapter.page_size import refuse_odd_chunks, settle_page_size
 
     stock = model_hook.resolved_view
     if stock(server_args).radix_cache_backend != flags.RADIX_CACHE_BACKEND:
@@ -365,6 +365,7 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
         model_hook.resolved_view = stock
     _forbid_graphs_of_states(server_args)
     _forbid_chunks_of_encoders(server_args)
+    refuse_odd_chunks(server_args)
     return result
 
 

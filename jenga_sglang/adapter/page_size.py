@@ -26,6 +26,22 @@ def settle_page_size(server_args: Any) -> None:
         model_hook.declare_resolution(server_args, "jenga", page_size=page_size)
 
 
+def refuse_odd_chunks(server_args: Any) -> None:
+    """Raise ``SystemExit`` with one line for chunks of a prompt that end inside a page, which
+    SGLang would refuse without naming either number."""
+    view = model_hook.resolving_view(server_args)
+    chunk, page = view.chunked_prefill_size, view.page_size
+    if not chunk or chunk < 0 or chunk % page == 0:
+        return
+    least = chunk // page * page
+    choices = f"{least} or {least + page}" if least else str(page)
+    raise flags.refuse(
+        f"--chunked-prefill-size {chunk}",
+        f"is no whole number of pages, which have {page} tokens here; choose {choices}, or another "
+        "--page-size",
+    )
+
+
 def model_page_size(model_config: Any) -> int:
     """Tokens a page for the groups that SGLang's ``model_config`` describes; the usual ones where
     they cannot be read off it. A wrong guess costs per cents, no answers."""

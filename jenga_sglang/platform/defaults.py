@@ -10,6 +10,9 @@ JENGA_ATTENTION_BACKEND = "jenga_torch"
 
 # Other programs need the memory too, and SGLang writes to every byte of its pool at start-up.
 DEFAULT_POOL_TOKENS = 65_536
+# SGLang's own default sets 1.5 MB aside for every token of a step, as a GPU may need for its
+# activations: 24 GB, and so perhaps all there is, where prompts are not cut.
+DEFAULT_MEMORY_FRACTION = 0.8
 
 
 def set_attention_backend(server_args: Any) -> None:
@@ -41,7 +44,7 @@ def disable_device_features(server_args: Any) -> None:
 
 
 def bound_pool(server_args: Any) -> None:
-    """Bound the KV pool in tokens when no flag sizes it."""
+    """Bound the KV pool in tokens when no flag sizes it, and in memory in any case."""
     if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
         server_args.max_total_tokens = max(DEFAULT_POOL_TOKENS, server_args.context_length or 0)
         logger.warning(
@@ -49,3 +52,5 @@ def bound_pool(server_args: Any) -> None:
             "sets another size.",
             server_args.max_total_tokens,
         )
+    if server_args.mem_fraction_static is None:
+        server_args.mem_fraction_static = DEFAULT_MEMORY_FRACTION

@@ -106,6 +106,7 @@ def resolve(flags):
     args.resolve_once()
     cfg = resolving_view(args)
     names = ("device", "attention_backend", "sampling_backend", "max_total_tokens")
+    names += ("mem_fraction_static",)
     graphs = [cfg.cuda_graph_config.decode.backend, cfg.cuda_graph_config.prefill.backend]
     return {name: getattr(cfg, name) for name in names} | {"graphs": graphs}
 
@@ -127,18 +128,19 @@ def resolved_arguments(*command_lines: list[str]) -> list[dict[str, Any]]:
 class TestOnThisMachine:
     def test_a_model_path_is_enough_and_the_users_own_choices_stand(self, demo_model: Path) -> None:
         model = ["--model-path", str(demo_model)]
-        bare, own = resolved_arguments(
-            model, [*model, "--attention-backend", "triton", "--mem-fraction-static", "0.1"]
-        )
-        assert bare == {
+        uncut = [*model, "--chunked-prefill-size", "-1"]
+        own_flags = [*model, "--attention-backend", "triton", "--mem-fraction-static", "0.1"]
+        bare, own, whole = resolved_arguments(model, own_flags, uncut)
+        assert bare == whole == {
             "device": "cpu",
             "attention_backend": "torch_native",
             "sampling_backend": "pytorch",
             "max_total_tokens": 65_536,
+            "mem_fraction_static": 0.8,
             "graphs": ["disabled", "disabled"],
         }
         assert own["attention_backend"] == "triton"
-        assert own["max_total_tokens"] is None
+        assert (own["max_total_tokens"], own["mem_fraction_static"]) == (None, 0.1)
 
     @pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.long)])
     def test_the_stock_server_answers_as_hugging_face_does(

@@ -36,8 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sizes(folder: Path) -> dict[str, int]:
-    """Tokens a page of every server of these tests, resolved in one process."""
+def sizes(folder: Path) -> dict[str, Any]:
+    """Tokens a page of every server of these tests, or why it is refused, resolved in one
+    process."""
     cases: dict[str, dict[str, Any]] = {
         name: {"model_path": name} for name in (*NAMES, *ARCHITECTURES, "unknown")
     }
@@ -53,11 +54,21 @@ def sizes(folder: Path) -> dict[str, int]:
         "xqa": {"model_path": LLAMA, "env": {DECODE_VARIABLE: "xqa"}},
         "xqa 8": {"model_path": LLAMA, "page_size": 8},
         "fa2": {"model_path": LLAMA, "env": {DECODE_VARIABLE: "fa2"}},
+        "odd chunk": {"model_path": GEMMA, "chunked_prefill_size": 100},
+        "odd chunk of small pages": {
+            "model_path": GEMMA,
+            "chunked_prefill_size": 100,
+            "page_size": 4,
+        },
+        "no chunks": {"model_path": GEMMA, "chunked_prefill_size": -1},
     }
     found = resolve(
         [case | {"model_path": str(folder / case["model_path"])} for case in cases.values()]
     )
-    return {name: resolved["page_size"] for name, resolved in zip(cases, found, strict=True)}
+    return {
+        name: resolved.get("page_size", resolved.get("refused"))
+        for name, resolved in zip(cases, found, strict=True)
+    }
 
 
 def planned(model: Path, capsys: pytest.CaptureFixture[str], *options: str) -> Any:
@@ -68,7 +79,7 @@ def planned(model: Path, capsys: pytest.CaptureFixture[str], *options: str) -> A
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_full_group_has_smaller_pages_and_the_plan_says_so(
-    name: str, sizes: dict[str, int], folder: Path, capsys: pytest.CaptureFixture[str]
+    name: str, sizes: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sizes[name] == (8 if name in ONE_FULL_GROUP else 16)
     assert sizes[name] == planned(folder / name, capsys)
@@ -76,7 +87,7 @@ def test_one_full_group_has_smaller_pages_and_the_plan_says_so(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_config_with_every_default_spelled_out_says_the_same(
-    name: str, sizes: dict[str, int]
+    name: str, sizes: dict[str, Any]
 ) -> None:
     kind = ARCHITECTURES[name]
     is_plain = kind.num_groups == 1 and set(kind.layers) == {"f"}
@@ -84,12 +95,12 @@ def test_a_config_with_every_default_spelled_out_says_the_same(
 
 
 @pytest.mark.parametrize("name", [LLAMA, GEMMA])
-def test_the_users_page_size_stands(name: str, sizes: dict[str, int]) -> None:
+def test_the_users_page_size_stands(name: str, sizes: dict[str, Any]) -> None:
     assert [sizes[f"{name} {size}"] for size in GIVEN] == list(GIVEN)
 
 
 def test_windows_count_as_the_server_applies_them(
-    sizes: dict[str, int], folder: Path, capsys: pytest.CaptureFixture[str]
+    sizes: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A window that layers really have is a group of its own; one that no request outgrows is
     full attention."""
@@ -101,9 +112,16 @@ def test_windows_count_as_the_server_applies_them(
     assert planned(folder / GEMMA, capsys, "--max-length", "1024") == 8
 
 
-def test_pages_are_as_large_as_the_decode_kernel_needs_them(sizes: dict[str, int]) -> None:
+def test_pages_are_as_large_as_the_decode_kernel_needs_them(sizes: dict[str, Any]) -> None:
     assert (sizes["xqa"], sizes["xqa 8"], sizes["fa2"]) == (16, 8, 8)
 
 
-def test_a_config_that_cannot_be_read_gives_the_usual_pages(sizes: dict[str, int]) -> None:
+def test_a_config_that_cannot_be_read_gives_the_usual_pages(sizes: dict[str, Any]) -> None:
     assert sizes["unknown"] == 16
+
+
+def test_a_chunk_that_ends_inside_a_page_is_refused_in_one_line(sizes: dict[str, Any]) -> None:
+    line = sizes["odd chunk"]
+    assert line.startswith("jenga-sglang: --chunked-prefill-size 100: ") and "\n" not in line
+    assert "16 tokens" in line and "choose 96 or 112" in line
+    assert (sizes["odd chunk of small pages"], sizes["no chunks"]) == (4, 16)
