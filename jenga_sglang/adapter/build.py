@@ -19,6 +19,7 @@ from jenga_sglang.adapter.discovery import (
     apply_config_windows,
     attention_layers,
     discover_groups,
+    sees_what_follows,
 )
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.report import log_start
@@ -43,6 +44,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     pool that has no room.
     """
     _refuse_models(configurator)
+    _warn_of_images(configurator)
     max_length = configurator.model_config.context_len
     layers = attention_layers(configurator.model)
     if flags.follows_config_windows():
@@ -239,6 +241,8 @@ def _refuse_models(configurator: Any) -> None:
         what = "sparse latent attention (DSA)"
     elif hasattr(configurator.model, "_build_cross_attention_custom_mask"):
         what = "cross-attention that shows a token some of the images only"
+    elif any(map(sees_what_follows, attention_layers(configurator.model))):
+        what = "attention to tokens that follow"
     elif configurator.kv_cache_dtype not in _KV_DTYPES:
         raise flags.refuse(
             f"--kv-cache-dtype {configurator.kv_cache_dtype_str}",
@@ -246,6 +250,16 @@ def _refuse_models(configurator: Any) -> None:
         )
     if what:
         raise refuse_model(configurator, what)
+
+
+def _warn_of_images(configurator: Any) -> None:
+    """SGLang has a mask for images only where its own Triton or FA4 backend reads them."""
+    if hasattr(configurator.model, "prepare_attn_masks"):
+        logger.warning(
+            "The tokens of an image see those before them only, under %s jenga as with most of "
+            "SGLang's own attention backends; this model was trained to see the whole image.",
+            flags.FLAG,
+        )
 
 
 def refuse_model(configurator: Any, what: str) -> SystemExit:

@@ -78,6 +78,13 @@ def attention_layers(model: torch.nn.Module) -> list[Any]:
     return [m for m in found if m.attn_type != AttentionType.ENCODER_ONLY]
 
 
+def sees_what_follows(layer: Any) -> bool:
+    """Whether a prompt's tokens read later ones in ``layer``: what they keep is no prefix's."""
+    from sglang.srt.layers.radix_attention import AttentionType
+
+    return bool(layer.attn_type == AttentionType.DECODER_BIDIRECTIONAL)
+
+
 def apply_config_windows(layers: Iterable[Any], config: Any) -> None:
     """Give layers without a window the one that the Hugging Face text ``config`` declares for them.
 

@@ -131,14 +131,18 @@ class TestOnThisMachine:
         uncut = [*model, "--chunked-prefill-size", "-1"]
         own_flags = [*model, "--attention-backend", "triton", "--mem-fraction-static", "0.1"]
         bare, own, whole = resolved_arguments(model, own_flags, uncut)
-        assert bare == whole == {
-            "device": "cpu",
-            "attention_backend": "torch_native",
-            "sampling_backend": "pytorch",
-            "max_total_tokens": 65_536,
-            "mem_fraction_static": 0.8,
-            "graphs": ["disabled", "disabled"],
-        }
+        assert (
+            bare
+            == whole
+            == {
+                "device": "cpu",
+                "attention_backend": "torch_native",
+                "sampling_backend": "pytorch",
+                "max_total_tokens": 65_536,
+                "mem_fraction_static": 0.8,
+                "graphs": ["disabled", "disabled"],
+            }
+        )
         assert own["attention_backend"] == "triton"
         assert (own["max_total_tokens"], own["mem_fraction_static"]) == (None, 0.1)
 
