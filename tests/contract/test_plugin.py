@@ -292,6 +292,7 @@ class TestModelLists:
             prefill_attention_backend="flashinfer",
             decode_attention_backend=None,
             page_size=16,
+            chunked_prefill_size=None,
         )
 
         def compare(server_args: Namespace) -> tuple[str, tuple[str, str]]:
@@ -325,7 +326,12 @@ class TestModelLists:
         declared: dict[str, Any] = {}
         config = CudaGraphConfig()
         config.decode.backend = config.prefill.backend = "full"
-        view = Namespace(radix_cache_backend="jenga", cuda_graph_config=config, page_size=16)
+        view = Namespace(
+            radix_cache_backend="jenga",
+            cuda_graph_config=config,
+            page_size=16,
+            chunked_prefill_size=None,
+        )
         for name, value in {
             "resolved_view": lambda server_args: view,
             "resolving_view": lambda server_args: view,
