@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -534,6 +535,8 @@ def _serve_page(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         from jenga_sglang.web.routes import add_routes
 
         add_routes(http_server.app, http_server.get_global_state)
+        # Where there are several such processes, they import an application by its path.
+        os.environ.setdefault("SGLANG_HTTP_SERVER_APP_PATH", "jenga_sglang.web.worker:app")
     return original(*args, **kwargs)
 
 

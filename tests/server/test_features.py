@@ -303,6 +303,20 @@ def test_two_ranks_decide_alike(start_jenga: Callable[..., Client], taught_model
 
 
 @pytest.mark.long
+def test_every_process_that_answers_http_shows_the_pool(
+    start_jenga: Callable[..., Client],
+) -> None:
+    """Each new connection may reach either; SGLang ends one that takes ten seconds to start."""
+    patience = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "300"}
+    flags = ("--tokenizer-worker-num", "2", "--max-total-tokens", "2000")
+    server = start_jenga(*flags, env=patience)
+    for _ in range(10):
+        for path in ("/jenga", "/jenga/stats", "/jenga/explain?prompt_tokens=100"):
+            status, text = server.request("GET", path)
+            assert status == 200, f"{path}: {status} {text}"
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["fp8_e5m2", "fp8_e4m3"])
 def test_eight_bit_keys_and_values(start_jenga: Callable[..., Client], dtype: str) -> None:
     """Answers differ from those of float32, but not between cached and computed pages."""
