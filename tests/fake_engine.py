@@ -175,7 +175,9 @@ class FakeEngine:
     def _save(self, job: Job, length: int) -> None:
         """Making room for a checkpoint frees pages and hands one out: what is freed and not
         handed out again is poison, and the new one may hold anything."""
-        self.manager.save_states(pin_of(job), job.computed, length, len(job.prompt))
+        self.manager.save_states(
+            pin_of(job), job.computed, length, len(job.prompt), crowded=bool(self.pick(0, 1))
+        )
         self._poison_freed()
         self.counts["checkpoints"] += len(pin_of(job).saves) // max(1, len(self._state_groups))
 

@@ -55,8 +55,8 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
         _write_row(batch, row, start if holds_kv else 0, ids)
         new_ids.append(ids[start:].astype(np.int64))
         req.kv.kv_allocated_len = req.kv.kv_committed_len = length
-    for req, pin, start, length in zip(batch.reqs, pins, batch.prefix_lens, lengths, strict=True):
-        cache.manager.save_states(pin, start, length, len(req.origin_input_ids))
+    for req, start, length in zip(batch.reqs, batch.prefix_lens, lengths, strict=True):
+        cache.save_states(req, start, length)
     rows_cpu = torch.tensor(rows, dtype=torch.int64)
     out = torch.from_numpy(np.concatenate(new_ids))
     return _to_device(out, batch), _to_device(rows_cpu, batch), rows_cpu
@@ -77,8 +77,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     if cache.manager.memory.state_groups:
         for index in np.flatnonzero(slots == cache.page_size - 1).tolist():
             req, length = batch.reqs[index], int(lengths[index])
-            prompt = len(req.origin_input_ids)
-            cache.manager.save_states(req.lock.receipt, length, length + 1, prompt)
+            cache.save_states(req, length, length + 1)
     out = _to_device(torch.from_numpy(cache.last_page[rows] * cache.page_size + slots), batch)
     batch.req_to_token_pool.write((batch.req_pool_indices, places), out.to(torch.int32))
     for req in batch.reqs:

@@ -121,6 +121,7 @@ class JengaPrefillBudget:
         is worth what must be evicted for it. An encoder makes its first ``encoder_pages``; without
         that number it is the request that SGLang has just pinned a prefix of."""
         pin: Pin | None = None
+        is_question = encoder_pages is not None
         if encoder_pages is None:
             pin = next(reversed(self.manager.pins.values()), None)
             encoder_pages = pin.encoder_pages if pin else 0
@@ -130,7 +131,8 @@ class JengaPrefillBudget:
         self._candidate = request_pages(self.manager, length, fresh, prefix, encoder_pages)
         if self._blocked:
             return False, None
-        if not self._fits(self._candidate):
+        fits = self._fits if is_question else self._fits_at_last
+        if not fits(self._candidate):
             weighing = self.weigh_candidate()
             self.refusal = Refusal(weighing, "memory", weighing.missing)
             if pin is not None and len(self.manager.pins) == 1:
@@ -204,7 +206,7 @@ class JengaPrefillBudget:
         self._candidate = None
 
     def has_capacity(self) -> bool:
-        return self._fits([1] * len(self._pending))
+        return self._fits_at_last([1] * len(self._pending))
 
     def prepare_load_back(self, **kwargs: Any) -> bool:
         return True
@@ -234,6 +236,10 @@ class JengaPrefillBudget:
             return False
         grown = [a + b for a, b in zip(self._growth(), pages, strict=True)]
         return self.manager.can_serve(self._with_pending(grown))
+
+    def _fits_at_last(self, pages: Sequence[int]) -> bool:
+        """`_fits`, but that running requests give up what follows their answers first."""
+        return self._fits(pages) or (self.manager.let_go_of_answers() and self._fits(pages))
 
     def _with_pending(self, pages: Sequence[int]) -> list[int]:
         return [a + b for a, b in zip(self._pending, pages, strict=True)]

@@ -268,6 +268,11 @@ class JengaPrefixCache(BasePrefixCache):
             self.manager.new_pages(pin, pin.length + min(left, chunk_tokens))
         )
 
+    def save_states(self, req: Req, start: int, stop: int) -> None:
+        """Have the step that takes ``req`` from ``start`` to ``stop`` tokens leave checkpoints."""
+        prompt = len(req.origin_input_ids)
+        self.manager.save_states(req.lock.receipt, start, stop, prompt, crowded=bool(self.waiting))
+
     def slide_for_decode(self, requests: Sequence[Req]) -> int:
         """Slide the windows of requests whose next token opens a page; how many those are."""
         pages = 0

@@ -279,10 +279,13 @@ class Manager:
             pin.length += 1
         return pages
 
-    def save_states(self, pin: Pin, start: int, stop: int, prompt: int) -> None:
+    def save_states(
+        self, pin: Pin, start: int, stop: int, prompt: int, *, crowded: bool = False
+    ) -> None:
         """Have the step that takes ``pin`` from ``start`` to ``stop`` tokens leave checkpoints of
         its recurrent states, where a later request may continue: every so many tokens, where
-        this prompt leaves a known history, and before the end of the ``prompt``.
+        this prompt leaves a known history, before the end of the ``prompt`` and, unless it is
+        ``crowded`` (others wait for memory), near the end of the answer.
 
         Called when all of a batch has been extended. A checkpoint that finds no room is skipped
         and counted.
@@ -293,15 +296,37 @@ class Manager:
         if self.policy.keep_branches and pin.branch_ahead:
             others.append(pin.hit.matched_pages * self.page_size)
         for page in due(start, stop, self.state_interval, others, self.page_size):
-            if not self.states.can_save(pin, page):
-                continue
-            demand = self.memory.small_demand(0, states=1)
-            if not self.memory.large.can_serve(demand):
-                self.counters.skipped_checkpoints += 1
-                continue
-            self.evictor.make_any_room(demand)
-            self.states.save(pin, page, self.page_size)
-            self.counters.saved_checkpoints += 1
+            self._save_state(pin, page)
+        if interval := _whole_pages(self.policy.answer_state_tokens, self.page_size):
+            length = stop // interval * interval
+            if length > max(start, prompt):
+                self._follow_answer(pin, length // self.page_size, crowded)
+
+    def _save_state(self, pin: Pin, page: int) -> bool:
+        if not self.states.can_save(pin, page):
+            return False
+        demand = self.memory.small_demand(0, states=1)
+        if not self.memory.large.can_serve(demand):
+            self.counters.skipped_checkpoints += 1
+            return False
+        self.evictor.make_any_room(demand)
+        self.states.save(pin, page, self.page_size)
+        self.counters.saved_checkpoints += 1
+        return True
+
+    def _follow_answer(self, pin: Pin, page: int, crowded: bool) -> None:
+        if pin.answer_page:
+            if self.states.can_save(pin, page):
+                self.states.move_answer(pin, page, self.page_size)
+        elif not crowded and self._save_state(pin, page):
+            pin.answer_page = page
+
+    def let_go_of_answers(self) -> bool:
+        """Free the checkpoints that move along with answers; whether there were any."""
+        following = [pin for pin in self.pins.values() if pin.answer_page]
+        for pin in following:
+            self.states.drop_answer(pin)
+        return bool(following)
 
     @property
     def state_interval(self) -> int:
@@ -314,7 +339,7 @@ class Manager:
             if reads_everything(self.dependencies[g], self.max_length)
         )
         tokens = max(1, self.policy.state_interval_tokens, state_bytes // max(1, row_bytes))
-        return -(-tokens // self.page_size) * self.page_size
+        return _whole_pages(tokens, self.page_size)
 
     def _count_hit(self, pin: Pin) -> None:
         pin.touched = True
@@ -391,6 +416,7 @@ class Manager:
             for r in ranges:
                 self.memory.unpin(g, pin.pages[r.start : r.stop])
             ranges.clear()
+        pin.answer_page = 0
 
     # -- the tree -----------------------------------------------------------------------------
 
@@ -435,6 +461,8 @@ class Manager:
 
     def _publish_states(self, pin: Pin, num_pages: int) -> None:
         """Checkpoints that are in the tree now need no pin, but are worth keeping."""
+        if pin.answer_page <= num_pages:
+            pin.answer_page = 0
         for g in self.memory.state_groups:
             fresh = intersect(pin.held_for_others[g], [Range(pin.tree_pages, num_pages)])
             for r in fresh:
@@ -581,6 +609,11 @@ class Manager:
         """Recount all of it; raise ``AssertionError`` at the first difference."""
         self.memory.check()
         self.tree.check()
+
+
+def _whole_pages(tokens: int, page_size: int) -> int:
+    """``tokens``, rounded up to whole pages."""
+    return -(-tokens // page_size) * page_size
 
 
 def _divide(

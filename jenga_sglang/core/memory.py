@@ -311,21 +311,22 @@ class Memory:
             held = self.pins[g][private] > 0
             mine, theirs = private[held], tree[held]
             absent = ~self.holds(g, theirs)
-            self._adopt(g, mine[absent], theirs[absent])
+            self.move(g, mine[absent], theirs[absent])
             self.pin(g, theirs[~absent])
             self.unpin(g, mine[~absent])
         self.pin_virtual(tree)
         self.unpin_virtual(private)
 
-    def _adopt(self, group: int, private: Ids, tree: Ids) -> None:
+    def move(self, group: int, private: Ids, others: Ids) -> None:
+        """What ``group`` holds of ``private`` pages becomes that of ``others``, pins and all."""
         small = self.table[group][private]
-        self.table[group][tree] = small
+        self.table[group][others] = small
         self.table[group][private] = 0
-        self._virtual_of[group][small.ravel()] = np.repeat(tree, self.stripes[group])
-        self.pins[group][tree] = self.pins[group][private]
+        self._virtual_of[group][small.ravel()] = np.repeat(others, self.stripes[group])
+        self.pins[group][others] = self.pins[group][private]
         self.pins[group][private] = 0
-        self._note_change(tree, private)
-        self._note_tree(group, True, tree)
+        self._note_change(others, private)
+        self._note_tree(group, True, others)
 
     def drop(self, group: int, virtual: Ids) -> None:
         """Free cached pages of ``group``; passes over pages that the group does not hold."""

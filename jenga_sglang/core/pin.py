@@ -62,6 +62,8 @@ class Pin:
     # Virtual page of the working states (`core.states`), and what the next step copies: before it,
     # and as soon as it has computed so many tokens.
     slot: int = 0
+    # The private page whose checkpoint moves along with the answer; 0 is none.
+    answer_page: int = 0
     starts: list[StateCopy] = field(default_factory=list)
     saves: list[tuple[int, StateCopy]] = field(default_factory=list)
 

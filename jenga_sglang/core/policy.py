@@ -27,6 +27,10 @@ class CachePolicy:
     ``state_interval_tokens``: the least number of tokens from one checkpoint of recurrent states
     to the next.
 
+    ``answer_state_tokens``: while nobody waits, a running request keeps one more checkpoint, which
+    moves along with its answer in steps of so many tokens: the next turn may continue from there
+    (0 = off).
+
     The paper's own (§5.1, §5.4). ``request_aware``: a request's pages fill large pages of its own
     before holes in those of others. ``whole_large_pages``: large pages that nothing uses go before
     single pages beside used ones. ``balanced``: what one request needs has one time in every
@@ -39,6 +43,7 @@ class CachePolicy:
     waiting_prefixes: bool = True
     step_cost_tokens: int = 128
     state_interval_tokens: int = 512
+    answer_state_tokens: int = 64
     request_aware: bool = True
     whole_large_pages: bool = True
     balanced: bool = True

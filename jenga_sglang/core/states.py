@@ -10,6 +10,9 @@ starts with a copy::
     checkpoints                c2          c4             after 2 and after 4 pages
     working state                                   w     after the last token; private
 
+Where an answer will end nobody knows, so one checkpoint moves along with it: every so many pages
+it is overwritten, as the state after a later page, until the request ends.
+
 A working state is the small page of a *slot*: a virtual page beyond those that name tokens, one
 for every request that may run.
 """
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jenga_sglang.core.dependency import Range, union
+from jenga_sglang.core.dependency import Range, subtract, union
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Pin, StateCopy
@@ -69,7 +72,7 @@ class States:
             self.memory.unpin(g, slot)
         self.memory.close_slot(slot)
         self._free.append(pin.slot)
-        pin.slot = 0
+        pin.slot = pin.answer_page = 0
         pin.starts.clear()
         pin.saves.clear()
 
@@ -80,7 +83,30 @@ class States:
         for g in self.groups:
             # Holes first: what was made room for one group must be left for the next.
             self.memory.back(g, virtual, pin.number, scarce=True)
-            copy = StateCopy(g, self.memory.table[g][pin.slot].copy(), self._small(g, virtual))
+        self._copy(pin, page, page_size)
+
+    def move_answer(self, pin: Pin, page: int, page_size: int) -> None:
+        """`save`, in place of the checkpoint that has moved along with the answer so far."""
+        before = Range(pin.answer_page - 1, pin.answer_page)
+        for g in self.groups:
+            self.memory.move(g, pin.pages[before.start : before.stop], pin.pages[page - 1 : page])
+            pin.held_for_others[g] = subtract(pin.held_for_others[g], [before])
+        self._copy(pin, page, page_size)
+        pin.answer_page = page
+
+    def drop_answer(self, pin: Pin) -> None:
+        """Free the checkpoint that moves along with the answer of ``pin``."""
+        page = Range(pin.answer_page - 1, pin.answer_page)
+        for g in self.groups:
+            self.memory.unpin(g, pin.pages[page.start : page.stop])
+            pin.held_for_others[g] = subtract(pin.held_for_others[g], [page])
+        pin.answer_page = 0
+
+    def _copy(self, pin: Pin, page: int, page_size: int) -> None:
+        """Have the working state copied to page ``page`` when it has got there."""
+        for g in self.groups:
+            target = self._small(g, pin.pages[page - 1 : page])
+            copy = StateCopy(g, self.memory.table[g][pin.slot].copy(), target)
             pin.saves.append((page * page_size, copy))
             pin.held_for_others[g] = union([*pin.held_for_others[g], Range(page - 1, page)])
 

@@ -15,9 +15,12 @@ def load(path: Path) -> Any:
 
 def greedy_tokens(path: Path, prompt: list[int], num_tokens: int) -> list[int]:
     """The likeliest continuation of ``num_tokens`` tokens, whatever ends it."""
+    inputs = torch.tensor([prompt])
     with torch.inference_mode():
         out = load(path).generate(
-            torch.tensor([prompt]),
+            inputs,
+            # Or what looks like padding would be passed over.
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=num_tokens,
             min_new_tokens=num_tokens,
             do_sample=False,

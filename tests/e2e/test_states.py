@@ -16,7 +16,7 @@ from e2e.checks import (
 )
 from e2e.engine import Job, run_jobs
 from e2e.hugging_face import greedy_tokens
-from e2e.stream import StreamShape, make_stream
+from e2e.stream import Request, StreamShape, make_stream
 from models.tiny import ARCHITECTURES
 
 SHAPE = StreamShape(num_requests=70, longest_prompt=400)
@@ -53,3 +53,24 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     assert ours.state["saved_checkpoints"] > 50
     for request, given in list(zip(requests, ours.answers, strict=True))[::9]:
         assert greedy_tokens(path, request.prompt, len(given.tokens)) == given.tokens
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1", "qwen3_5"])
+def test_the_next_turn_goes_on_from_the_answer(
+    architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A prompt of 40 tokens and an answer of 100, of which the last is never computed: the last
+    checkpoint that followed the answer is after 128."""
+    path = tiny_model(architecture)
+    prompts = [[seed * 7 + n % (9 + seed) for n in range(40)] for seed in (1, 2)]
+    answers = [greedy_tokens(path, prompt, 100) for prompt in prompts]
+    nexts = [p + a + [5, 6, 7] for p, a in zip(prompts, answers, strict=True)]
+    turns = [Request(prompt, 100, ignore_eos=True) for prompt in prompts]
+    turns += [Request(prompt, 30, ignore_eos=True) for prompt in nexts]
+    flags = server_flags(path, 16) | {"memory_backend": "jenga"}
+    job = Job(flags, turns, concurrency=2, env=EXACT_STATES | POISON)
+    report = run_jobs({"jenga": job}, tmp_path)["jenga"]
+    assert [answer.tokens for answer in report.answers[:2]] == answers
+    assert [answer.cached_tokens for answer in report.answers] == [0, 0, 128, 128]
+    for prompt, answer in zip(nexts, report.answers[2:], strict=True):
+        assert answer.tokens == greedy_tokens(path, prompt, 30)

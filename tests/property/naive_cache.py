@@ -37,6 +37,7 @@ class Request:
     prompt_tokens: int
     matched: int  # pages known when it was locked
     has_state: bool = False  # a working state of its own in every group of states
+    answer: int | None = None  # of ``for_others``, the place that moves along with the answer
 
 
 def encoder_tokens(namespace: Hashable) -> int:
@@ -197,16 +198,42 @@ class NaiveCache:
             if start < n <= request.length and n // self.page_size > request.tree_pages
         }
 
-    def save(self, request: Request, places: list[set[int]], allowed: set[int]) -> int:
-        """The manager made room for checkpoints at ``places``. How many are new."""
+    def answer_end(self, request: Request, start: int, interval: int) -> int | None:
+        """The place where the step from ``start`` tokens to now may leave the checkpoint that
+        moves along with the answer, if any."""
+        length = request.length // interval * interval if interval else 0
+        place = length // self.page_size - 1
+        wanted = length > max(start, request.prompt_tokens) and place >= request.tree_pages
+        return place if wanted else None
+
+    def save(
+        self, request: Request, places: list[set[int]], allowed: set[int], answer: int | None
+    ) -> tuple[int, int]:
+        """The manager has checkpoints at ``places`` now, and what moves along with the answer at
+        ``answer``. How many are new or have moved, and how many have moved."""
+        old, request.answer = request.answer, answer
+        moved = {old} - {answer, None}
         fresh = [places[g] - request.for_others[g] for g in self.groups]
         for group in self.groups:
-            assert request.for_others[group] <= places[group]
-            assert fresh[group] <= (allowed if group in self.states else set())
+            left = request.for_others[group] - places[group]
+            if group in self.states:
+                assert left == moved, "a checkpoint went, and did not move"
+                assert fresh[group] <= allowed | ({answer} - {old})
+                assert answer is None or answer in places[group]
+            else:
+                assert not left and not fresh[group]
         request.for_others = places
         numbers = {len(fresh[g]) for g in self.states}
         assert len(numbers) <= 1, "a checkpoint of some groups only"
-        return max(numbers, default=0)
+        return max(numbers, default=0), len(moved)
+
+    def let_go_of_answers(self) -> bool:
+        following = [r for r in self.requests if r.answer is not None]
+        for request in following:
+            for group in self.states:
+                request.for_others[group].remove(request.answer)
+            request.answer = None
+        return bool(following)
 
     def append(self, request: Request, token: int) -> None:
         """One more token to compute."""
@@ -223,6 +250,8 @@ class NaiveCache:
         first, request.tree_pages = request.tree_pages, max(request.tree_pages, whole)
         for group in self.states:
             request.for_others[group] -= set(range(first, whole))
+        if request.answer is not None and request.answer < whole:
+            request.answer = None
         self.slide(request, length)
 
     def slide(self, request: Request, length: int) -> None:
@@ -245,8 +274,11 @@ class NaiveCache:
     def give_up_for_others(self, request: Request, places: list[set[int]]) -> None:
         """For want of room the manager let go of all that this request kept for others, or of
         nothing."""
-        assert places in (request.for_others, [set() for _ in self.groups])
+        nothing = [set[int]() for _ in self.groups]
+        assert places in (request.for_others, nothing)
         request.for_others = places
+        if places == nothing:
+            request.answer = None
 
     def release(self, request: Request) -> None:
         self.requests.remove(request)

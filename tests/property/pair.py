@@ -78,6 +78,7 @@ class Pair:
         rows: list[int] = []
         for request, pin in self.pins.items():
             assert (pin.num_pages, pin.tree_pages) == (request.num_pages, request.tree_pages)
+            assert pin.answer_page == (0 if request.answer is None else request.answer + 1)
             shared = zip(pin.row.tolist(), request.pages[: pin.tree_pages], strict=False)
             for virtual, page in shared:
                 assert virtual == (seen.virtual[page] if page in request.names else 0)

@@ -101,6 +101,7 @@ def random_pool(pick: Pick) -> Pool:
             hold_hits=bool(pick(0, 1)),
             waiting_prefixes=bool(pick(0, 1)),
             state_interval_tokens=pick(0, 4) * page_size,
+            answer_state_tokens=pick(0, 2) * page_size,
             request_aware=bool(pick(0, 3)),
             whole_large_pages=bool(pick(0, 3)),
             balanced=bool(pick(0, 3)),

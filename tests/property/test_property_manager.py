@@ -42,6 +42,15 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.live)
     @rule(data=DATA)
+    def answer(self, data: st.DataObject) -> None:
+        self.world.answer(picker(data))
+
+    @rule(data=DATA)
+    def crowd(self, data: st.DataObject) -> None:
+        self.world.crowd(picker(data))
+
+    @precondition(lambda self: self.world.live)
+    @rule(data=DATA)
     def checkpoint(self, data: st.DataObject) -> None:
         self.world.checkpoint(picker(data))
 

@@ -22,6 +22,7 @@ class World(Pair):
     def __init__(self, pool: Pool, pick: Pick) -> None:
         super().__init__(pool)
         self.documents = [self._document(pick, n) for n in range(NUM_DOCUMENTS)]
+        self.crowded = False
 
     # -- rules --------------------------------------------------------------------------------
 
@@ -52,6 +53,19 @@ class World(Pair):
         for request in done:
             self.model.append(request, pick(0, 1))
         self._grow([(r, r.length + 1) for r in done])
+
+    def answer(self, pick: Pick) -> None:
+        """One request that has computed all its tokens gets a few pages of them, one by one."""
+        done = [r for r in self.live if r.length == len(r.tokens)]
+        if not done:
+            return
+        request = choose(pick, done)
+        for _ in range(pick(1, 4) * self.page_size):
+            if request.length == self.pool.max_length:
+                break
+            self.model.append(request, pick(0, 1))
+            if not self._grow([(request, request.length + 1)]):
+                break
 
     def checkpoint(self, pick: Pick) -> None:
         if self.live:
@@ -110,6 +124,12 @@ class World(Pair):
         assert self.manager.can_serve_pages(wanted) == at_last
         self._check_given_up(needed=not at_once)
 
+    def crowd(self, pick: Pick) -> None:
+        """Others begin to wait for memory, or nobody does any more."""
+        self.crowded = bool(pick(0, 1))
+        if self.crowded and pick(0, 1):
+            assert self.manager.let_go_of_answers() == self.model.let_go_of_answers()
+
     def flush(self, pick: Pick) -> None:
         """Everything ends. Rare, because little is left to find afterwards."""
         if pick(0, 9):
@@ -124,8 +144,8 @@ class World(Pair):
         *["start"] * 4,
         *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "flush"],
         *["grow"] * 3,
-        *["decode", "checkpoint", "finish"] * 2,
-        *["slide", "wait", "abort"],
+        *["decode", "answer", "checkpoint", "finish"] * 2,
+        *["slide", "wait", "abort", "crowd"],
     )
 
     # -- both sides at once -------------------------------------------------------------------
@@ -184,11 +204,16 @@ class World(Pair):
         counters, times = self.manager.counters, self.times()
         saved, skipped = counters.saved_checkpoints, counters.skipped_checkpoints
         pin = self.pins[request]
-        self.manager.save_states(pin, start, length, request.prompt_tokens)
+        prompt, before = request.prompt_tokens, request.answer
+        self.manager.save_states(pin, start, length, prompt, crowded=self.crowded)
         self.model.evict(self.see().cached, times)
         allowed = self.model.may_save(request, start, self.manager.state_interval)
-        fresh = self.model.save(request, self.kept_for_others(request), allowed)
-        assert counters.saved_checkpoints - saved == fresh
+        end = self.model.answer_end(request, start, self.pool.policy.answer_state_tokens)
+        answer = pin.answer_page - 1 if pin.answer_page else None
+        assert answer in (before, end)
+        assert not (self.crowded and before is None and answer is not None)
+        fresh, moved = self.model.save(request, self.kept_for_others(request), allowed, answer)
+        assert counters.saved_checkpoints - saved == fresh - moved
         if counters.skipped_checkpoints > skipped:
             assert not self.fits(self.demand(0, 1), at_last=False), "skipped although there is room"
         copies = [(n // self.page_size - 1, copy.group) for n, copy in pin.saves]

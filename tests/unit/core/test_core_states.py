@@ -17,7 +17,9 @@ STATES = 1
 A = tokens(range(100, 116))
 
 
-def make(num_large: int, *, interval: int = 8, prefix_cache: bool = True) -> Manager:
+def make(
+    num_large: int, *, interval: int = 8, answer: int = 0, prefix_cache: bool = True
+) -> Manager:
     """A page of two tokens and a state take one large page each."""
     rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
     states = LayerGroupSpec("states", (1,), LastState(), state_bytes=(PAGE * UNIT_BYTES,))
@@ -28,7 +30,7 @@ def make(num_large: int, *, interval: int = 8, prefix_cache: bool = True) -> Man
         max_requests=4,
         max_length=64,
         prefix_cache=prefix_cache,
-        policy=CachePolicy(state_interval_tokens=interval),
+        policy=CachePolicy(state_interval_tokens=interval, answer_state_tokens=answer),
     )
 
 
@@ -212,3 +214,55 @@ def test_a_checkpoint_is_due_where_a_step_passes_it(
     start: int, stop: int, others: tuple[int, ...], pages: list[int]
 ) -> None:
     assert due(start, stop, 16, others, 4) == pages
+
+
+def follow(manager: Manager, pin: Pin, prompt: int, stop: int, *, crowded: bool = False) -> None:
+    """Decode up to ``stop`` tokens, one by one."""
+    for length in range(pin.length + 1, stop + 1):
+        grow(manager, pin, length)
+        manager.save_states(pin, length - 1, length, prompt, crowded=crowded)
+
+
+def test_one_checkpoint_moves_along_with_the_answer() -> None:
+    """Where the answer will end nobody knows: every four tokens it is taken anew, in one place."""
+    manager = make(40, interval=64, answer=4)
+    pin = compute(manager, A[:9])
+    manager.checkpoint(pin, None, A[:9])
+    pin.saves.clear()
+    follow(manager, pin, 9, 15)
+    assert saved(pin) == [12]
+    first = pin.saves.pop()[1].target
+    follow(manager, pin, 9, 23)
+    assert saved(pin) == [16, 20] and all(c.target == first for _, c in pin.saves)
+    assert manager.memory.large.num_used[STATES] == 2, "the working state, and one that follows"
+    history = tokens(A, range(7))
+    manager.checkpoint(pin, None, history)
+    manager.release(pin)
+    manager.check_idle()
+    assert [hit_tokens(manager, history[:n]) for n in (10, 19, 20, 23)] == [8, 8, 20, 20]
+
+
+def test_while_others_wait_for_memory_no_checkpoint_begins_to_follow_an_answer() -> None:
+    manager = make(40, interval=64, answer=4)
+    pin = compute(manager, A[:9])
+    pin.saves.clear()
+    follow(manager, pin, 9, 14, crowded=True)
+    assert not pin.saves and not manager.let_go_of_answers()
+    follow(manager, pin, 9, 16)
+    assert saved(pin) == [16]
+    assert manager.let_go_of_answers() and not manager.let_go_of_answers()
+    assert manager.memory.large.num_used[STATES] == 2, "the end of the prompt is not the answer's"
+    manager.release(pin)
+    manager.check_idle()
+
+
+def test_what_follows_an_answer_is_given_up_before_a_reservation_fails() -> None:
+    manager = make(10, interval=64, answer=4)
+    pin = compute(manager, A[:1])
+    follow(manager, pin, 1, 4)
+    assert manager.memory.large.num_used == [2, 2]
+    assert manager.reserve([(pin, 7)])
+    assert manager.memory.large.num_used == [2, 1]
+    follow(manager, pin, 1, 8)
+    assert saved(pin) == [4, 8], "and begins anew when there is room"
+    manager.check()

@@ -1,0 +1,74 @@
+"""Checkpoints that follow answers are for times when memory is not short."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from adapter_builders import make_cache
+from core_builders import UNIT_BYTES, begin, grow, tokens
+
+from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.core.dependency import Full, LastState
+from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.policy import CachePolicy
+
+PAGE, NUM_LARGE = 4, 12
+
+
+@pytest.fixture
+def cache() -> JengaPrefixCache:
+    """Twelve large pages: one for four tokens, or for one state."""
+    rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
+    states = LayerGroupSpec("states", (1,), LastState(), state_bytes=(PAGE * UNIT_BYTES,))
+    cuts = (GroupGeometry(rows, PAGE), GroupGeometry(states, PAGE))
+    geometry = Geometry(cuts, PAGE, (NUM_LARGE + 1) * PAGE * UNIT_BYTES)
+    policy = CachePolicy(state_interval_tokens=64, answer_state_tokens=4)
+    return make_cache(Manager(geometry, max_requests=4, max_length=64, policy=policy))
+
+
+def decode(cache: JengaPrefixCache, prompt: int, stop: int) -> Pin:
+    """A request, computed up to ``stop`` tokens one by one after its ``prompt``."""
+    pin = begin(cache.manager, tokens(range(prompt)))
+    lock = SimpleNamespace(receipt=pin)
+    req: Any = SimpleNamespace(lock=lock, origin_input_ids=[0] * prompt)
+    for length in range(prompt + 1, stop + 1):
+        grow(cache.manager, pin, length)
+        cache.save_states(req, length - 1, length)
+    return pin
+
+
+def offer(cache: JengaPrefixCache, prompt: int, **how: Any) -> bool:
+    admitted, _ = JengaPrefillBudget(cache).check_prefill(
+        extend_input_len=prompt,
+        total_tokens=0,
+        max_new_tokens=0,
+        input_tokens=prompt,
+        swa_host_hit_length=0,
+        chunk_limit=None,
+        **how,
+    )
+    return admitted
+
+
+def test_nothing_follows_an_answer_while_somebody_waits(cache: JengaPrefixCache) -> None:
+    cache.waiting = [SimpleNamespace(rid="waits")]  # type: ignore[list-item]
+    assert decode(cache, 3, 9).answer_page == 0
+    cache.waiting = ()
+    assert decode(cache, 3, 9).answer_page == 2
+
+
+def test_who_would_not_fit_otherwise_gets_what_followed_an_answer(cache: JengaPrefixCache) -> None:
+    """Three pages, a working state and what follows leave seven; six pages and a state do not need
+    more, seven do."""
+    pin = decode(cache, 3, 9)
+    candidate = cache.lock(cache.manager.miss((None, None)))
+    assert offer(cache, 24) and pin.answer_page
+    assert not offer(cache, 28, encoder_pages=0) and pin.answer_page, "a question changes nothing"
+    assert offer(cache, 28) and not pin.answer_page
+    assert JengaPrefillBudget(cache).has_capacity()
+    cache.unlock(candidate)
+    cache.manager.release(pin)
+    cache.manager.check_idle()
