@@ -478,7 +478,7 @@ def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> A
     waiting = scheduler.waiting_queue
     if allocator.ask_again.is_due(waiting[0].rid if waiting else None, allocator.refusal):
         kwargs["running_batch"].batch_is_full = False
-    scheduler.tree_cache.waiting = waiting
+    scheduler.tree_cache.scheduler = scheduler
     scheduler.tree_cache.make_way_for_chunk(scheduler.chunked_req, scheduler.chunked_prefill_size)
     plan = original(scheduler, **kwargs)
     allocator.watchdog.look(scheduler)

@@ -36,6 +36,7 @@ from jenga_sglang.core.tree import Encoded, Node, Path, Tokens
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
@@ -75,8 +76,8 @@ class JengaPrefixCache(BasePrefixCache):
         # The newest lock, while it is the only one of its pin; pins that have two.
         self._newest_lock: TreeLock | None = None
         self._locked_twice: set[int] = set()
-        # The scheduler's waiting queue in this pass.
-        self.waiting: Sequence[Req] = ()
+        # Known from its first pass on.
+        self.scheduler: Scheduler | None = None
         # The prompt that is being computed in chunks.
         self.chunked: Pin | None = None
         # A prefix with which a request did not even fit alone.
@@ -120,6 +121,11 @@ class JengaPrefixCache(BasePrefixCache):
 
     def touch_prefix(self, key: RadixKey) -> None:
         """Nothing to do: `look_ahead` knows the order of the queue as well."""
+
+    @property
+    def waiting(self) -> Sequence[Req]:
+        """The scheduler's waiting queue as it is now."""
+        return self.scheduler.waiting_queue if self.scheduler else ()
 
     def look_ahead(self) -> None:
         """Find and protect what waiting requests will hit."""

@@ -54,9 +54,10 @@ def offer(cache: JengaPrefixCache, prompt: int, **how: Any) -> bool:
 
 
 def test_nothing_follows_an_answer_while_somebody_waits(cache: JengaPrefixCache) -> None:
-    cache.waiting = [SimpleNamespace(rid="waits")]  # type: ignore[list-item]
+    queue: list[Any] = [SimpleNamespace(rid="waits")]
+    cache.scheduler = SimpleNamespace(waiting_queue=queue)  # type: ignore[assignment]
     assert decode(cache, 3, 9).answer_page == 0
-    cache.waiting = ()
+    queue.clear()
     assert decode(cache, 3, 9).answer_page == 2
 
 
