@@ -59,18 +59,19 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
 def test_the_next_turn_goes_on_from_the_answer(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """A prompt of 40 tokens and an answer of 100, of which the last is never computed: the last
-    checkpoint that followed the answer is after 128."""
+    """A prompt of 24 tokens and an answer of 30, of which the last is never computed: what moves
+    along with it every page has got to 48 tokens."""
     path = tiny_model(architecture)
-    prompts = [[seed * 7 + n % (9 + seed) for n in range(40)] for seed in (1, 2)]
-    answers = [greedy_tokens(path, prompt, 100) for prompt in prompts]
+    prompts = [[seed * 7 + n % (9 + seed) for n in range(24)] for seed in (1, 2)]
+    answers = [greedy_tokens(path, prompt, 30) for prompt in prompts]
     nexts = [p + a + [5, 6, 7] for p, a in zip(prompts, answers, strict=True)]
-    turns = [Request(prompt, 100, ignore_eos=True) for prompt in prompts]
-    turns += [Request(prompt, 30, ignore_eos=True) for prompt in nexts]
+    turns = [Request(prompt, 30, ignore_eos=True) for prompt in prompts]
+    turns += [Request(prompt, 10, ignore_eos=True) for prompt in nexts]
     flags = server_flags(path, 16) | {"memory_backend": "jenga"}
-    job = Job(flags, turns, concurrency=2, env=EXACT_STATES | POISON)
+    env = EXACT_STATES | POISON | {"JENGA_POLICIES": "answer_state_tokens=16"}
+    job = Job(flags, turns, concurrency=2, env=env)
     report = run_jobs({"jenga": job}, tmp_path)["jenga"]
     assert [answer.tokens for answer in report.answers[:2]] == answers
-    assert [answer.cached_tokens for answer in report.answers] == [0, 0, 128, 128]
+    assert [answer.cached_tokens for answer in report.answers] == [0, 0, 48, 48]
     for prompt, answer in zip(nexts, report.answers[2:], strict=True):
-        assert answer.tokens == greedy_tokens(path, prompt, 30)
+        assert answer.tokens == greedy_tokens(path, prompt, 10)
