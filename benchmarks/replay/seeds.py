@@ -72,7 +72,7 @@ class Experiment:
 
 
 # Policies that change nothing without recurrent states.
-OF_STATES = ("state_interval_tokens",)
+OF_STATES = ("state_interval_tokens", "answer_state_tokens")
 
 # What is left of the order of eviction without the policies that guess what will be asked again.
 PLAIN_LRU = "plain LRU"
