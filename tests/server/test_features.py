@@ -293,13 +293,42 @@ def test_two_ranks_decide_alike(start_jenga: Callable[..., Client], taught_model
     flags = ("--tp", "2", "--max-total-tokens", "2000", "--chunked-prefill-size", "128")
     server = start_jenga(*flags, env={"JENGA_LOG_DIGEST": "1"})
     assert_answers_are_right(server, taught_model)
+    assert_ranks_agree(server, checks=3)
+
+
+def assert_ranks_agree(server: Client, *, checks: int) -> None:
+    """The books of both ranks were the same at every idle check, of which there were some."""
     ranks: dict[str, list[str]] = {"TP0": [], "TP1": []}
     for rank, digest in re.findall(r"(TP\d)\] jenga digest (\w+)", server.log()):
         ranks[rank].append(digest)
     # The second rank may still be at its last check.
     both = min(len(digests) for digests in ranks.values())
-    assert both > 2
+    assert both >= checks
     assert ranks["TP0"][:both] == ranks["TP1"][:both]
+
+
+@pytest.mark.long
+def test_two_ranks_decide_alike_when_memory_is_short(start_jenga: Callable[..., Client]) -> None:
+    """Requests outgrow the pool and are retracted, clients leave, and who stays is answered."""
+    flags = ("--tp", "2", "--max-total-tokens", "600", "--chunked-prefill-size", "64")
+    estimates = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "2", "JENGA_LOG_DIGEST": "1"}
+    server = start_jenga(*flags, "--schedule-conservativeness", "0.1", env=estimates)
+    questions = [prompt(90, seed) for seed in range(24)]
+    who_stay = range(0, 24, 2)
+    alone = [server.generate(questions[n], 150)["output_ids"] for n in who_stay]
+    server.flush_cache()
+    with ThreadPoolExecutor(len(questions)) as pool:
+        asked = [
+            pool.submit(server.generate, question, 150, rid=f"question {n:02}")
+            for n, question in enumerate(questions)
+        ]
+        for n in set(range(24)) - set(who_stay):
+            server.request("POST", "/abort_request", {"rid": f"question {n:02}"})
+        answers = [future.result() for future in asked]
+    assert [answers[n]["output_ids"] for n in who_stay] == alone
+    assert sum(answers[n]["meta_info"]["num_retractions"] for n in who_stay) > 0
+    server.assert_clean()
+    assert_ranks_agree(server, checks=2)
 
 
 @pytest.mark.long
