@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.geometry import NotYetSupportedError, load_geometry
-from benchmarks.replay.spec import RATIOS, RunSpec, parse_bytes
+from benchmarks.replay.spec import RATIOS, RunSpec
+from jenga_sglang.units import argument, parse_bytes
 
 DATA = Path(__file__).parent / "data"
 WINDOW_RATIOS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -94,7 +95,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     """Add what `run` and `sweep` have in common."""
     parser.add_argument("--geometry", type=Path, required=True)
     parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--kv-bytes", type=parse_bytes, required=True, metavar="40GiB")
+    parser.add_argument("--kv-bytes", type=argument(parse_bytes), required=True, metavar="40GiB")
     parser.add_argument("--page-size", type=int, help="tokens; default the backend's own")
     parser.add_argument("--chunk-tokens", type=int, default=RunSpec.chunk_tokens)
     parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)

@@ -75,8 +75,8 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
             return None
         longest = longest_request(self.manager, *how)
         return (
-            f"The prompt of {input_tokens} tokens does not fit into the KV pool: the longest "
-            f"request that does has {longest} tokens, prompt and output together."
+            f"The prompt of {input_tokens:,} tokens does not fit into the KV pool: the longest "
+            f"request that does has {longest:,} tokens, at least one token of output included."
         )
 
     def _how_computed(self, input_tokens: int, chunk_size: int | None) -> tuple[int, int]:

@@ -116,7 +116,7 @@ def _would_admit(scheduler: Any, prompt_tokens: int, max_new_tokens: int) -> Ver
         return _refused(manager, budget.refusal)
     weighing = budget.weigh_candidate()
     return Verdict(
-        "now", "fits", f"it fits: {_words(manager, weighing)}", _facts(manager, weighing)
+        "now", "fits", f"it fits; {_words(manager, weighing)}", _facts(manager, weighing)
     )
 
 

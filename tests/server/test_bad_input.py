@@ -47,8 +47,8 @@ class TestPrompts:
         body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 4}}
         status, text = server.request("POST", "/generate", body)
         assert status == 400
-        assert f"{longest} tokens does not fit into the KV pool" in text
-        assert f"the longest request that does has {longest} tokens" in text
+        assert f"{longest:,} tokens does not fit into the KV pool" in text
+        assert f"the longest request that does has {longest:,} tokens" in text
 
     def test_one_longer_than_the_model_is_refused(self, server: Client) -> None:
         prompt = [20] * (server.facts()["max_length"] + 1)

@@ -40,9 +40,9 @@ from benchmarks.replay.seeds import (
     ratio_table,
     run_seeds,
 )
-from benchmarks.replay.spec import parse_bytes
 from benchmarks.replay.trace import Request, TokenBook, load_trace, save_trace
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.units import parse_bytes
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "benchmarks" / "replay" / "data"
@@ -146,11 +146,6 @@ class TestGeometry:
         (tmp_path / "g.json").write_text(json.dumps(raw))
         with pytest.raises(ValueError, match="kind mamba has state_bytes, all others rows"):
             load_geometry(tmp_path / "g.json")
-
-    def test_sizes_are_read_with_their_unit(self) -> None:
-        assert [parse_bytes(text) for text in ("1KiB", "0.5 MiB", "12")] == [1024, 1 << 19, 12]
-        with pytest.raises(ValueError, match="expected a size"):
-            parse_bytes("4 gallons")
 
 
 class TestPrefixes:
