@@ -66,6 +66,18 @@ def seed_ratios(geometry: str, kind: str, against: str) -> list[float]:
     return [rates["jenga"][seed] / rate for seed, rate in rates[against].items()]
 
 
+def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
+    found = rows("### Where everything fits")
+    assert len(found) > 4
+    for experiment, other, jenga, bound in found:
+        geometry, trace, budget = experiment.split(", ")
+        *numbers, backend = other.split()
+        for name, cell in ((backend, " ".join(numbers)), ("jenga", jenga)):
+            file = f"{geometry}-{trace}-{name}-{budget.replace(' ', '')}.json"
+            run = json.loads((REPLAYS / file).read_text())
+            assert (shown(run), f"{run['hit_bound']:.2f}") == (cell, bound), file
+
+
 @pytest.mark.parametrize(
     ("geometry", "begins", "against"),
     [
