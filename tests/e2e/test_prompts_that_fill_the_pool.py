@@ -19,10 +19,10 @@ def prompt(length: int, start: int = 0) -> list[int]:
 CASES = {
     # A row of every layer for every token: the pool's last page is the prompt's.
     "every layer sees everything": ("llama", 512, {}, [prompt(n) for n in (505, 497, 300)]),
-    "chunks that end within pages": (
+    "chunks of seven pages, mixed": (
         "llama",
         512,
-        {"enable_mixed_chunk": True, "chunked_prefill_size": 120},
+        {"enable_mixed_chunk": True, "chunked_prefill_size": 7 * PAGE},
         [prompt(505), prompt(20, 3), prompt(500, 5)],
     ),
     # What a window has passed must have gone before the next chunk, not with it.
