@@ -94,8 +94,8 @@ def _open_pages(
     if not opening:
         return
     pins: list[Pin] = [reqs[index].lock.receipt for index in opening]
-    for index, pin in zip(opening, pins, strict=True):
-        cache.manager.slide(pin, int(lengths[index]))
+    for pin, length in zip(pins, lengths[opening].tolist(), strict=True):
+        cache.manager.slide(pin, length)
     _reserve(cache, [(pin, 1) for pin in pins])
     cache.last_page[rows[opening]] = cache.manager.extend_each(pins)
 

@@ -386,9 +386,13 @@ def intersect(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
 def union(ranges: Iterable[Range]) -> list[Range]:
     """``ranges`` in any order as ascending disjoint ranges, merged where they meet."""
     merged: list[Range] = []
-    for r in sorted([r for r in ranges if r.start < r.stop]):
-        if merged and r.start <= merged[-1].stop:
-            merged[-1] = Range(merged[-1].start, max(merged[-1].stop, r.stop))
+    for r in sorted(ranges):
+        start, stop = r
+        if start >= stop:
+            continue
+        if merged and start <= merged[-1].stop:
+            if stop > merged[-1].stop:
+                merged[-1] = Range(merged[-1].start, stop)
         else:
             merged.append(r)
     return merged

@@ -130,16 +130,27 @@ class LargePages:
         The room must be there for all together.
         """
         taken: list[tuple[list[int], list[int]]] = [([], []) for _ in counts]
+        most = len(requests) * sum([count for _, count in counts])
+        next_free = self._free[max(0, self.num_free - most) : self.num_free].tolist()
         for request in requests:
             for (group, count), (small, large) in zip(counts, taken, strict=True):
+                if self.small_per_large[group] == 1:  # no holes, and owned together below
+                    opened = [next_free.pop() for _ in range(count)]
+                    self.num_free -= count
+                    small += opened
+                    large += opened
+                    continue
                 few = self._take_preferred_holes(group, count, request, scarce)
                 while len(few) < count and self.num_free:
-                    opened, pages = self._open_large(group, count - len(few), request)
-                    few += pages
-                    large.append(opened)
+                    large.append(next_free.pop())
+                    few += self._open_large(group, count - len(few), request)
                 if len(few) < count:
                     few += self._take_holes(group, self._holes[group], count - len(few))
                 small += few
+        for (group, count), (_, large) in zip(counts, taken, strict=True):
+            if self.small_per_large[group] == 1:
+                self._own(group, np.array(large, np.int64), np.repeat(requests, count), 1)
+                self._count_taken(group, len(large))
         return taken
 
     def _take_preferred_holes(
@@ -152,41 +163,47 @@ class LargePages:
             holes += self._take_holes(group, self._holes[group], count - len(holes))
         return holes
 
-    def _open_large(self, group: int, count: int, request: int) -> tuple[int, list[int]]:
-        """One free large page, and up to ``count`` small pages of it, now used."""
+    def _open_large(self, group: int, count: int, request: int) -> list[int]:
+        """Up to ``count`` small pages of the next free large page, now used."""
         per_large = self.small_per_large[group]
         count = min(count, per_large)
-        self.num_free -= 1
-        large = int(self._free[self.num_free])
-        self.owner[large] = group
-        self._request[large] = request
-        self.num_owned[group] += 1
-        self.used[large] = self.held[large] = count
-        self.num_used[group] += count
-        self.num_held[group] += count
+        large = int(self._pop_free(1)[0])
+        self._own(group, large, request, count)
+        self._count_taken(group, count)
         first = large * per_large
         if count < per_large:
             self._add_holes(group, large, list(range(first + count, first + per_large)))
-        return large, list(range(first, first + count))
+        return list(range(first, first + count))
 
     def _take_free_large(self, group: int, count: int, request: int) -> tuple[Ids, Ids]:
         per_large = self.small_per_large[group]
-        num_large = min(self.num_free, _ceil_div(count, per_large))
-        self.num_free -= num_large
-        large = self._free[self.num_free : self.num_free + num_large][::-1].copy()
-        self.owner[large] = group
-        self._request[large] = request
-        self.num_owned[group] += num_large
-        self.used[large] = self.held[large] = per_large
+        large = self._pop_free(_ceil_div(count, per_large))
+        self._own(group, large, request, per_large)
         small = large if per_large == 1 else self.small_of(group, large).ravel()
         if holes := small[count:].tolist():
             last = int(large[-1])
             self.used[last] = self.held[last] = per_large - len(holes)
             self._add_holes(group, last, holes)
             small = small[:count]
-        self.num_used[group] += len(small)
-        self.num_held[group] += len(small)
+        self._count_taken(group, len(small))
         return small, large
+
+    def _pop_free(self, count: int) -> Ids:
+        """``count`` free large pages, or as many as there are; `_own` them."""
+        stop = self.num_free
+        self.num_free = max(0, stop - count)
+        return self._free[self.num_free : stop][::-1].copy()
+
+    def _own(self, group: int, large: Ids | int, request: Ids | int, used: int) -> None:
+        """``group`` owns ``large`` from now on, for ``request``, with ``used`` small pages each."""
+        self.owner[large] = group
+        self._request[large] = request
+        self.used[large] = self.held[large] = used
+        self.num_owned[group] += len(large) if isinstance(large, np.ndarray) else 1
+
+    def _count_taken(self, group: int, small: int) -> None:
+        self.num_used[group] += small
+        self.num_held[group] += small
 
     def num_holes_of(self, group: int, request: int) -> int:
         """Free small pages inside the large pages that were taken for ``request``."""

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jenga_sglang.core.admission import in_large_pages
 from jenga_sglang.core.dependency import reads_everything
@@ -121,9 +123,8 @@ class Lookahead:
             return
         routes: dict[str, _Route] = {}
         prefixes: dict[tuple[int, int], _Prefix] = {}
-        hits: list[_Prefix] = []
+        hits: list[tuple[int, _Prefix, int]] = []  # position, what it hits, from which page on
         seen: set[int] = set()
-        self.wanted = []
         for index, key in enumerate(waiting[:MAX_REQUESTS]):
             route = self._routes.get(key)
             if route is None or route.path.node.version > route.version:
@@ -137,9 +138,9 @@ class Lookahead:
                 continue
             prefix = prefixes[path.node.number, path.num_pages] = self._prefix(path)
             if len(prefix.pages) > first:
-                hits.append(prefix)
-                self._want(index + 1, prefix, first)
-        for prefix in reversed(hits):
+                hits.append((index + 1, prefix, first))
+        self.wanted = self._wanted(hits)
+        for _, prefix, _ in reversed(hits):
             manager.touch_large(prefix.large)
         self._routes, self._prefixes = routes, prefixes
         self._looked_at = (waiting[0], manager.memory.now)
@@ -161,20 +162,30 @@ class Lookahead:
         pages = tree.pages(hit.path)
         return _Prefix(hit, pages, manager.large_pages_of(hit, pages), tree.version)
 
-    def _want(self, position: int, prefix: _Prefix, first: int) -> None:
-        """Note what a hit of ``prefix`` adds from page ``first`` of its history on."""
-        manager, memory, pages = self.manager, self.manager.memory, prefix.pages
-        length, encoder_pages = len(pages) * manager.page_size, prefix.hit.path.node.encoder_pages
-        large_pages = 0.0
+    def _wanted(self, hits: Sequence[tuple[int, _Prefix, int]]) -> list[Wanted]:
+        """What each of the ``hits`` adds from the page on that comes with it, if anything."""
+        manager, memory = self.manager, self.manager.memory
+        large_pages = [0.0] * len(hits)
         for g, stripes in enumerate(memory.stripes):
-            idle, pins = 0, memory.pins[g]
-            for start, stop in manager.page_ranges(g, length, encoder_pages):
-                own = pages[max(start, first) : stop]
-                idle += len(own) - int(np.count_nonzero(pins[own]))
-            large_pages += idle * stripes / memory.large.small_per_large[g]
-        if large_pages:
-            saved_tokens = (len(pages) - first) * manager.page_size
-            self.wanted.append(Wanted(position, saved_tokens, large_pages))
+            parts: list[Ids] = []
+            owners: list[int] = []
+            for i, (_, prefix, first) in enumerate(hits):
+                pages, encoder_pages = prefix.pages, prefix.hit.path.node.encoder_pages
+                length = len(pages) * manager.page_size
+                for start, stop in manager.page_ranges(g, length, encoder_pages):
+                    if stop > first:
+                        parts.append(pages[max(start, first) : stop])
+                        owners.append(i)
+            idle = [0] * len(hits)
+            for owner, count in zip(owners, _idle_in_each(memory.pins[g], parts), strict=True):
+                idle[owner] += count
+            for i, count in enumerate(idle):
+                large_pages[i] += count * stripes / memory.large.small_per_large[g]
+        return [
+            Wanted(position, (len(prefix.pages) - first) * manager.page_size, large)
+            for (position, prefix, first), large in zip(hits, large_pages, strict=True)
+            if large
+        ]
 
     # -- the weighing -------------------------------------------------------------------------
 
@@ -219,6 +230,16 @@ class Lookahead:
             tokens = own_tokens if lasts else prompt_tokens + output_tokens
             pages.append(dependency.peak_pages(ceil(tokens), manager.page_size))
         return pages
+
+
+def _idle_in_each(pins: NDArray[np.int32], parts: Sequence[Ids]) -> list[int]:
+    """How many pages of each of ``parts``, none of them empty, nobody pins."""
+    if not parts:
+        return []
+    starts = [0, *accumulate([len(part) for part in parts[:-1]])]
+    idle = pins[np.concatenate(parts)] == 0
+    counts: list[int] = np.add.reduceat(idle, starts, dtype=np.int64).tolist()
+    return counts
 
 
 def _first_unseen_page(node: Node, seen: set[int]) -> int:

@@ -217,13 +217,12 @@ class Manager:
         Evicts cached pages as needed. False when the demands together do not fit, whatever is
         evicted. After True, `extend` cannot fail for these demands.
         """
-        demand = [0] * len(self.dependencies)
-        total = sum(pages for _, pages in demands)
-        own_demands: list[tuple[Pin, tuple[int, ...]]] = []
-        for pin, pages in demands:
-            own = self.memory.demand_of_parts(pin.parts(pages), self.states.needs_slot(pin))
-            own_demands.append((pin, own))
-            demand = [a + b for a, b in zip(demand, own, strict=True)]
+        own_demands = [
+            (pin, self.memory.demand_of_parts(pin.parts(pages), self.states.needs_slot(pin)))
+            for pin, pages in demands
+        ]
+        demand = [sum(counts) for counts in zip(*[own for _, own in own_demands], strict=True)]
+        total = sum([pages for _, pages in demands])
         if not self._can_serve_at_last(demand) or not self._can_name(total):
             self.counters.refused_reservations += 1
             return False
@@ -368,7 +367,7 @@ class Manager:
             pin.held[g], gone = _divide(pin.held[g], needed, whole)
             if gone and pin.shared and (kept := self._worth_holding(g, pin, gone)):
                 pin.held_for_others[g] = union([*pin.held_for_others[g], *kept])
-                gone = subtract(gone, kept)
+                gone = [] if kept == gone else subtract(gone, kept)
             for start, stop in gone:
                 self.memory.unpin(g, pin.pages[start:stop])
 
@@ -383,7 +382,8 @@ class Manager:
             hit = intersect(gone, needed)
             if hit and self._pays(group, pin, length, needed):
                 kept += hit
-        kept = union(kept)
+        if len(kept) > 1:
+            kept = union(kept)
         if kept and kept[-1].stop > pin.tree_pages:
             kept = intersect(kept, [Range(0, pin.tree_pages)])
         return kept
@@ -401,7 +401,7 @@ class Manager:
         memory = self.memory
         small = sum([stop - start for start, stop in needed]) * memory.stripes[group]
         large = small / memory.large.small_per_large[group]
-        holders = int(self.memory.pins[group][pin.pages[needed[-1].stop - 1]])
+        holders = memory.pins.item(group, pin.pages.item(needed[-1].stop - 1))
         cost_tokens = self.policy.step_cost_tokens * self.mean_output_tokens
         saved_tokens = length * holders
         return saved_tokens * self._large_in_use() >= cost_tokens * large
@@ -626,7 +626,10 @@ def _divide(
         return subtract(held, gone), gone
     # A window that moves with the front, as nearly all do.
     start = needed[0].start
-    if held[0].start >= start:
+    first, stop = held[0]
+    if first >= start:
         return held, []
+    if len(held) == 1 and start < stop:
+        return [Range(start, stop)], [Range(first, start)]
     gone = [Range(a, min(b, start)) for a, b in held if a < start]
     return [Range(max(a, start), b) for a, b in held if b > start], gone

@@ -90,15 +90,16 @@ class Pin:
         self.pages[self.num_pages : stop] = pages
         for count, groups in self.parts(len(pages)):
             if count:
-                self._hold(Range(self.num_pages, self.num_pages + count), groups)
+                self._hold(self.num_pages, self.num_pages + count, groups)
                 self.num_pages += count
 
     def append_one(self, page: int) -> None:
         """Go on with a private page of text."""
-        self._make_place(self.num_pages + 1)
-        self.pages[self.num_pages] = page
-        self._hold(Range(self.num_pages, self.num_pages + 1), self.groups)
-        self.num_pages += 1
+        first, stop = self.num_pages, self.num_pages + 1
+        self._make_place(stop)
+        self.pages[first] = page
+        self._hold(first, stop, self.groups)
+        self.num_pages = stop
 
     def _make_place(self, pages: int) -> None:
         if pages > len(self.pages):
@@ -106,13 +107,13 @@ class Pin:
             grown[: self.num_pages] = self.row
             self.pages = grown
 
-    def _hold(self, pages: Range, groups: tuple[int, ...]) -> None:
+    def _hold(self, start: int, stop: int, groups: tuple[int, ...]) -> None:
         for g in groups:
             ranges = self.held[g]
-            if ranges and ranges[-1].stop == pages.start:
-                ranges[-1] = Range(ranges[-1].start, pages.stop)
+            if ranges and ranges[-1].stop == start:
+                ranges[-1] = Range(ranges[-1].start, stop)
             else:
-                ranges.append(pages)
+                ranges.append(Range(start, stop))
 
 
 @dataclass
