@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_seeds(commands)
     _add_table(commands)
     _add_ablation(commands)
+    _add_host_times(commands)
     _add_plot(commands)
     _add_generate(commands)
     return parser
@@ -78,13 +79,27 @@ def _add_ablation(commands: Any) -> None:
     ablation.set_defaults(handler=_ablation)
 
 
+def _add_host_times(commands: Any) -> None:
+    host_times = commands.add_parser(
+        "host-times", help="host CPU time in the manager, unified memory and Jenga in turns"
+    )
+    host_times.add_argument("--rounds", type=int, default=3)
+    _add_choice(host_times)
+    host_times.add_argument("--json", type=Path, required=True, help="where rows are added")
+    host_times.set_defaults(handler=_host_times)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--geometries", nargs="+", help="only these, as gemma3-27b")
+    parser.add_argument("--kinds", nargs="+", help="only these, as docqa")
+
+
 def _add_matrix(parser: argparse.ArgumentParser) -> None:
     """Add what `seeds` and `ablation` have in common."""
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=(1, 2, 3), help="1 is the trace in data/"
     )
-    parser.add_argument("--geometries", nargs="+", help="only these, as gemma3-27b")
-    parser.add_argument("--kinds", nargs="+", help="only these, as docqa")
+    _add_choice(parser)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument(
         "--json", type=Path, required=True, help="where rows go; those it has are not run again"
@@ -185,16 +200,29 @@ def _ablation(options: argparse.Namespace) -> None:
     print(ablation_table(_matrix(options, Experiment.policies)))
 
 
-def _matrix(options: argparse.Namespace, sides: Any) -> list[dict[str, Any]]:
-    from benchmarks.replay.seeds import EXPERIMENTS, run_seeds
+def _host_times(options: argparse.Namespace) -> None:
+    from benchmarks.replay.host_times import host_table, is_compared, run_rounds
 
-    chosen = [
+    chosen = [e for e in _chosen(options) if is_compared(e)]
+    print(host_table(run_rounds(options.rounds, chosen, options.json)))
+
+
+def _matrix(options: argparse.Namespace, sides: Any) -> list[dict[str, Any]]:
+    from benchmarks.replay.seeds import run_seeds
+
+    return run_seeds(options.seeds, _chosen(options), sides, options.json, options.jobs)
+
+
+def _chosen(options: argparse.Namespace) -> list[Any]:
+    """The experiments that the options name, or all."""
+    from benchmarks.replay.seeds import EXPERIMENTS
+
+    return [
         e
         for e in EXPERIMENTS
         if (not options.geometries or e.geometry in options.geometries)
         and (not options.kinds or e.kind in options.kinds)
     ]
-    return run_seeds(options.seeds, chosen, sides, options.json, options.jobs)
 
 
 def _table(options: argparse.Namespace) -> None:

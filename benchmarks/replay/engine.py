@@ -3,6 +3,7 @@
 A process can build one scheduler: SGLang keeps its configuration and process groups in globals.
 """
 
+import gc
 import logging
 import os
 from pathlib import Path
@@ -81,6 +82,8 @@ def _build(spec: RunSpec, folder: str) -> Any:
     _replace_before_build(spec)
     scheduler = scheduler_module.Scheduler(server_args, port_args)
     _silence(scheduler)
+    # As a server does when it has warmed up: what was built is not gone through again and again.
+    gc.freeze()
     return scheduler
 
 

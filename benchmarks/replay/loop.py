@@ -123,7 +123,7 @@ class ReplayLoop:
         if self.recorder.steps % SAMPLE_STEPS == 0:
             with self._untimed():
                 pool = self._pool_bytes(self.scheduler)
-            self.recorder.sample_bytes(pool, step, seconds, waiting)
+            self.recorder.sample_bytes(pool, step, self.now, seconds, waiting)
         if self._oracle is not None:
             self._oracle.check(batch, step)
         self._before_forward(batch)

@@ -79,6 +79,8 @@ class Recorder:
     held_byte_seconds: float = 0.0
     pinned_byte_seconds: float = 0.0
     useful_byte_seconds: float = 0.0
+    # (begin of a sampled step, its seconds, bytes that running requests depend on)
+    useful_curve: list[tuple[float, float, float]] = field(default_factory=list)
 
     def released(self, request: Request, release_time: float) -> None:
         """Start a request's log."""
@@ -116,9 +118,14 @@ class Recorder:
         self.finish_times.append(now)
 
     def sample_bytes(
-        self, pool: PoolBytes, step: Step, seconds: float, other_lengths: dict[str, int]
+        self,
+        pool: PoolBytes,
+        step: Step,
+        now: float,
+        seconds: float,
+        other_lengths: dict[str, int],
     ) -> None:
-        """Add a sample of the pool that stands for `seconds` of simulated time.
+        """Add a sample of the pool that stands for `seconds` of simulated time from `now` on.
 
         `other_lengths` are the KV lengths of admitted requests that sat the step out.
         """
@@ -129,3 +136,4 @@ class Recorder:
         self.held_byte_seconds += pool.held * seconds
         self.pinned_byte_seconds += pool.pinned * seconds
         self.useful_byte_seconds += shrunk * seconds
+        self.useful_curve.append((now, seconds, shrunk))

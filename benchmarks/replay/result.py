@@ -36,6 +36,7 @@ def summarise(
         "retractions": recorder.retractions,
         "recomputed_tokens": recorder.recomputed_tokens,
         "useful_frac": recorder.useful_byte_seconds / budget,
+        "mid_useful_frac": mid_useful_bytes(recorder) / spec.shrunk_kv_bytes,
         "pinned_frac": recorder.pinned_byte_seconds / budget,
         "held_frac": recorder.held_byte_seconds / budget,
         "manager_us_per_token": manager_us / scheduled,
@@ -98,6 +99,14 @@ def mid_emission_rate(recorder: Recorder) -> float:
         if begin < time <= end
     )
     return tokens / (end - begin) if end > begin else 0.0
+
+
+def mid_useful_bytes(recorder: Recorder) -> float:
+    """Return the mean, over the middle window, of the bytes that running requests depend on."""
+    begin, end = mid_window(list(recorder.logs.values()))
+    samples = [(s, used) for now, s, used in recorder.useful_curve if begin <= now < end]
+    seconds = sum(s for s, _ in samples)
+    return sum(s * used for s, used in samples) / seconds if seconds else 0.0
 
 
 def time_to_first_token(logs: list[RequestLog]) -> dict[str, float]:

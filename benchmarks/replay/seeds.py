@@ -49,6 +49,11 @@ class Experiment:
     def title(self) -> str:
         return f"{self.geometry}, {self.kind}, {self.kv_bytes}"
 
+    def flags(self, trace: Path) -> list[str]:
+        """What every `run` on this geometry and budget has in common."""
+        geometry = DATA / f"{self.geometry}.json"
+        return [f"--geometry={geometry}", f"--trace={trace}", f"--kv-bytes={self.kv_bytes}"]
+
     def backends(self) -> Sides:
         if self.ratio is None:
             return {"stock": ["--backend=stock"], "jenga": ["--backend=jenga"]}
@@ -162,11 +167,8 @@ def _trace(kind: str, seed: int, folder: Path) -> Path:
 
 
 def _run(job: _Job, folder: Path) -> Row | None:
-    experiment = job.experiment
-    geometry = DATA / f"{experiment.geometry}.json"
-    trace = _trace(experiment.kind, job.seed, folder)
-    common = [f"--geometry={geometry}", f"--trace={trace}", f"--kv-bytes={experiment.kv_bytes}"]
-    return run_apart([*common, *job.flags])
+    trace = _trace(job.experiment.kind, job.seed, folder)
+    return run_apart([*job.experiment.flags(trace), *job.flags])
 
 
 def ratio_table(rows: Sequence[Row]) -> str:

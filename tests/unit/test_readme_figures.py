@@ -12,6 +12,7 @@ from e2e.results import table as same_answers_table
 
 from benchmarks.capacity.run import table as capacity_table
 from benchmarks.manager.report import tables as manager_tables
+from benchmarks.replay.host_times import host_table
 from benchmarks.replay.seeds import ablation_table, ratio_table
 from benchmarks.serving.report import speedups
 from benchmarks.serving.report import table as serving_table
@@ -132,9 +133,10 @@ def test_the_front_page_rounds_what_was_measured() -> None:
         ("benchmarks/serving", "results/full.json", lambda found: serving_table(found["runs"])),
         ("benchmarks/replay", "results/seeds.json", ratio_table),
         ("benchmarks/replay", "results/ablation.json", ablation_table),
+        ("benchmarks/replay", "results/host-times.json", host_table),
         ("tests/e2e", "results.json", same_answers_table),
     ],
-    ids=["capacity", "serving", "seeds", "ablation", "same answers"],
+    ids=["capacity", "serving", "seeds", "ablation", "host times", "same answers"],
 )
 def test_a_readme_has_every_row_of_its_results(
     folder: str, results: str, table: Callable[[Any], str]

@@ -1,9 +1,11 @@
 """The replay benchmark: its arithmetic in small numbers, and one tiny trace on stock SGLang."""
 
 import json
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.replay import host_times
 from benchmarks.replay.arrivals import Arrivals
 from benchmarks.replay.cli import main
 from benchmarks.replay.forward import ReplayError, require_no_early_output
@@ -28,7 +31,7 @@ from benchmarks.replay.manager_time import ManagerClock, wrap_methods
 from benchmarks.replay.oracle import TokenOracle
 from benchmarks.replay.prefixes import hit_bound, useful_bytes
 from benchmarks.replay.recorder import Recorder, Step
-from benchmarks.replay.result import mid_output_rate
+from benchmarks.replay.result import mid_output_rate, mid_useful_bytes
 from benchmarks.replay.seeds import (
     EXPERIMENTS,
     KEPT,
@@ -204,6 +207,8 @@ class TestRecorder:
             recorder.output(f"r{second}", 5, float(second))
             recorder.finished(f"r{second}", float(second), aborted=False)
         assert mid_output_rate(list(recorder.logs.values())) == pytest.approx(5.0)
+        recorder.useful_curve = [(t, 1.0, 10.0 * t) for t in range(11)]
+        assert mid_useful_bytes(recorder) == statistics.mean(range(20, 80, 10))
 
 
 class TestManagerClock:
@@ -390,6 +395,27 @@ def test_kept_results_make_a_table_and_a_figure(
     figure = tmp_path / f"figure.{suffix}"
     assert main(["plot", *kept, "--out", str(figure)]) == 0
     assert figure.stat().st_size > 10_000
+
+
+def test_host_times_take_turns_and_are_compared_round_by_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run_apart(arguments: Sequence[str]) -> dict[str, float]:
+        ran.append(arguments[-1].removeprefix("--backend="))
+        times = {"unified": 2.0 * len(ran), "jenga": 1.0}  # 2 and 6 against 1 and 1
+        tokens = {"prefill_tokens": 900_000, "decode_tokens": 100_000}
+        return tokens | {"manager_us_per_token": times[ran[-1]]}
+
+    monkeypatch.setattr(host_times, "run_apart", run_apart)
+    chosen = [e for e in EXPERIMENTS if host_times.is_compared(e)][:1]
+    host_times.run_rounds(1, chosen, tmp_path / "rows.json")
+    rows = host_times.run_rounds(1, chosen, tmp_path / "rows.json")
+    assert ran == ["unified", "jenga"] * 2
+    assert [row["round"] for row in rows] == [1, 1, 2, 2]
+    line = host_times.host_table(rows).splitlines()[-1]
+    assert line == "| gemma3-27b, docqa | 4.00 | 1.00 | 0.33 | 0.50, 0.17 | 4.0 | 1.0 |"
 
 
 class TestOracle:
