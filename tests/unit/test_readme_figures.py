@@ -191,6 +191,26 @@ def test_ratios_of_replays_are_of_their_results() -> None:
         assert row[3] == f"{jenga['mid_out_tok_s'] / best['mid_out_tok_s']:.2f}", row[0]
 
 
+@pytest.mark.parametrize(
+    ("geometry", "aim", "more", "told"),
+    [
+        ("gemma3-27b", 1.10, "18GiB", "depend on {0:.1f} GiB, without any gap"),
+        ("gpt-oss-120b", 1.05, "4400MiB", "{0:.2f} GiB are depended on: {1:.2f} of 4 GiB"),
+    ],
+)
+def test_what_chat_would_need_for_its_aim_is_told(
+    geometry: str, aim: float, more: str, told: str
+) -> None:
+    names = ("unified", "jenga", f"jenga-{more}")
+    unified, now, enough = (
+        json.loads((REPLAYS / f"{geometry}-chat-{name}.json").read_text()) for name in names
+    )
+    assert now["mid_out_tok_s"] < aim * unified["mid_out_tok_s"] <= enough["mid_out_tok_s"]
+    useful_bytes = enough["mid_useful_frac"] * enough["kv_bytes"]
+    assert told.format(useful_bytes / (1 << 30), useful_bytes / now["kv_bytes"]) in README
+    assert f"{now['mid_useful_frac']:.2f}" in README[README.index("**Chat** is full") :][:1500]
+
+
 def test_the_managers_times_are_its_results() -> None:
     folder = BENCHMARKS / "manager"
     times: dict[str, dict[str, list[str]]] = {}
