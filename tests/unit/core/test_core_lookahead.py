@@ -70,6 +70,17 @@ def test_what_a_running_request_holds_is_not_there_to_be_evicted() -> None:
     manager.release(pin)
 
 
+def test_a_prefix_of_which_nothing_could_be_evicted_is_not_wanted() -> None:
+    manager = make()
+    queue = Queue(manager)
+    for document in (A, B):
+        serve(manager, document)
+    pin = manager.lock(manager.match(None, A))
+    queue.look(first=tokens(A, 1), second=tokens(B, 1))
+    assert [(w.position, w.large_pages) for w in queue.lookahead.wanted] == [(2, 12.0)]
+    manager.release(pin)
+
+
 def test_a_window_counts_only_what_a_hit_needs_of_it() -> None:
     geometry = make_geometry([Full(), SlidingWindow(3)], 80)
     manager = Manager(geometry, max_requests=8, max_length=1000)
