@@ -7,6 +7,8 @@ import os
 from collections.abc import MutableMapping
 from typing import Any
 
+from jenga_sglang.refused_flags import REFUSED
+
 FLAG = "--memory-backend"
 WINDOW_FLAG = "--jenga-window"
 WINDOWS = ("model", "config")
@@ -22,43 +24,6 @@ ACTIVE_VARIABLE = "JENGA_SGLANG_ACTIVE"
 WINDOW_VARIABLE = "JENGA_WINDOW"
 # What decodes with `--attention-backend flashinfer`.
 DECODE_VARIABLE = "JENGA_DECODE_KERNEL"
-
-# Fields of SGLang's ServerArgs that do not work on Jenga pages yet: what the user sees them as,
-# and the value that means "off".
-REFUSED: dict[str, tuple[str, Any]] = {
-    "speculative_algorithm": ("--speculative-algorithm", None),
-    "enable_hierarchical_cache": ("--enable-hierarchical-cache", False),
-    "enable_unified_cache_external_linker": ("--enable-unified-cache-external-linker", False),
-    "enable_lmcache": ("--enable-lmcache", False),
-    "enable_flexkv": ("--enable-flexkv", False),
-    "enable_unified_memory": ("--enable-unified-memory", False),
-    "enable_page_major_kv_layout": ("--enable-page-major-kv-layout", False),
-    "enable_kv_cache_sharding": ("--enable-kv-cache-sharding", False),
-    "enable_hisparse": ("--enable-hisparse", False),
-    "enable_streaming_session": ("--enable-streaming-session", False),
-    "enable_session_radix_cache": ("--enable-session-radix-cache", False),
-    "enable_int8_mamba_checkpoint": ("--enable-int8-mamba-checkpoint", False),
-    "enable_linear_replayssm": ("--enable-linear-replayssm", False),
-    "mamba_max_states_per_path": ("--mamba-max-states-per-path", -1),
-    "enable_pdmux": ("--enable-pdmux", False),
-    "enable_pd_role_switch": ("--enable-pd-role-switch", False),
-    "enable_prefill_cp": ("--enable-prefill-cp", False),
-    "enable_mis": ("--enable-mis", False),
-    "enable_deterministic_inference": ("--enable-deterministic-inference", False),
-    "rl_on_policy_target": ("--rl-on-policy-target", None),
-    "enable_nvidia_megakernel": ("--enable-nvidia-megakernel", False),
-    "enable_amd_monokernel": ("--enable-amd-monokernel", False),
-    "kv_canary": ("--kv-canary", "none"),
-    "enable_two_batch_overlap": ("--enable-two-batch-overlap", False),
-    "enable_single_batch_overlap": ("--enable-single-batch-overlap", False),
-    "prefill_only_disable_kv_cache": ("--prefill-only-disable-kv-cache", False),
-    "disaggregation_mode": ("--disaggregation-mode", "null"),
-    "dllm_algorithm": ("--dllm-algorithm", None),
-    "dcp_size": ("--dcp-size", 1),
-    "attn_cp_size": ("--attn-cp-size", 1),
-    "pp_size": ("--pp-size", 1),
-    "radix_eviction_policy": ("--radix-eviction-policy", "lru"),
-}
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -100,11 +65,13 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
         if values.get("radix_cache_backend") == RADIX_CACHE_BACKEND:
             raise refuse("--radix-cache-backend jenga", f"is set by {FLAG} jenga; use that flag")
         return False
-    for field, (flag, off) in REFUSED.items():
+    for field, (flag, off, why) in REFUSED.items():
         value = values.get(field, off)
         if value not in (off, None, False):
             shown = flag if value is True else f"{flag} {value}"
-            raise refuse(shown, f"does not work with {FLAG} jenga yet; leave one of the two out")
+            raise refuse(
+                shown, f"does not work with {FLAG} jenga yet: {why}; leave one of the two out"
+            )
     radix = values.get("radix_cache_backend")
     if radix not in (None, RADIX_CACHE_BACKEND):
         raise refuse(

@@ -1,0 +1,85 @@
+"""SGLang's flags that do not work with Jenga memory, and why.
+
+`docs/features.md` shows the same table; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class RefusedFlag(NamedTuple):
+    """A flag as the user sees it, the value that means "off", and why no other works."""
+
+    flag: str
+    off: Any
+    why: str
+
+
+_DRAFTS = "the pool has no pages for draft tokens and no draft layers"
+_TIER = "pages are kept on the device only; host memory and storage are not used"
+_TRANSFER = "pages of several layer groups are not sent between servers"
+_SESSION = "sessions hold tokens by SGLang's own cache nodes, which this prefix cache does not have"
+_LAYOUT = "chooses a layout of SGLang's own pools, which are not built"
+_STATES = "changes SGLang's own pool of recurrent states, which is not built"
+_SPLIT = "a request's tokens are divided between ranks; every rank's pages hold whole sequences"
+_KERNELS = "its kernels read SGLang's own pools by token ids"
+_OVERLAP = "runs two attention batches at once; page tables are made for one"
+_BATCH = "needs attention that does not depend on the batch, which our backends do not promise"
+
+# By field of SGLang's ServerArgs.
+REFUSED: dict[str, RefusedFlag] = {
+    "speculative_algorithm": RefusedFlag("--speculative-algorithm", None, _DRAFTS),
+    "enable_hierarchical_cache": RefusedFlag("--enable-hierarchical-cache", False, _TIER),
+    "enable_unified_cache_external_linker": RefusedFlag(
+        "--enable-unified-cache-external-linker", False, _TIER
+    ),
+    "enable_lmcache": RefusedFlag("--enable-lmcache", False, _TIER),
+    "enable_flexkv": RefusedFlag("--enable-flexkv", False, _TIER),
+    "enable_unified_memory": RefusedFlag("--enable-unified-memory", False, _LAYOUT),
+    "enable_page_major_kv_layout": RefusedFlag("--enable-page-major-kv-layout", False, _LAYOUT),
+    "enable_kv_cache_sharding": RefusedFlag("--enable-kv-cache-sharding", False, _SPLIT),
+    "enable_hisparse": RefusedFlag(
+        "--enable-hisparse", False, "sparse attention needs an index of keys beside the KV"
+    ),
+    "enable_streaming_session": RefusedFlag("--enable-streaming-session", False, _SESSION),
+    "enable_session_radix_cache": RefusedFlag("--enable-session-radix-cache", False, _SESSION),
+    "enable_int8_mamba_checkpoint": RefusedFlag("--enable-int8-mamba-checkpoint", False, _STATES),
+    "enable_linear_replayssm": RefusedFlag("--enable-linear-replayssm", False, _STATES),
+    "mamba_max_states_per_path": RefusedFlag("--mamba-max-states-per-path", -1, _STATES),
+    "enable_pdmux": RefusedFlag("--enable-pdmux", False, _OVERLAP),
+    "enable_pd_role_switch": RefusedFlag("--enable-pd-role-switch", False, _TRANSFER),
+    "enable_prefill_cp": RefusedFlag("--enable-prefill-cp", False, _SPLIT),
+    "enable_mis": RefusedFlag(
+        "--enable-mis", False, "needs a mask inside the sequence, which our backends lack"
+    ),
+    "enable_deterministic_inference": RefusedFlag(
+        "--enable-deterministic-inference", False, _BATCH
+    ),
+    "rl_on_policy_target": RefusedFlag("--rl-on-policy-target", None, _BATCH),
+    "enable_nvidia_megakernel": RefusedFlag("--enable-nvidia-megakernel", False, _KERNELS),
+    "enable_amd_monokernel": RefusedFlag("--enable-amd-monokernel", False, _KERNELS),
+    "kv_canary": RefusedFlag("--kv-canary", "none", _KERNELS),
+    "enable_two_batch_overlap": RefusedFlag("--enable-two-batch-overlap", False, _OVERLAP),
+    "enable_single_batch_overlap": RefusedFlag("--enable-single-batch-overlap", False, _OVERLAP),
+    "prefill_only_disable_kv_cache": RefusedFlag(
+        "--prefill-only-disable-kv-cache", False, "leaves no KV cache for Jenga to manage"
+    ),
+    "disaggregation_mode": RefusedFlag("--disaggregation-mode", "null", _TRANSFER),
+    "dllm_algorithm": RefusedFlag(
+        "--dllm-algorithm", None, "a diffusion model rewrites tokens that pages already hold"
+    ),
+    "dcp_size": RefusedFlag("--dcp-size", 1, _SPLIT),
+    "attn_cp_size": RefusedFlag("--attn-cp-size", 1, _SPLIT),
+    "pp_size": RefusedFlag(
+        "--pp-size", 1, "stages have different layer groups, and do not yet decide alike"
+    ),
+    "radix_eviction_policy": RefusedFlag(
+        "--radix-eviction-policy", "lru", "eviction follows logical time in every layer group"
+    ),
+}
+
+
+def refused_table() -> list[str]:
+    """The rows of `docs/features.md`, in order of this module."""
+    return [f"| `{refused.flag}` | {refused.why} |" for refused in REFUSED.values()]
