@@ -7,6 +7,7 @@ PORT ?= 30000
 MODEL ?= $(CACHE)/demo-model
 ARGS ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -19,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo test test-long test-gpu lint format constraints clean
+.PHONY: help install serve demo check test test-long test-gpu lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +33,11 @@ serve: $(INSTALLED) $(if $(filter $(CACHE)/demo-model,$(MODEL)),$(DEMO_MODEL)) #
 demo: $(INSTALLED) $(if $(filter $(CACHE)/demo-model,$(MODEL)),$(DEMO_MODEL)) ## Run the examples on stock SGLang and on Jenga, equal bytes, side by side; MODEL, ARGS
 	@$(BIN)/python -m examples.demo --model-path $(MODEL) $(if $(filter $(CACHE)/demo-model,$(MODEL)),--dtype float32) $(ARGS)
 
+check: lint ## Check style and types, and run the unit tests that take seconds
+	$(BIN)/pytest tests/unit -m "not gpu and not long and not slow" $(PYTEST_ARGS)
+
 test: lint ## Check style and types, and run the tests that need neither a GPU nor hours
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 test-long: $(INSTALLED) ## Run the tests that take minutes to hours
 	$(BIN)/pytest -m "long and not gpu" --hypothesis-profile=default $(PYTEST_ARGS)

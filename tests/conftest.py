@@ -21,8 +21,18 @@ import pytest
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
+# Servers that tests of these folders share are started once, not once for every worker.
+SHARED_SERVERS = {"server", "web"}
 START_SECONDS = 420
 STOP_SECONDS = 30
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`pytest -n N --dist loadgroup`: tests of one file, or around one server, stay together."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder in SHARED_SERVERS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,7 @@ def replay(
     return result
 
 
+@pytest.mark.slow
 def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
     """Two turns and a fork of the first: the hits are known, and every check of the run passes."""
     trace = [
@@ -282,6 +283,7 @@ def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
     assert 0 < result["useful_frac"] <= result["pinned_frac"] <= result["held_frac"] <= 1
 
 
+@pytest.mark.slow
 def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(tmp_path: Path) -> None:
     """1 GiB is 13 states of Qwen3-Next. Stock gives 6 to states and counts three for a request, so
     two run at a time; a Jenga server that took over that limit would gain nothing."""
@@ -294,6 +296,7 @@ def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(tmp_path
     assert jenga["moved_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_chunk_that_would_fill_the_pool_is_shortened(tmp_path: Path) -> None:
     """8,192 tokens take 3.25 GiB in Gemma-3's window layers, of which 1,024 are needed after."""
     trace = [request(name, (name, 8000), output=8) for name in "abc"]

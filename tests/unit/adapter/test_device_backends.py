@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from interpreter import assert_passes_interpreted
 
 
+@pytest.mark.slow
 def test_kernels_on_jenga_pages_give_what_plain_torch_gives() -> None:
     assert_passes_interpreted(Path(__file__).parent / "interpreted")
