@@ -13,6 +13,7 @@ from jenga_sglang.adapter.budget import AskAgain, JengaPrefillBudget, Refusal
 from jenga_sglang.adapter.report import digest
 from jenga_sglang.adapter.watchdog import Watchdog
 from jenga_sglang.core.admission import fits_alone, longest_request
+from jenga_sglang.core.corrupt import CorruptPool, present
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -109,26 +110,25 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         self, *, num_tokens: int, tree_cache: Any, requests: Any = None, spec_algorithm: Any = None
     ) -> bool:
         """Whether each request's next token fits, windows slid first."""
-        assert requests is not None
-        pages = tree_cache.slide_for_decode(requests)
+        pages = tree_cache.slide_for_decode(present(requests, "a decode step of no requests"))
         return self.manager.can_serve_pages(pages)
 
     def verify_byte_accounting(self) -> list[str]:
         """Recount the pool when anything changed since the last time; violations as text."""
         if self._checked_at == self.manager.changes:
             return []
-        self._checked_at = self.manager.changes
         try:
             self.manager.check_idle()
-        except AssertionError as error:
+        except CorruptPool as error:
             return [f"jenga: {error}"]
+        self._checked_at = self.manager.changes
         if os.environ.get(DIGEST_VARIABLE) == "1":
             logger.info("jenga digest %s", digest(self.manager))
         return []
 
     @property
     def is_recounted(self) -> bool:
-        """Whether the idle check has seen the pool as it is now."""
+        """Whether the idle check has seen the pool as it is now, and found it sound."""
         return self._checked_at == self.manager.changes
 
     def clear(self) -> None:

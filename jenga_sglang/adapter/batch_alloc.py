@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.allocation import alloc_req_slots
 
 from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
+from jenga_sglang.core.corrupt import agree
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.stats import describe_room
@@ -64,7 +65,8 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
 
 def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     """One more token for every request. Returns their virtual token ids, int64, on the device."""
-    assert token_per_req == 1, "speculative decoding is refused at start-up"
+    # Speculative decoding is refused at start-up.
+    agree("tokens of a request in a decode step", token_per_req, 1)
     cache: JengaPrefixCache = batch.tree_cache
     lengths, places = batch.seq_lens_cpu.numpy(), batch.seq_lens
     offsets = _encoder_tokens(batch)

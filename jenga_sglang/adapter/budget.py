@@ -22,6 +22,7 @@ from jenga_sglang.core.admission import (
     weigh,
     whole_tokens_left,
 )
+from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 
@@ -148,8 +149,7 @@ class JengaPrefillBudget:
     def _not_worth(self, prompt_tokens: int, max_new_tokens: int) -> float:
         """Large pages that the candidate would take from what others wait for and that is worth
         more; 0 when there are none. SGLang has pinned the candidate's own prefix by now."""
-        assert self._candidate is not None
-        demand = self._with_pending(self._candidate)
+        demand = self._with_pending(self._checked_candidate)
         if fits_free(self.manager, demand):
             return 0
         self._cache.look_ahead()
@@ -226,8 +226,12 @@ class JengaPrefillBudget:
 
     def weigh_candidate(self) -> Weighing:
         """The last candidate, beside everything admitted and everything still to grow."""
-        assert self._candidate is not None
-        return weigh(self.manager, self._with_pending(self._growth()), self._candidate)
+        pending = self._with_pending(self._growth())
+        return weigh(self.manager, pending, self._checked_candidate)
+
+    @property
+    def _checked_candidate(self) -> Sequence[int]:
+        return present(self._candidate, "no request has been checked")
 
     # -- arithmetic ---------------------------------------------------------------------------
 

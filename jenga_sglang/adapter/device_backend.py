@@ -37,6 +37,7 @@ from jenga_sglang.adapter.step_tables import (
     StepTables,
     trim_of,
 )
+from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.explain import human_bytes
 
 if TYPE_CHECKING:
@@ -253,8 +254,8 @@ class DeviceBackend(AttentionBackend):
             rows.append(Rows.encoder(lengths, ones if is_decode else q_lens))
             encoder = self._encoder_inputs(forward_batch, lengths, is_decode)
         locs = forward_batch.out_cache_loc
-        tables = self._graph if in_graph else self._eager
-        assert tables is not None, "init_cuda_graph_state has not run"
+        graph_or_eager = self._graph if in_graph else self._eager
+        tables = present(graph_or_eager, "init_cuda_graph_state has not run")
         steps = tables.build(
             rows,
             forward_batch.req_pool_indices[:batch],
@@ -287,8 +288,7 @@ class DeviceBackend(AttentionBackend):
     ) -> torch.Tensor:
         if given := [name for name, value in unknown.items() if value is not None]:
             raise NotImplementedError(f"--attention-backend {self.name} under Jenga: {given}")
-        step = self._step
-        assert step is not None, "init_forward_metadata has not run for this batch"
+        step = present(self._step, "init_forward_metadata has not run for this batch")
         if k is not None and v is not None:
             k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
             v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)

@@ -17,6 +17,7 @@ from sglang.srt.mem_cache.multimodal_cache import EmbeddingResult, MultiModalSta
 
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.dependency import CrossAttention
 from jenga_sglang.core.embeddings import Embeddings
 from jenga_sglang.core.geometry import LayerGroupSpec
@@ -64,8 +65,7 @@ class PoolEmbeddings(MultiModalStaticCache):
         number = _number(mm_hash)
         if self._find(number) is not None:
             return True
-        assert self._books is not None
-        virtual = self._books.store(number, len(tensor))
+        virtual = self._kept_books.store(number, len(tensor))
         if virtual is None:
             return False
         # Evicted pages may have been elsewhere in the bytes that are written now.
@@ -125,9 +125,12 @@ class PoolEmbeddings(MultiModalStaticCache):
         virtual = self._books.find(number, self._tokens[number])
         return None if virtual is None else self._small_pages(virtual)
 
+    @property
+    def _kept_books(self) -> Embeddings:
+        return present(self._books, "no embedding has made its group yet")
+
     def _small_pages(self, virtual: Any) -> torch.Tensor:
-        assert self._books is not None
-        small = self._pool.small_pages(self._books.group, 0, virtual)
+        small = self._pool.small_pages(self._kept_books.group, 0, virtual)
         return torch.from_numpy(small).to(self._pool.device, torch.int64)
 
     def _fits(self, tensor: torch.Tensor) -> bool:
@@ -160,10 +163,10 @@ class PoolEmbeddings(MultiModalStaticCache):
 
     def _forget_evicted(self) -> None:
         """No more names than the pool has pages: the others are of embeddings that have gone."""
-        assert self._books is not None
         if len(self._tokens) <= self._pool.manager.memory.num_virtual:
             return
-        there = {n: t for n, t in self._tokens.items() if self._books.find(n, t) is not None}
+        books = self._kept_books
+        there = {n: t for n, t in self._tokens.items() if books.find(n, t) is not None}
         self._tokens = there
 
 

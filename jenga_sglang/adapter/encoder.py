@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from jenga_sglang.core.corrupt import CorruptPool
+
 # Set on SGLang's `MultimodalInputs` beside `num_image_tokens`, which then counts whole pages.
 TOKENS_MADE = "jenga_encoder_tokens"
 
@@ -66,7 +68,8 @@ def new_locs(batch: Any, page_size: int) -> torch.Tensor | None:
         if not is_cached:
             chosen.append(torch.arange(start, start + made))
             start += -(-made // page_size) * page_size
-    assert start == len(places), f"{len(places)} places for {start} tokens of encoders"
+    if start != len(places):
+        raise CorruptPool(f"{len(places)} places for {start} tokens of encoders")
     index = torch.cat(chosen).to(places.device, non_blocking=True)
     return places.index_select(0, index)
 

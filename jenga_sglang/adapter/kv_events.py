@@ -22,6 +22,7 @@ from sglang.srt.disaggregation.kv_events import (
 )
 from sglang.srt.mem_cache.utils import get_hash_str, hash_str_to_int64
 
+from jenga_sglang.core.corrupt import none
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.memory import TreeChange
@@ -138,7 +139,8 @@ class KvEvents:
 
     def _removals(self, changes: Sequence[TreeChange]) -> None:
         for change in changes:
-            assert not change.held, "a page came into the tree without its tokens"
+            held = change.virtual if change.held else []
+            none("pages that came into the tree without their tokens", held)
             self._queue.append(
                 GroupBlockRemoved(
                     block_hashes=self._hash[change.virtual].tolist(),

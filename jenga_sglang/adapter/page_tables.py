@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from flashinfer_ext.staging import PinnedRing
+from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.memory import Memory
@@ -61,8 +62,8 @@ class PageTableCopy:
 
     def _values(self, virtual: Ids | slice) -> NDArray[np.int32]:
         """(tables, pages) of the books, a missing page as -1."""
-        assert self._followed is not None
-        values = np.concatenate([self._followed.table[g][virtual].T for g in self.groups])
+        followed = present(self._followed, "the page tables on the device follow no books")
+        values = np.concatenate([followed.table[g][virtual].T for g in self.groups])
         values[values == 0] = NO_PAGE
         return values.astype(np.int32)
 

@@ -40,6 +40,7 @@ from jenga_sglang.adapter.states import (
     copy_pages,
     working_pages,
 )
+from jenga_sglang.core.corrupt import agree, present
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.pin import Pin, StateCopy
 
@@ -92,9 +93,8 @@ class StateRounds:
         super().__init__(runner)  # type: ignore[call-arg]
         self.pool = runner.token_to_kv_pool
         self.rows = runner.req_to_token_pool
-        assert self.pool.states is not None and self.pool.state_group is not None
-        self.states = self.pool.states
-        self.group = self.pool.state_group
+        self.states = present(self.pool.states, "a pool without recurrent states")
+        self.group = present(self.pool.state_group, "a pool without a group of states")
         self._rounds = []
         self._layer_id = -1
 
@@ -117,7 +117,7 @@ class StateRounds:
         pins = [self.pool.pin_of_row[row] for row in requests if row in self.pool.pin_of_row]
         if not pins:
             return  # a warm-up batch: there is nobody whose state could change
-        assert len(pins) == len(requests), "a request of the batch has no pages"
+        agree("requests of the batch with pages", len(pins), len(requests))
         if mode.is_decode():
             prefixes = [length - 1 for length in lengths]
         else:

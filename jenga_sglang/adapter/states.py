@@ -16,6 +16,7 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MambaPool, ReqToTokenPool
 
 from flashinfer_ext.states import StateLayout, StatePart, state_view
+from jenga_sglang.core.corrupt import agree, present
 from jenga_sglang.core.dependency import LastState
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.large_pages import Ids
@@ -118,8 +119,9 @@ class JengaReqToTokenPool(ReqToTokenPool):
         self.state_index: torch.Tensor | None = None
 
     def get_mamba_indices(self, req_indices: torch.Tensor) -> torch.Tensor:
-        assert self.state_index is not None and len(self.state_index) == len(req_indices)
-        return self.state_index
+        index = present(self.state_index, "the state backend has named no states of this batch")
+        agree("states of the batch", len(index), len(req_indices))
+        return index
 
     def translate_mamba_indices(self, mamba_indices: torch.Tensor) -> torch.Tensor:
         return mamba_indices

@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.large_pages import Ids
 
@@ -93,6 +94,12 @@ class BatchPlan:
     pages: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     blocks: dict[tuple[int, int], list[QueryBlock]] = field(default_factory=dict)
     buckets: dict[tuple[int, int], list[DecodeBucket]] = field(default_factory=dict)
+
+    def part(self, layer: RadixAttention) -> Part:
+        """What ``layer`` attends to."""
+        if not layer.is_cross_attention:
+            return self.text
+        return present(self.encoder, "cross-attention in a batch that no encoder has a part in")
 
 
 class JengaTorchBackend(AttentionBackend):
@@ -191,12 +198,10 @@ class JengaTorchBackend(AttentionBackend):
         save_kv_cache: bool,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        plan = self._plan
-        assert plan is not None, "init_forward_metadata has not run for this batch"
+        plan = present(self._plan, "init_forward_metadata has not run for this batch")
         place = self.pool.place[layer.layer_id]
         key = (place.group, place.stripe)
-        part = plan.encoder if layer.is_cross_attention else plan.text
-        assert part is not None, "cross-attention in a batch that no encoder has a part in"
+        part = plan.part(layer)
         if save_kv_cache and k is not None:
             if key not in plan.pages:
                 small = self.pool.small_pages(*key, part.virtual)
@@ -296,9 +301,7 @@ class JengaTorchBackend(AttentionBackend):
         sinks: torch.Tensor | None,
     ) -> None:
         if key not in plan.buckets:
-            part = plan.encoder if layer.is_cross_attention else plan.text
-            assert part is not None
-            plan.buckets[key] = self._decode_buckets(part.rows, key)
+            plan.buckets[key] = self._decode_buckets(plan.part(layer).rows, key)
         k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
         heads = layer.tp_k_head_num
         for bucket in plan.buckets[key]:

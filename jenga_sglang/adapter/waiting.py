@@ -14,6 +14,7 @@ from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget, Refusal
 from jenga_sglang.core.admission import Weighing
+from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.manager import Manager
 
@@ -112,7 +113,6 @@ def _would_admit(scheduler: Any, prompt_tokens: int, max_new_tokens: int) -> Ver
         encoder_pages=0,
     )
     if not fits:
-        assert budget.refusal is not None
         return _refused(manager, budget.refusal)
     weighing = budget.weigh_candidate()
     return Verdict(
@@ -154,7 +154,7 @@ def _chunk_ahead(scheduler: Any, budget: JengaPrefillBudget) -> Verdict | None:
 
 
 def _refused(manager: Manager, refusal: Refusal | None) -> Verdict:
-    assert refusal is not None
+    refusal = present(refusal, "a request is refused for no reason")
     facts = _facts(manager, refusal.weighing)
     words = _words(manager, refusal.weighing)
     if refusal.cause == "cache":

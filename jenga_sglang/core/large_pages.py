@@ -17,6 +17,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from jenga_sglang.core.corrupt import agree, distinct, none
 from jenga_sglang.core.geometry import Geometry
 
 # Numpy casts any other integers before it indexes with them: ten times slower for a few.
@@ -356,32 +357,44 @@ class LargePages:
         idle: NDArray[np.bool_] = (self.used[large] == 0) & (self.held[large] > 0)
         return idle
 
+    def reclaimable(self) -> Ids:
+        """All large pages that hold cached pages and nothing used; goes through the whole pool."""
+        return np.flatnonzero((self.used == 0) & (self.held > 0))
+
     def check(self) -> None:
-        """Recount everything; raise ``AssertionError`` at the first difference."""
+        """Recount everything; raise `CorruptPool` at the first difference."""
         free = self._free[: self.num_free]
-        assert are_distinct(free, self.num_large + 1), "a large page is free twice"
-        assert (self.owner[free] == _FREE).all(), "a free large page has an owner"
-        owned_total = 0
-        for g, per_large in enumerate(self.small_per_large):
-            owned = np.flatnonzero(self.owner == g)
-            owned_total += len(owned)
-            assert len(owned) == self.num_owned[g], f"group {g}: owned large pages miscounted"
-            assert (self.held[owned] > 0).all(), f"group {g}: owns an empty large page"
-            assert (self.used[owned] <= self.held[owned]).all() and (self.used[owned] >= 0).all()
-            assert (self.held[owned] <= per_large).all(), f"group {g}: large page overfull"
-            assert int(self.used[owned].sum()) == self.num_used[g], f"group {g}: used miscounted"
-            assert int(self.held[owned].sum()) == self.num_held[g], f"group {g}: held miscounted"
-            idle = int(np.count_nonzero(self.used[owned] == 0))
-            assert idle == self.num_reclaimable[g], f"group {g}: reclaimable miscounted"
-            with_holes = owned[self.held[owned] < per_large].tolist()
-            assert set(with_holes) == set(self._holes[g]), f"group {g}: holes in the wrong pages"
-            for large, holes in self._holes[g].items():
-                assert len(holes) == len(set(holes)) == per_large - self.held[large], (
-                    f"group {g}: large page {large} has {len(holes)} holes, "
-                    f"{self.held[large]} held of {per_large}"
-                )
-                assert all(p // per_large == large for p in holes)
-        assert self.num_free + owned_total == self.num_large, "a large page is lost"
+        distinct("free large pages", free, self.num_large + 1)
+        none("free large pages with an owner", free[self.owner[free] != _FREE])
+        none("free large pages that hold something", free[self.held[free] != 0])
+        for g in range(len(self.small_per_large)):
+            self._check_group(g, np.flatnonzero(self.owner == g))
+        owned = int(np.count_nonzero(self.owner >= 0))
+        agree("large pages free or owned", self.num_free + owned, self.num_large)
+
+    def _check_group(self, g: int, owned: Ids) -> None:
+        used, held, per_large = self.used[owned], self.held[owned], self.small_per_large[g]
+        none(f"group {g}: large pages owned without a small page", owned[held <= 0])
+        none(f"group {g}: large pages with more used than held", owned[(used > held) | (used < 0)])
+        none(f"group {g}: large pages that hold more than {per_large}", owned[held > per_large])
+        agree(f"group {g}: owned large pages", self.num_owned[g], len(owned))
+        agree(f"group {g}: used small pages", self.num_used[g], int(used.sum()))
+        agree(f"group {g}: held small pages", self.num_held[g], int(held.sum()))
+        idle = int(np.count_nonzero(used == 0))
+        agree(f"group {g}: reclaimable large pages", self.num_reclaimable[g], idle)
+        self._check_holes(g, owned[held < per_large].tolist())
+
+    def _check_holes(self, g: int, with_holes: list[int]) -> None:
+        all_holes, per_large = self._holes[g], self.small_per_large[g]
+        none(f"group {g}: large pages with holes that are not listed", {*with_holes} ^ {*all_holes})
+        of_requests = [large for pages in self._holes_of[g].values() for large in pages]
+        agree(f"group {g}: large pages with holes", sorted(of_requests), sorted(all_holes))
+        for large, holes in all_holes.items():
+            missing = per_large - int(self.held[large])
+            agree(f"group {g}: holes in large page {large}", len(holes), missing)
+            agree(f"group {g}: distinct holes in large page {large}", len({*holes}), missing)
+            outside = [p for p in holes if p // per_large != large]
+            none(f"group {g}: holes of large page {large} that lie elsewhere", outside)
 
 
 def without_repeats(ids: Ids) -> Ids:
@@ -400,11 +413,6 @@ def _ends_run(ids: Ids) -> NDArray[np.bool_]:
     ends = np.ones(len(ids), np.bool_)
     np.not_equal(ids[1:], ids[:-1], out=ends[:-1])
     return ends
-
-
-def are_distinct(ids: Ids, size: int) -> bool:
-    """Whether no id, all of them below ``size``, is there twice."""
-    return bool((np.bincount(ids, minlength=size) <= 1).all())
 
 
 def _ceil_div(value: int, divisor: int) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from jenga_sglang.core.corrupt import agree, none
 from jenga_sglang.core.large_pages import Ids, each_once, without_repeats
 
 _NEVER = np.iinfo(np.int64).max
@@ -218,6 +219,30 @@ class LruBuckets:
                 fresh = np.concatenate(bucket.fresh)
                 bucket.fresh = [each_once(fresh[self._queued_at[fresh] == time])]
         self._num_entries = sum(map(len, self._buckets.values()))
+
+    def check(self, reclaimable: Ids) -> None:
+        """Recount the entries; raise `CorruptPool` unless every one of the ``reclaimable`` large
+        pages, and whatever else is queued, has an entry, those no later than at their own time."""
+        agree("times of LRU buckets", sorted(self._times), sorted(self._buckets))
+        heap = enumerate(self._times[1:], start=1)
+        none(
+            "times of LRU buckets out of order",
+            [t for i, t in heap if t < self._times[(i - 1) // 2]],
+        )
+        entries = sum(map(len, self._buckets.values()))
+        agree("entries in the LRU buckets", self._num_entries, entries)
+        late = reclaimable[self._queued_at[reclaimable] > self.time[reclaimable]]
+        none("reclaimable large pages queued later than their time, or not at all", late)
+        queued = np.flatnonzero(self._queued_at != _NEVER)
+        valid = [self._valid(time, bucket) for time, bucket in self._buckets.items()]
+        entered = each_once(np.concatenate([*valid, np.empty(0, np.int64)]))
+        none("queued large pages without an entry", np.setdiff1d(queued, entered))
+
+    def _valid(self, time: int, bucket: _Bucket) -> Ids:
+        """Pages whose valid entry is in the bucket of ``time``, some twice."""
+        parts = [run[self._is_current(time, run)] & _ID_MASK for run in bucket.runs]
+        parts += [large[self._queued_at[large] == time] for large in bucket.fresh]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _unique(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:

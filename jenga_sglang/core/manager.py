@@ -24,6 +24,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from jenga_sglang.core.corrupt import none
 from jenga_sglang.core.dependency import (
     Dependency,
     Range,
@@ -40,6 +41,7 @@ from jenga_sglang.core.large_pages import Ids, without_repeats
 from jenga_sglang.core.memory import Memory, default_virtual_pages
 from jenga_sglang.core.pin import Counters, Hit, Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.recount import check_pins, check_retired, check_tree_pages
 from jenga_sglang.core.states import States, due
 from jenga_sglang.core.tree import Path, PrefixTree, Tokens
 
@@ -600,15 +602,19 @@ class Manager:
             self.__dict__.pop(name, None)
 
     def check_idle(self) -> None:
-        """`check`, and that nothing is pinned. Raises ``AssertionError``."""
+        """`check`, and that nothing is pinned. Raises `CorruptPool`."""
         self.check()
-        assert not self.pins, f"{len(self.pins)} requests still hold pages"
-        assert not any(self.memory.large.num_used), "pages are in use by nobody"
+        none("requests that still hold pages", self.pins)
+        none("small pages used by nobody, by group", filter(None, self.memory.large.num_used))
 
     def check(self) -> None:
-        """Recount all of it; raise ``AssertionError`` at the first difference."""
+        """Recount all of it; raise `CorruptPool` at the first difference."""
         self.memory.check()
         self.tree.check()
+        self.states.check(self.pins.values())
+        check_pins(self.memory, self.pins.values())
+        check_tree_pages(self.memory, self.tree)
+        check_retired(self.memory, self.retired)
 
 
 def _whole_pages(tokens: int, page_size: int) -> int:

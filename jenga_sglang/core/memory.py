@@ -22,9 +22,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from jenga_sglang.core.corrupt import CorruptPool, agree, distinct, none
 from jenga_sglang.core.dependency import Dependency, reads_everything
 from jenga_sglang.core.geometry import Geometry
-from jenga_sglang.core.large_pages import Ids, LargePages, are_distinct, each_once
+from jenga_sglang.core.large_pages import Ids, LargePages, each_once
 from jenga_sglang.core.lru import LruBuckets
 
 # Pages of a history, one part after the other: how many, and the groups that each of them is in.
@@ -363,7 +364,8 @@ class Memory:
             count -= len(cached)
             if count <= 0:
                 break
-        assert found, f"group {group}: nothing cached is left beside used pages"
+        if not found:
+            raise CorruptPool(f"group {group}: nothing cached is left beside used pages")
         return each_once(np.concatenate(found))
 
     def first_missing(self, group: int, virtual: Ids) -> int | None:
@@ -406,43 +408,62 @@ class Memory:
         self.num_free_virtual = end
 
     def check(self) -> None:
-        """Recount every state; raise ``AssertionError`` at the first difference."""
+        """Recount every state; raise `CorruptPool` at the first difference."""
         self.large.check()
-        assert not self.pins[:, 0].any() and not self.in_tree[0]
-        free = self._free[: self.num_free_virtual]
-        assert are_distinct(free, self.num_virtual + 1), "a virtual page is free twice"
-        assert not self.in_tree[free].any() and not self.pins[:, free].any()
-        assert int(self.in_tree.sum()) == self.num_tree
-        pinned = self.in_tree & (self.pins[-1] > 0)
-        assert int(pinned.sum()) == self.num_tree_pinned
-        private = (~self.in_tree & (self.pins[-1] > 0))[: self.num_virtual + 1]
-        assert int(private.sum()) + self.num_tree + len(free) == self.num_virtual, (
-            "a virtual page is lost"
-        )
+        self.lru.check(self.large.reclaimable())
+        self._check_virtual(self._free[: self.num_free_virtual])
         for g, table in enumerate(self.table):
-            self._check_group(g, table)
+            self._check_table(g, table)
+            self._check_places(g, table)
 
-    def _check_group(self, group: int, table: Ids) -> None:
-        assert not table[0].any()
+    def _check_virtual(self, free: Ids) -> None:
+        none("pins of virtual page 0, by group", np.flatnonzero(self.pins[:, 0]))
+        none("virtual page 0 in the tree", np.flatnonzero(self.in_tree[:1]))
+        distinct("free virtual pages", free, self.num_virtual + 1)
+        none("free virtual pages in the tree", free[self.in_tree[free]])
+        none("free virtual pages that are pinned", free[self.pins[:, free].any(axis=0)])
+        agree("virtual pages in the tree", self.num_tree, int(self.in_tree.sum()))
+        pinned = self.pins[-1] > 0
+        in_use = int(np.count_nonzero(self.in_tree & pinned))
+        agree("pinned virtual pages in the tree", self.num_tree_pinned, in_use)
+        private = int(np.count_nonzero((~self.in_tree & pinned)[: self.num_virtual + 1]))
+        known = private + self.num_tree + len(free)
+        agree("virtual pages private, in the tree or free", known, self.num_virtual)
+
+    def _check_table(self, group: int, table: Ids) -> None:
+        """Each small page has one virtual page, and the table read backwards says the same."""
+        none(f"group {group}: small pages of virtual page 0", table[0][table[0] != 0])
         rows, stripes = np.nonzero(table)
-        small = table[rows, stripes]
-        assert are_distinct(small, len(self._virtual_of[group])), (
-            f"group {group}: a page is owned twice"
+        none(f"group {group}: virtual pages held in part", rows[(table[rows] == 0).any(axis=1)])
+        small, virtual_of = table[rows, stripes], self._virtual_of[group]
+        distinct(f"group {group}: small pages in the table", small, len(virtual_of))
+        none(
+            f"group {group}: small pages of another virtual page", small[virtual_of[small] != rows]
         )
-        assert (self._virtual_of[group][small] == rows).all()
-        assert np.count_nonzero(self._virtual_of[group]) == len(small)
-        assert (table[rows] != 0).all(), f"group {group}: stripes of a page disagree"
-        large = self.large.large_of(group, small)
-        assert (self.large.owner[large] == group).all(), f"group {group}: page in foreign memory"
-        held = np.bincount(large, minlength=self.large.num_large + 1)
-        used = np.bincount(large[self.pins[group][rows] > 0], minlength=len(held))
-        owned = self.large.owner == group
-        assert (held[owned] == self.large.held[owned]).all() and not held[~owned].any()
-        assert (used[owned] == self.large.used[owned]).all(), f"group {group}: used miscounted"
-        unheld = self.pins[group] > 0
-        unheld[rows] = False
-        assert not unheld.any(), f"group {group}: a page that it does not hold is pinned"
-        assert (self.pins[group] <= self.pins[-1]).all(), "a group pins more than the requests"
+        tenants = np.count_nonzero(virtual_of)
+        agree(f"group {group}: small pages with a virtual page", tenants, len(small))
+
+    def _check_places(self, group: int, table: Ids) -> None:
+        """Large pages hold and use what the table and the pins come to."""
+        rows, stripes = np.nonzero(table)
+        large = self.large.large_of(group, table[rows, stripes])
+        owner, pins = self.large.owner, self.pins[group]
+        none(f"group {group}: large pages of another owner", large[owner[large] != group])
+        owned = np.flatnonzero(owner == group)
+        used = pins[rows] > 0
+        for what, booked, pages in (
+            ("held", self.large.held, large),
+            ("used", self.large.used, large[used]),
+        ):
+            recounted = np.bincount(pages, minlength=len(owner))
+            wrong = owned[booked[owned] != recounted[owned]]
+            none(f"group {group}: large pages whose {what} small pages are miscounted", wrong)
+        pinned = np.flatnonzero(pins)
+        none(f"group {group}: pinned pages that it does not hold", pinned[table[pinned, 0] == 0])
+        none(
+            f"group {group}: pages pinned more often than by requests",
+            pinned[pins[pinned] > self.pins[-1][pinned]],
+        )
 
 
 def default_virtual_pages(geometry: Geometry, max_requests: int, max_length: int) -> int:

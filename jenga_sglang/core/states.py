@@ -19,11 +19,12 @@ for every request that may run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from jenga_sglang.core.corrupt import agree, distinct, none
 from jenga_sglang.core.dependency import Range, subtract, union
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.memory import Memory
@@ -119,6 +120,25 @@ class States:
 
     def _small(self, group: int, virtual: Ids) -> Ids:
         return self.memory.table[group][virtual[0]].copy()
+
+    def check(self, pins: Collection[Pin]) -> None:
+        """Raise `CorruptPool` unless each slot is free and empty, or one request's and backed."""
+        first = self.memory.num_virtual + 1
+        used = [pin.slot for pin in pins if pin.slot]
+        distinct(
+            "slots of states",
+            np.array([*self._free, *used], np.int64),
+            first + self.memory.num_slots,
+        )
+        agree("slots of states free or used", len(self._free) + len(used), self.memory.num_slots)
+        none("slots that name tokens", [slot for slot in (*self._free, *used) if slot < first])
+        for g in self.groups:
+            backed = self.memory.table[g][first:, 0] != 0
+            agree(
+                f"group {g}: slots with a state",
+                (np.flatnonzero(backed) + first).tolist(),
+                sorted(used),
+            )
 
 
 def due(start: int, stop: int, interval: int, others: Iterable[int], page_size: int) -> list[int]:

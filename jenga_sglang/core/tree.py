@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.large_pages import Ids, are_distinct, each_once
+from jenga_sglang.core.corrupt import agree, distinct, none, present
+from jenga_sglang.core.large_pages import Ids, each_once
 
 Tokens = NDArray[np.int64]
 
@@ -238,12 +239,11 @@ class PrefixTree:
 
         The lower half stays the same object, so a `Path` that ends in it keeps its meaning.
         """
-        assert node.parent is not None
-        size = self.page_size
+        parent, size = present(node.parent, "a root was split"), self.page_size
         upper = self._new_node(
-            node.key, node.parent, node.start, node.tokens[: index * size], node.pages[:index]
+            node.key, parent, node.start, node.tokens[: index * size], node.pages[:index]
         )
-        node.parent.children[node.key] = upper
+        parent.children[node.key] = upper
         node.key = self.key(node.tokens, index)
         node.parent = upper
         node.start += index
@@ -306,22 +306,36 @@ class PrefixTree:
         return list(self._roots.values())
 
     def check(self) -> None:
-        """Walk the tree; raise ``AssertionError`` at the first thing out of place."""
+        """Walk the tree; raise `CorruptPool` at the first thing out of place."""
         reachable = {n.number for root in self._roots.values() for n in _descendants(root)}
-        assert reachable == set(self._nodes), "a node is lost"
+        none("tree nodes that are lost or not registered", reachable ^ {*self._nodes})
         seen: list[Ids] = []
         for node in self:
-            assert node.parent is not None and node.parent.children[node.key] is node
-            assert node.parent.stop == node.start and len(node.pages) > 0
-            assert len(node.tokens) == len(node.pages) * self.page_size
-            assert node.key == self.key(node.tokens, 0)
-            assert node.children or node.pages[-1] != 0, "a hollow end was not forgotten"
+            self._check_node(node)
             held = node.pages[node.pages != 0]
-            assert (self._node_of[held] == node.number).all()
+            strangers = held[self._node_of[held] != node.number]
+            none(f"tree node {node.number}: pages of another node", strangers)
             seen.append(held)
-        assert not seen or are_distinct(np.concatenate(seen), len(self._node_of)), (
-            "a virtual page is in the tree twice"
+        if seen:
+            distinct("virtual pages in the tree", np.concatenate(seen), len(self._node_of))
+
+    def _check_node(self, node: Node) -> None:
+        what = f"tree node {node.number}"
+        parent = present(node.parent, f"{what}: no parent")
+        none(
+            f"{what}: lost by its parent",
+            {node.number} - {n.number for n in parent.children.values()},
         )
+        agree(f"{what}: first page", node.start, parent.stop)
+        agree(f"{what}: tokens", len(node.tokens), len(node.pages) * self.page_size)
+        none(f"{what}: without a page", [] if len(node.pages) else [node.number])
+        for key in (
+            self.key(node.tokens, 0),
+            *(k for k, n in parent.children.items() if n is node),
+        ):
+            agree(f"{what}: key", node.key, key)
+        hollow = not node.children and node.pages[-1] == 0
+        none(f"{what}: a hollow end at page", [node.stop] if hollow else [])
 
 
 def _ancestors(node: Node) -> Iterator[Node]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jenga_sglang.adapter import encoder
+from jenga_sglang.core.corrupt import CorruptPool
 
 PAGE = 4
 PAD = 1 << 40
@@ -70,7 +71,7 @@ def test_new_tokens_are_written_where_they_belong_and_fillers_nowhere() -> None:
     assert locs is not None
     assert locs.tolist() == [*range(100, 107), 108, 109]
     batch.encoder_out_cache_loc = torch.arange(8)
-    with pytest.raises(AssertionError, match="8 places for 12 tokens"):
+    with pytest.raises(CorruptPool, match="8 places for 12 tokens"):
         encoder.new_locs(batch, PAGE)
 
 

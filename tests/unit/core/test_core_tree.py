@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from core_builders import ids, tokens
 
+from jenga_sglang.core.corrupt import CorruptPool
 from jenga_sglang.core.tree import FEWEST_ROOTS, Path, PrefixTree
 
 DOCUMENT = tokens(range(8))  # four pages
@@ -193,7 +194,7 @@ def test_hollow_pages_are_filled_and_others_stay(tree: PrefixTree) -> None:
 def test_check_notices_a_page_that_is_in_the_tree_twice(tree: PrefixTree) -> None:
     insert(tree, DOCUMENT, 1, 2, 3, 4)
     tree.extend(tree.find("a", FORK), FORK, ids(5, 3))
-    with pytest.raises(AssertionError):
+    with pytest.raises(CorruptPool):
         tree.check()
 
 
