@@ -77,19 +77,20 @@ def test_aligned_the_longest_prefix_goes_first_in_every_group() -> None:
 
 
 def test_pages_that_slid_out_of_the_window_go_before_everything() -> None:
-    """A needs the window pages 5, 6, 7; pages 0 to 4 only made them possible. B is fresher."""
+    """A and B need their window pages 5, 6, 7; pages 0 to 4 only made them possible, and go from
+    the end of both. Room for one page is two large pages. Then goes what is older, B's."""
     manager = make_manager(Full(), SlidingWindow(4), num_large=32)
     serve(manager, B)
     serve(manager, A)
-    for pages, left_of_a, left_of_b in [
-        (1, [0, 1, 2, 5, 6, 7], [0, 1, 2, 3, 5, 6, 7]),
-        (2, [0, 1, 2, 5, 6, 7], [0, 1, 2, 5, 6, 7]),
-        (5, [5, 6, 7], [5, 6, 7]),
-    ]:
+    for pages, transient in [(1, [0, 1, 2, 3]), (2, [0, 1, 2]), (4, [0]), (5, [])]:
         make_room(manager, pages)
-        gone = (5 - len(left_of_a) + 3) + (5 - len(left_of_b) + 3)
-        assert gone in (2 * pages, 2 * pages + 1)
+        for history in (A, B):
+            assert held_pages(manager, 0, history) == list(range(8))
+            assert held_pages(manager, 1, history) == [*transient, 5, 6, 7]
         assert hit_tokens(manager, A) == hit_tokens(manager, B) == 8
+    make_room(manager, 6)
+    assert [held_pages(manager, g, A) for g in (0, 1)] == [list(range(8)), [5, 6, 7]]
+    assert [held_pages(manager, g, B) for g in (0, 1)] == [list(range(7)), [5, 6]]
 
 
 def test_balanced_a_hit_refreshes_only_what_it_needed() -> None:

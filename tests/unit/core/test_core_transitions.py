@@ -1,0 +1,328 @@
+"""Rare transitions, in numbers small enough to work out by hand."""
+
+import numpy as np
+import pytest
+from core_builders import (
+    UNIT_BYTES,
+    begin,
+    grow,
+    held_pages,
+    make_geometry,
+    make_manager,
+    serve,
+    tokens,
+)
+
+from jenga_sglang.core.dependency import CrossAttention, Full, LastState, SlidingWindow
+from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.live_groups import retire_group
+from jenga_sglang.core.lookahead import Lookahead
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.tree import Encoded, Path, PrefixTree, Tokens
+
+A = tokens(range(100, 112))
+FORK = tokens(A[:4], range(200, 208))
+B = tokens(range(300, 312))
+
+
+def make_room(manager: Manager, pages: int) -> None:
+    """Evict until ``pages`` new pages fit, and take none of them."""
+    pin = manager.lock(manager.miss(None))
+    assert manager.reserve([(pin, pages)])
+    manager.release(pin)
+    manager.check()
+
+
+# -- which large page goes first -----------------------------------------------------------------
+
+
+def halves() -> Manager:
+    """Two windows in six large pages, which hold two pages of group 0 or one of group 1. Group 0
+    has pages 0 and 3 of A in one large page, 1 and 2 in another."""
+    window = SlidingWindow(100)
+    manager = make_manager(window, window, num_large=6, layers=[1, 2])
+    serve(manager, A[:1])
+    pin = begin(manager, A[:3])
+    grow(manager, pin, 4)
+    places = (manager.memory.table[0][pin.row, 0] // 2).tolist()
+    assert places[0] == places[3] and places[1] == places[2] != places[0]
+    manager.checkpoint(pin, None, A[:4])
+    manager.release(pin)
+    assert (manager.memory.large.num_free, manager.memory.large.num_owned) == (0, [2, 4])
+    return manager
+
+
+def test_of_equal_times_the_large_page_with_the_deepest_tenant_goes_first() -> None:
+    """Not the one whose shallowest tenant is deeper: page 3 goes, and takes page 0 along."""
+    manager = halves()
+    make_room(manager, 1)
+    assert held_pages(manager, 0, A) == [1, 2]
+    assert held_pages(manager, 1, A) == [0, 1, 2]
+
+
+def test_a_page_behind_the_sinks_takes_nothing_along() -> None:
+    manager = make_manager(SlidingWindow(4, sink_tokens=2), num_large=60)
+    serve(manager, A)
+    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[2:3])
+    manager.check()
+    assert held_pages(manager, 0, A) == [0, 1, *range(3, 12)]
+
+
+def test_what_falls_with_pages_of_one_history_is_the_same_in_any_order() -> None:
+    """Pages 2 and 6 lie in two nodes. The second falls with the first, and is counted once."""
+    manager = make_manager(Full(), SlidingWindow(100), num_large=80)
+    serve(manager, A)
+    serve(manager, FORK)
+    pages = manager.tree.pages(manager.tree.find(None, A))
+    assert len(manager.tree.nodes_of(pages[[2, 6]])) == 2
+    manager.evictor.evict_pages(0, pages[[6, 2]])
+    manager.check()
+    assert [held_pages(manager, g, A) for g in (0, 1)] == [[0, 1], [0, 1]]
+    assert manager.counters.evicted == {0: 2}
+    assert manager.counters.cascaded == {0: 1 + 8 + 7, 1: 2 + 8 + 8}
+
+
+# -- what an encoder made ------------------------------------------------------------------------
+
+IMAGE = Encoded(None, 4)
+
+
+def seeing() -> tuple[Manager, Tokens]:
+    """Text and image layers, a token a page; a history of four image tokens and two of text."""
+    manager = make_manager(Full(), CrossAttention(), num_large=40)
+    return manager, tokens([1000] * 4, 1, 2)
+
+
+def insert(manager: Manager, pin: Pin, history: Tokens) -> None:
+    grow(manager, pin, len(history))
+    manager.checkpoint(pin, IMAGE, history)
+
+
+@pytest.mark.parametrize("in_one_node", [True, False])
+def test_no_pinned_page_of_an_encoder_goes_with_its_end(in_one_node: bool) -> None:
+    """One request has computed half of the image, another all of it and has ended."""
+    manager, history = seeing()
+    half, whole = (manager.lock(manager.match(IMAGE, history)) for _ in range(2))
+    for pin, length in ((whole, 6), (half, 2)) if in_one_node else ((half, 2), (whole, 6)):
+        insert(manager, pin, history[:length])
+    manager.release(whole)
+    pages = manager.tree.pages(manager.tree.find(IMAGE, history))
+    assert len(manager.tree.nodes_of(pages)) == (1 if in_one_node else 2)
+    manager.evictor.evict_pages(1, pages[2:3])
+    manager.check()
+    assert manager.tree.pages(manager.tree.find(IMAGE, history)).tolist() == half.row.tolist()
+    assert manager.memory.large.num_used == [0, 2]
+    assert manager.memory.large.num_held == [0, 2]
+
+
+def test_what_an_encoder_made_goes_as_a_whole_when_nobody_holds_it() -> None:
+    manager, history = seeing()
+    for length in (2, 6):
+        pin = manager.lock(manager.match(IMAGE, history[:length]))
+        insert(manager, pin, history[:length])
+        manager.release(pin)
+    pages = manager.tree.pages(manager.tree.find(IMAGE, history))
+    assert len(pages) == 6
+    manager.evictor.evict_pages(1, pages[3:4])
+    manager.check()
+    assert (manager.memory.num_tree, manager.memory.large.num_held) == (0, [0, 0])
+
+
+# -- ids of virtual pages ------------------------------------------------------------------------
+
+
+def without_full(num_large: int) -> Manager:
+    """A window of two tokens alone: the group that says how many ids there are has been retired."""
+    manager = make_manager(Full(), SlidingWindow(2), num_large=num_large)
+    retire_group(manager, 0)
+    assert manager.memory.num_virtual == num_large
+    return manager
+
+
+def test_a_reservation_fails_where_there_are_no_ids_although_there_is_memory() -> None:
+    manager = without_full(8)
+    pin = begin(manager, A[:4])
+    manager.slide(pin, 4)
+    grow(manager, pin, 8)
+    manager.slide(pin, 8)
+    assert (manager.memory.num_free_virtual, manager.memory.large.num_free) == (0, 7)
+    assert not manager.reserve([(pin, 1)])
+    assert manager.counters.refused_reservations == 1
+    manager.check()
+
+
+def test_ids_of_cached_pages_are_taken_back_for_a_reservation() -> None:
+    manager = without_full(8)
+    serve(manager, B[:4])
+    pin = begin(manager, A[:2])
+    assert (manager.memory.num_free_virtual, manager.memory.large.num_free) == (2, 2)
+    manager.slide(pin, 2)
+    assert manager.reserve([(pin, 4)])
+    assert manager.memory.num_free_virtual >= 4
+    manager.extend(pin, 6)
+    manager.check()
+    assert len(held_pages(manager, 1, B)) == 2
+
+
+# -- paths that were known -----------------------------------------------------------------------
+
+
+def test_a_known_path_whose_node_was_cut_is_found_anew() -> None:
+    """What hung below a cut is still whole, and must not be believed."""
+    tree = PrefixTree(1, 40)
+    pages = np.arange(1, 21, dtype=np.int64)
+    tree.extend(tree.find(None, A), A, pages[:12])
+    tree.extend(tree.find(None, FORK), FORK, pages[12:])
+    known = tree.find(None, FORK)
+    shared = known.node.parent
+    assert shared is not None and known.num_pages == 12
+    tree.cut(shared, 2)
+    assert len(known.node.pages) == 8
+    assert tree.find(None, FORK, known) == tree.find(None, FORK) == Path(shared, 2)
+
+
+def test_a_waiting_request_wants_nothing_of_a_history_that_was_cut() -> None:
+    """Its route pins nothing. The ids and the memory of its pages are B's by then."""
+    geometry = make_geometry([Full()], 24)
+    manager = Manager(geometry, max_requests=8, max_length=1000)
+    lookahead = Lookahead(manager)
+
+    def look() -> list[tuple[int, int, float]]:
+        manager.memory.tick()
+        lookahead.look(["waits"], lambda index: (None, tokens(FORK, 999)))
+        return [(w.position, w.saved_tokens, w.large_pages) for w in lookahead.wanted]
+
+    serve(manager, A)
+    serve(manager, FORK)
+    assert look() == [(1, 12, 12.0)]
+    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[:1])
+    assert manager.memory.num_tree == 0
+    serve(manager, B)
+    serve(manager, B + 100)
+    times = manager.memory.lru.time.tolist()
+    assert look() == []
+    assert manager.memory.lru.time.tolist() == times
+
+
+# -- what is held for others ---------------------------------------------------------------------
+
+
+def holder(num_large: int) -> Manager:
+    """A request that needs two pages, and holds two more of a hit that others may ask for."""
+    policy = CachePolicy(step_cost_tokens=1)
+    geometry = make_geometry([SlidingWindow(3)], num_large)
+    manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
+    manager.mean_output_tokens = 24
+    serve(manager, tokens(A[:6], [900]))
+    pin = begin(manager, A)
+    manager.slide(pin, 12)
+    assert manager.memory.large.num_used == [4]
+    return manager
+
+
+def test_a_decode_makes_running_requests_give_up_what_they_hold_for_others() -> None:
+    manager = holder(12)
+    assert manager.can_serve_pages(8)
+    assert manager.memory.large.num_used == [4], "there is room beside it"
+    assert manager.can_serve_pages(9)
+    assert manager.memory.large.num_used == [2]
+    manager.check()
+    assert manager.can_serve_pages(10) and not manager.can_serve_pages(11)
+
+
+def test_two_requests_that_computed_one_page_both_hold_the_one_that_stays() -> None:
+    manager = make_manager(Full(), num_large=8)
+    twins = [begin(manager, A[:1]) for _ in range(2)]
+    for twin in twins:
+        manager.checkpoint(twin, None, A[:1])
+    manager.check()
+    (page,) = manager.tree.pages(manager.tree.find(None, A[:1])).tolist()
+    assert [twin.row.tolist() for twin in twins] == [[page], [page]]
+    assert manager.memory.pins[:, page].tolist() == [2, 2]
+    manager.release(twins[0])
+    make_room(manager, 7)
+    assert held_pages(manager, 0, A) == [0], "the other still runs on it"
+    manager.release(twins[1])
+    make_room(manager, 8)
+    assert held_pages(manager, 0, A) == []
+
+
+def test_a_large_page_that_a_private_page_leaves_idle_can_be_evicted() -> None:
+    """Two cached pages of A and the private end of a request share it, until that is aborted."""
+    manager = make_manager(Full(), SlidingWindow(100), num_large=4, layers=[2, 3])
+    pin = begin(manager, A[:2])
+    manager.checkpoint(pin, None, A[:2])
+    grow(manager, pin, 3)
+    assert manager.memory.large.num_owned == [1, 2]
+    manager.release(pin)
+    manager.check()
+    make_room(manager, 4)
+    assert held_pages(manager, 0, A) == []
+
+
+# -- snapshots of states -------------------------------------------------------------------------
+
+
+def recurrent(num_large: int, *sizes: int, interval: int = 4, answer: int = 0) -> Manager:
+    """Rows and groups of states, a token a page; ``sizes`` are those of the states in small pages
+    of rows."""
+    rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
+    specs = [
+        LayerGroupSpec(f"states{n}", (n + 1,), LastState(), state_bytes=(size * UNIT_BYTES,))
+        for n, size in enumerate(sizes)
+    ]
+    cuts = tuple(GroupGeometry(spec, 1) for spec in (rows, *specs))
+    ample = Geometry(cuts, 1, 1 << 40)
+    geometry = ample.resized(ample.large_page_bytes * (num_large + 1))
+    policy = CachePolicy(state_interval_tokens=interval, answer_state_tokens=answer)
+    return Manager(geometry, max_requests=4, max_length=64, policy=policy)
+
+
+def compute(manager: Manager, history: Tokens) -> Pin:
+    pin = begin(manager, history)
+    manager.save_states(pin, 0, len(history), len(history))
+    return pin
+
+
+def test_snapshots_in_the_tree_are_as_recent_as_what_is_computed() -> None:
+    """Those after 4, 8 and 11 tokens, each in its own page, and no page before them."""
+    manager = recurrent(60, 2)
+    pin = compute(manager, A)
+    assert [length for length, _ in pin.saves] == [4, 8, 11, 12]
+    manager.checkpoint(pin, None, A)
+    memory = manager.memory
+    assert [page + 1 for page in held_pages(manager, 1, A)] == [4, 8, 11, 12]
+    assert memory.lru.time[memory.table[1][pin.row[[3, 7, 10, 11]], 0]].tolist() == [memory.now] * 4
+    assert pin.kept == [0, 4, 8, 11, 12, 12]
+
+
+def test_a_snapshot_that_is_in_the_tree_follows_the_answer_no_more() -> None:
+    manager = recurrent(60, 1, interval=64, answer=2)
+    pin = compute(manager, A[:1])
+    for length in range(2, 5):
+        grow(manager, pin, length)
+        manager.save_states(pin, length - 1, length, 1)
+    assert pin.answer_page == 4
+    manager.checkpoint(pin, None, A[:4])
+    assert pin.answer_page == 0
+    for length in range(5, 7):
+        grow(manager, pin, length)
+        manager.save_states(pin, length - 1, length, 1)
+    manager.check()
+    assert pin.answer_page == 6 and held_pages(manager, 1, A[:4]) == [3]
+
+
+def test_a_snapshot_goes_into_anybodys_hole_before_it_opens_a_large_page() -> None:
+    """A large page holds four rows, two states of the one group, or one of the other. Of nine the
+    first request takes three. The other takes four, its first snapshot the hole beside its own
+    state and one, and the second the hole of the first request and the last."""
+    manager = recurrent(9, 2, 4)
+    assert manager.memory.large.small_per_large == [4, 2, 1]
+    begin(manager, B[:1])
+    pin = compute(manager, A[:8])
+    assert [length for length, _ in pin.saves] == [6, 6, 7, 7]
+    assert manager.memory.large.num_owned == [3, 2, 4]
+    assert manager.counters.skipped_checkpoints == 0
+    manager.check()
