@@ -83,6 +83,43 @@ def _virtual_pages(manager: Manager, histories: Histories) -> dict[int, int]:
     return found
 
 
+@dataclass(frozen=True)
+class Place:
+    """A large page that ``group`` owns, and the histories in the tree that lie in it.
+
+    ``has_others``: pages that are not in the tree, or states; ``is_idle``: nothing is used."""
+
+    group: int
+    large: int
+    tenants: frozenset[int]
+    has_others: bool
+    is_idle: bool
+    time: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.group, self.large
+
+
+def places(manager: Manager, seen: Snapshot) -> list[Place]:
+    """Every large page in use, by the page tables alone, with its time in the eviction order."""
+    memory, found = manager.memory, []
+    for group, table in enumerate(memory.table):
+        per_large = manager.geometry.small_per_large(group)
+        tenants: dict[int, set[int]] = {}
+        for history in seen.cached[group]:
+            for small in table[seen.virtual[history]].tolist():
+                tenants.setdefault(small // per_large, set()).add(history)
+        used = {small // per_large for small in seen.used_small[group]}
+        of_tree = {s for h in seen.cached[group] for s in table[seen.virtual[h]].tolist()}
+        others = {small // per_large for small in seen.used_small[group] - of_tree}
+        for large in sorted({*tenants, *others}):
+            here = frozenset(tenants.get(large, ()))
+            time = int(memory.lru.time[large])
+            found.append(Place(group, large, here, large in others, large not in used, time))
+    return found
+
+
 def row_holds(manager: Manager, pin: Pin, group: int) -> set[int]:
     """Places in a request's row for which ``group`` has a small page."""
     return set(np.flatnonzero(manager.memory.table[group][pin.row, 0]).tolist())

@@ -17,7 +17,24 @@ from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.tree import Encoded
 
 Page = int  # a history, by number
-Times = dict[tuple[int, Page], int]  # of pages in groups
+Entry = tuple[int, Page]  # a page in a group
+Uses = dict[Entry, int]  # logical times
+
+
+@dataclass(frozen=True)
+class LargePage:
+    """Who lies in a large page of a group. ``is_idle``: cached pages and nobody else. ``deepest``
+    are the least and the greatest place of its last tenant since it has had its ``time``."""
+
+    group: int
+    tenants: frozenset[Page]
+    is_idle: bool
+    time: int
+    deepest: tuple[int, int]
+
+    @property
+    def entries(self) -> set[Entry]:
+        return {(self.group, page) for page in self.tenants}
 
 
 @dataclass(eq=False)
@@ -59,6 +76,8 @@ class NaiveCache:
     states: Set[int] = frozenset()  # groups whose page holds a state after its last token
     requests: list[Request] = field(default_factory=list)
     cached: list[set[Page]] = field(default_factory=list)  # in the tree, of each group
+
+    used_at: Uses = field(default_factory=dict)  # cached pages that were needed since they came
 
     def __post_init__(self) -> None:
         self.cached = [set() for _ in self.dependencies]
@@ -285,31 +304,76 @@ class NaiveCache:
 
     def flush(self) -> None:
         assert not self.requests
+        self.used_at.clear()
         self.cached = [set() for _ in self.dependencies]
 
     # -- eviction -----------------------------------------------------------------------------
 
-    def evict(self, left: Sequence[set[Page]], times: Times | None) -> None:
+    def evict(
+        self, left: Sequence[set[Page]], large_pages: Sequence[LargePage] | None, *, alone: bool
+    ) -> None:
         """Take over what the manager has left; complain if it had no right to take the rest.
 
-        ``times`` are those of the last use of every page, if every page could go alone: then none
-        goes while one stays that is older, or as old and further from the start of its history.
+        ``large_pages`` are those before, None where a policy has another order: none goes while one
+        stays that is older, or as old with its deepest tenant further from the start. Where pages
+        are ``alone`` in theirs, what falls with others is no younger than they are.
         """
-        gone = [(g, p) for g in self.groups for p in self.cached[g] - left[g]]
+        gone = {(g, p) for g in self.groups for p in self.cached[g] - left[g]}
         for group in self.groups:
             assert left[group] <= self.cached[group], f"group {group}: pages out of nowhere"
             taken = self.cached[group] - left[group]
             assert not taken & set(self.pins(group)), f"group {group}: a used page was evicted"
         self.cached = [set(pages) for pages in left]
-        stay = [(g, p) for g in self.groups for p in self.idle(g)]
-        if times and gone and stay:
-
-            def age(entry: tuple[int, Page]) -> tuple[int, int]:
-                return times[entry], -self.histories.depth[entry[1]]
-
-            youngest_gone, oldest_stay = max(map(age, gone)), min(map(age, stay))
-            assert youngest_gone <= oldest_stay, "an older page stays, or a longer prefix"
+        if gone and large_pages is not None:
+            idle = [large for large in large_pages if large.is_idle]
+            went = [large for large in idle if large.entries <= gone]
+            chosen = went if alone else [x for x in went if not self._fell(x, gone)]
+            self._assert_oldest(chosen, [x for x in idle if not x.entries & gone])
         self.assert_reachable()
+        there = {(g, p) for g in self.groups for p in self.cached[g]}
+        self.used_at = {entry: now for entry, now in self.used_at.items() if entry in there}
+
+    def _assert_oldest(self, chosen: Sequence[LargePage], spared: Sequence[LargePage]) -> None:
+        if chosen and spared:
+            youngest = max((x.time, -x.deepest[1]) for x in chosen)
+            oldest = min((x.time, -x.deepest[0]) for x in spared)
+            assert youngest <= oldest, "an older page stays, or a longer prefix"
+
+    def _fell(self, large: LargePage, gone: set[Entry]) -> bool:
+        """Whether all in ``large`` may have gone because something that every longer history needs
+        went: above it, or beside it in another group."""
+        return all(self._lost_above(large.group, page, gone) for page in large.tenants)
+
+    def _lost_above(self, group: int, page: Page, gone: set[Entry]) -> bool:
+        above, namespace = page, self.histories.namespace[page]
+        while above:
+            place = self.histories.depth[above]
+            for g in self.groups:
+                entry = (g, above)
+                needed = place in self.needed_for_ever(g, namespace)
+                if needed and entry in gone and entry != (group, page):
+                    return True
+            above = self.histories.parent[above]
+        return False
+
+    # -- the time of a last use -----------------------------------------------------------------
+
+    def use(
+        self, namespace: Hashable, pages: Sequence[Page], lengths: Sequence[int], now: int
+    ) -> None:
+        """What hits of ``lengths`` tokens and every longer history need of ``pages``, all shared,
+        is used ``now``, in every group that has it."""
+        for group in self.groups:
+            needed = set(self.needed_for_ever(group, namespace))
+            for length in lengths:
+                whole = length // self.page_size * self.page_size
+                needed |= self.needed(group, whole, namespace)
+            for place in needed & set(range(len(pages))):
+                if pages[place] in self.cached[group]:
+                    self.used_at[group, pages[place]] = now
+
+    def latest_use(self, group: int, pages: Set[Page]) -> int:
+        return max((self.used_at.get((group, page), 0) for page in pages), default=0)
 
     def assert_reachable(self) -> None:
         """No page is kept that no hit can ever need again.

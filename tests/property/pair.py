@@ -1,14 +1,27 @@
 """A manager and the naive model side by side, and everything that must agree between them."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
-from core_inspector import Histories, Snapshot, row_holds, snapshot
-from naive_cache import NaiveCache, Request, Times
+from core_inspector import Histories, Place, Snapshot, places, row_holds, snapshot
+from naive_cache import LargePage, NaiveCache, Request
 from random_pools import Pool
 
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.tree import Tokens
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Of a large page with ``tenants``: its ``time``, the places of its last tenant since it has
+    had that, and the latest use of any tenant since it has had them."""
+
+    tenants: frozenset[int]
+    time: int
+    shallowest: int
+    deepest: int
+    latest: int
 
 
 class Pair:
@@ -30,6 +43,7 @@ class Pair:
         self.model = NaiveCache(dependencies, Histories(self.page_size), pool.max_length, states)
         self.pins: dict[Request, Pin] = {}
         self.documents: list[Tokens] = []
+        self._epochs: dict[tuple[int, int], Epoch] = {}
         # Small pages as large as large pages: every cached page can be evicted alone.
         self.exact_order = all(k == 1 for k in self.manager.memory.large.small_per_large)
 
@@ -44,24 +58,65 @@ class Pair:
         self._check_requests(seen)
         self._check_conservation(seen)
         self._check_hits()
+        self._check_times()
 
     def kept_for_others(self, request: Request) -> list[set[int]]:
         """Places in a request's row that it keeps pinned for later requests."""
         ranges_of = self.pins[request].held_for_others
         return [{p for r in ranges for p in range(r.start, r.stop)} for ranges in ranges_of]
 
-    def times(self) -> Times | None:
-        """When each cached page was last used; None if pages share large pages, or a policy has
-        another order."""
+    def large_pages(self) -> list[LargePage] | None:
+        """Who lies where, and since when nothing there was used; None where a policy has another
+        order of eviction."""
         policy = self.manager.policy
-        if not self.exact_order or not (policy.balanced and policy.aligned):
+        if not (policy.balanced and policy.aligned):
             return None
-        lru, table, seen = self.manager.memory.lru, self.manager.memory.table, self.see()
-        return {
-            (g, page): int(lru.time[table[g][seen.virtual[page], 0]])
-            for g in self.model.groups
-            for page in seen.cached[g]
-        }
+        seen = places(self.manager, self.see())
+        self._epochs = {place.key: self._epoch(place) for place in seen}
+        return [
+            LargePage(
+                place.group,
+                place.tenants,
+                place.is_idle,
+                place.time,
+                (self._epochs[place.key].shallowest, self._epochs[place.key].deepest),
+            )
+            for place in seen
+        ]
+
+    def _epoch(self, place: Place) -> Epoch:
+        """What has been seen of a large page since other tenants had it, or it another time."""
+        depth = max((self.model.histories.depth[p] for p in place.tenants), default=0)
+        latest = self.model.latest_use(place.group, place.tenants)
+        # A page that is not in the tree counts as deep as that number was the last time.
+        low, high = (0, self.pool.max_length) if place.has_others else (depth, depth)
+        before = self._epochs.get(place.key)
+        if before is not None and (before.tenants & place.tenants or place.has_others):
+            latest = max(latest, before.latest)
+            if before.time == place.time:
+                low, high = min(low, before.shallowest), max(high, before.deepest)
+        return Epoch(place.tenants, place.time, low, high, latest)
+
+    def forget_places(self) -> None:
+        self._epochs.clear()
+
+    def evicted(self, before: list[LargePage] | None) -> None:
+        """The manager has evicted what it chose to."""
+        self.model.evict(self.see().cached, before, alone=self.exact_order)
+
+    def used(self, request: Request, num_pages: int) -> None:
+        """What the request's hits need of its first ``num_pages`` was used a moment ago."""
+        pages, lengths = request.pages[:num_pages], self.pins[request].kept
+        self.model.use(request.namespace, pages, lengths, self.manager.memory.now)
+        self.large_pages()
+
+    def _check_times(self) -> None:
+        """A large page has the time at which the last of its tenants was used."""
+        for large in self.large_pages() or []:
+            latest = self.model.latest_use(large.group, large.tenants)
+            assert latest <= large.time, "used, and not as recent"
+        for epoch in self._epochs.values():
+            assert epoch.time <= epoch.latest, "more recent than any of its tenants"
 
     def see(self) -> Snapshot:
         return snapshot(self.manager, self.model.histories)

@@ -111,6 +111,28 @@ def random_pool(pick: Pick) -> Pool:
     )
 
 
+def shared_pool(pick: Pick) -> Pool:
+    """Pages of several requests in every large page, and hardly any that only falls with others:
+    eviction is all about which large page goes."""
+    page_size, num_groups = choose(pick, (1, 4)), pick(1, 2)
+    # A group of many layers, that pages of the others are small beside a large page.
+    layers, groups = [*(pick(1, 2) for _ in range(num_groups)), 12], []
+    for number, count in enumerate(layers):
+        first = sum(layers[:number])
+        dependency = SlidingWindow(pick(2, 6) * page_size)
+        ids = tuple(range(first, first + count))
+        spec = LayerGroupSpec(f"group{number}", ids, dependency, k_bytes=4, v_bytes=4)
+        groups.append(GroupGeometry(spec, page_size, 1))
+    large_page_bytes = math.lcm(*(g.small_page_bytes for g in groups))
+    return Pool(
+        geometry=Geometry(tuple(groups), page_size, pick(40, 90) * large_page_bytes),
+        max_length=MAX_PAGES * page_size,
+        max_requests=6,
+        prefix_cache=True,
+        policy=CachePolicy(request_aware=False),
+    )
+
+
 def random_states(
     pick: Pick, name: str, first_layer: int, stripes: int, page_size: int
 ) -> GroupGeometry:

@@ -85,8 +85,13 @@ class World(Pair):
 
     def wait(self, pick: Pick) -> None:
         """A waiting request says what it is going to hit."""
-        namespace = choose(pick, self.namespaces)
-        self.manager.refresh(self.manager.match(namespace, self._random_tokens(pick)))
+        namespace, tokens = choose(pick, self.namespaces), self._random_tokens(pick)
+        hit = self.manager.match(namespace, tokens)
+        self.manager.refresh(hit)
+        pages = self.model.histories.pages(namespace, tokens)[: hit.path.num_pages]
+        length = len(pages) * self.page_size
+        self.model.use(namespace, pages, [length], self.manager.memory.now)
+        self.large_pages()
 
     def finish(self, pick: Pick) -> None:
         if self.live:
@@ -100,11 +105,11 @@ class World(Pair):
 
     def evict(self, pick: Pick) -> None:
         """Free virtual pages on demand."""
-        before, times = self.manager.memory.num_free_virtual, self.times()
+        before, places = self.manager.memory.num_free_virtual, self.large_pages()
         wanted = pick(1, 8)
         freed = self.manager.evict(wanted)
         assert freed == self.manager.memory.num_free_virtual - before
-        self.model.evict(self.see().cached, times)
+        self.evicted(places)
         if freed < wanted:
             assert not any(self.model.idle(g) for g in self.model.groups) or not self.exact_order
 
@@ -139,6 +144,7 @@ class World(Pair):
         self.check()
         self.manager.reset()
         self.model.flush()
+        self.forget_places()
 
     RULES = (
         *["start"] * 4,
@@ -170,7 +176,7 @@ class World(Pair):
             assert pages == max(0, -(-length // self.page_size) - request.num_pages)
         demand = self.batch_demand(batch, sum(not r.has_state for r, _ in batch))
         fits_at_once, fits = (self.fits(demand, at_last=x) for x in (False, True))
-        before, times = contents(self.manager), self.times()
+        before, places = contents(self.manager), self.large_pages()
         # Checkpoints outside the tree are not in the cache yet: given up, they are free at once.
         unpublished = any(self._private_for_others(g) for g in self.model.states)
         free = self.manager.memory.large.num_free
@@ -181,7 +187,7 @@ class World(Pair):
             same = contents(self.manager) == before
             assert same or unpublished, "a refused reservation changed something"
             return False
-        self.model.evict(self.see().cached, times)
+        self.evicted(places)
         cascaded = self.manager.counters.cascaded.total() - cascaded
         self._check_no_waste(sum(demand), free, cascaded)
         starts = [request.length for request, _ in batch]
@@ -191,7 +197,10 @@ class World(Pair):
             assert len(set(new.tolist())) == len(batch)
         else:
             for request, length in batch:
+                is_first = not self.pins[request].touched
                 new = self.manager.extend(self.pins[request], length)
+                if is_first:
+                    self.used(request, request.tree_pages)
                 assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
         for request, length in batch:
             self.model.extend(request, length)
@@ -201,12 +210,12 @@ class World(Pair):
 
     def _save_states(self, request: Request, start: int, length: int) -> None:
         """Room for checkpoints of the step, each in all groups of states or in none."""
-        counters, times = self.manager.counters, self.times()
+        counters, places = self.manager.counters, self.large_pages()
         saved, skipped = counters.saved_checkpoints, counters.skipped_checkpoints
         pin = self.pins[request]
         prompt, before = request.prompt_tokens, request.answer
         self.manager.save_states(pin, start, length, prompt, crowded=self.crowded)
-        self.model.evict(self.see().cached, times)
+        self.evicted(places)
         allowed = self.model.may_save(request, start, self.manager.state_interval)
         end = self.model.answer_end(request, start, self.pool.policy.answer_state_tokens)
         answer = pin.answer_page - 1 if pin.answer_page else None
@@ -241,6 +250,7 @@ class World(Pair):
         self.manager.checkpoint(self.pins[request], request.namespace, tokens, keep)
         if self.pool.prefix_cache:
             self.model.checkpoint(request, length)
+            self.used(request, request.tree_pages)
             self.model.hold_for_others(request, self.kept_for_others(request), before)
 
     def _release(self, request: Request) -> None:
