@@ -61,20 +61,23 @@ def ids(*values: int) -> Ids:
     return np.array(values, np.int64)
 
 
-def begin(manager: Manager, history: Tokens, *, namespace: str | None = None) -> Pin:
-    """Lock the longest hit of a new request and give it pages for all of ``history``.
+def begin(
+    manager: Manager, history: Tokens, *, namespace: str | None = None, publish: bool = False
+) -> Pin:
+    """Lock the longest hit of a new request and give it pages for all of ``history``. With
+    ``publish`` its windows wait for a checkpoint before they slide.
 
     The last token is never matched: its output is what the request wants.
     """
     pin = manager.lock(manager.match(namespace, history[:-1]))
-    grow(manager, pin, len(history))
+    grow(manager, pin, len(history), publish=publish)
     return pin
 
 
-def grow(manager: Manager, pin: Pin, length: int) -> None:
+def grow(manager: Manager, pin: Pin, length: int, *, publish: bool = False) -> None:
     """Reserve and take pages for ``length`` tokens; the pool must have room."""
     assert manager.reserve([(pin, manager.new_pages(pin, length))])
-    manager.extend(pin, length)
+    manager.extend(pin, length, publish=publish)
 
 
 def serve(manager: Manager, history: Tokens, *, namespace: str | None = None) -> None:

@@ -50,7 +50,7 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
     for req, pin, row, start, length, holds_kv in zip(
         batch.reqs, pins, rows, batch.prefix_lens, lengths, continuing, strict=True
     ):
-        cache.manager.extend(pin, length)
+        cache.manager.extend(pin, length, publish=not req.skip_radix_cache_insert)
         cache.last_page[row] = pin.row[-1]
         ids = cache.token_ids(pin.row)[:length]
         _write_row(batch, row, start if holds_kv else 0, ids)

@@ -226,12 +226,13 @@ class JengaPrefixCache(BasePrefixCache):
         req.kv.cache_protected_len = pin.tree_pages * self.page_size
 
     def _lengths_to_keep(self, req: Req, up_to: int) -> list[int]:
-        """Where the next request may go on from: the end of the prompt or a little before it, and
-        the end of the answer. Nobody stops where a chunk happened to end."""
+        """Where the next request may go on from: the end of the prompt or a little before it, at
+        least the one token that the same prompt computes again, and the end of the answer. Nobody
+        stops where a chunk happened to end."""
         prompt = len(req.origin_input_ids)
         if req.finished() or up_to > prompt:
             return [up_to]
-        slack = self.manager.prompt_slack(prompt)
+        slack = max(1, self.manager.prompt_slack(prompt))
         return [prompt - slack, prompt] if up_to == prompt else []
 
     def _rewrite_row(self, req: Req, pin: Pin, first: int, before: Ids) -> None:

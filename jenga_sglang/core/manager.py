@@ -239,16 +239,19 @@ class Manager:
         return missing <= 0 or self.evictor.evict(missing) >= missing
 
     def _can_serve_at_last(self, demand: Sequence[int]) -> bool:
-        """Whether ``demand`` fits; running requests give up what they hold for others first."""
+        """Whether ``demand`` fits; running requests give up what they hold for others first, and
+        what they have not published yet and need no more."""
         for pin in self.pins.values():
             if self.memory.large.can_serve(demand):
                 return True
+            self._slide(pin, pin.waiting_slide_pages)
             self._let_go_for_others(pin)
         return self.memory.large.can_serve(demand)
 
-    def extend(self, pin: Pin, length: int) -> Ids:
+    def extend(self, pin: Pin, length: int, *, publish: bool = True) -> Ids:
         """Give ``pin`` private pages for ``length`` tokens and return them.
 
+        A `checkpoint` is to ``publish`` them, and no window slides over them before: see `slide`.
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
         pages = self.memory.take(
@@ -262,18 +265,21 @@ class Manager:
             self._count_hit(pin)
         pin.append(pages)
         pin.length = length
+        if publish and self.prefix_cache:
+            pin.to_publish_pages = length // self.page_size
         return pages
 
     def extend_each(self, pins: Sequence[Pin]) -> Ids:
         """Give each of ``pins``, which run and have filled their pages, a private page for its next
-        token; return the pages in order.
+        token; return the pages in order. An answer is published when it has ended, with what the
+        windows hold by then.
 
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
         groups = pins[0].groups
         if any(pin.groups != groups or pin.num_pages < pin.encoder_pages for pin in pins):
             # A group was born or retired between them, or an encoder makes the next page.
-            return np.concatenate([self.extend(pin, pin.length + 1) for pin in pins])
+            return np.concatenate([self.extend(pin, pin.length + 1, publish=False) for pin in pins])
         pages = self.memory.take_each(groups, [pin.number for pin in pins], scarce=self._scarce)
         for pin, page in zip(pins, pages.tolist(), strict=True):
             pin.append_one(page)
@@ -356,12 +362,32 @@ class Manager:
     def slide(self, pin: Pin, length: int) -> None:
         """Let go of what a history of ``length`` computed tokens no longer needs.
 
-        Rounded down to whole pages, so that the last page boundary stays a possible hit.
+        Rounded down to whole pages, so that the last page boundary stays a possible hit. Where
+        `extend` computed what a `checkpoint` has not published yet, it slides as far as the tree
+        has got: hits in what is to be published need the rest. That waits for the checkpoint, but
+        not longer than to the next slide, and gives way to a reservation that would fail.
         """
         whole = length // self.page_size
+        if whole > pin.tree_pages and self._is_to_wait(pin, whole):
+            pin.waiting_slide_pages = whole
+            whole = pin.tree_pages
+        self._slide(pin, whole)
+
+    def _is_to_wait(self, pin: Pin, whole: int) -> bool:
+        """Whether a slide to ``whole`` pages would let go of what is to be published."""
+        if pin.to_publish_pages <= pin.tree_pages:
+            return False
+        return not pin.waiting_slide_pages or whole <= pin.waiting_slide_pages
+
+    def _slide(self, pin: Pin, whole: int) -> None:
+        """Let go of what a history of ``whole`` pages no longer needs."""
+        if whole >= pin.waiting_slide_pages:
+            pin.waiting_slide_pages = 0
         if whole <= pin.slid_pages:
             return
         pin.slid_pages = whole
+        if whole > pin.tree_pages:
+            pin.to_publish_pages = 0
         for g in self.forgetful:
             if not pin.held[g]:
                 continue
@@ -457,7 +483,7 @@ class Manager:
             pin.kept.append(branch * self.page_size)
             pin.shared.append(branch * self.page_size)
             pin.branch_ahead = False
-        self.slide(pin, len(tokens))
+        self.slide(pin, max(len(tokens), pin.waiting_slide_pages * self.page_size))
         self.memory.tick()
         self._touch(pin.row[: pin.tree_pages], pin.kept, pin.encoder_pages)
 

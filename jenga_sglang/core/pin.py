@@ -45,6 +45,9 @@ class Pin:
     path: Path | None = None  # of the row's beginning, as last seen in the tree
     length: int = 0  # tokens in the row; the last page may have room for more
     slid_pages: int = 0  # windows have slid to here
+    # Computed to here for a `checkpoint` to publish, and where windows will slide once it has.
+    to_publish_pages: int = 0
+    waiting_slide_pages: int = 0
     touched: bool = False
     # Pinned as well, but given up before a reservation fails: what other requests may ask for.
     held_for_others: list[list[Range]] = field(default_factory=list)

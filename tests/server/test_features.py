@@ -110,6 +110,15 @@ class TestAnswers:
     ) -> None:
         assert_answers_are_right(server, taught_model)
 
+    def test_a_prompt_hits_itself_whatever_its_length(self, server: Client) -> None:
+        """All but its last page: also where the next token's page is taken, and the window slides,
+        before the prompt is in the tree."""
+        for length in (383, 384, 385, 400, 512, 1024):
+            ids = prompt(length, seed=1_000 + length)
+            server.generate(ids)
+            whole = (length - 1) // PAGE_SIZE * PAGE_SIZE
+            assert cached_tokens(server.generate(ids)) == whole, length
+
     def test_a_flushed_cache_is_empty(self, server: Client) -> None:
         server.generate(PROMPTS[-1])
         assert cached_tokens(server.generate(PROMPTS[-1])) == 1296
