@@ -153,8 +153,9 @@ class FakeEngine:
             if job.computed == len(job.tokens):
                 job.set_tokens([*job.tokens, self.pick(0, 1)])
 
-    def _checkpoint(self, job: Job) -> None:
-        tokens = np.array(job.tokens[: job.computed], np.int64)
+    def _checkpoint(self, job: Job, length: int | None = None) -> None:
+        """Publish the first ``length`` tokens, or all that are computed."""
+        tokens = np.array(job.tokens[: length or job.computed], np.int64)
         self.manager.checkpoint(pin_of(job), job.namespace, tokens)
         self._poison_freed()
 

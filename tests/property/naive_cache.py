@@ -55,6 +55,9 @@ class Request:
     matched: int  # pages known when it was locked
     has_state: bool = False  # a working state of its own in every group of states
     answer: int | None = None  # of ``for_others``, the place that moves along with the answer
+    to_publish: int = 0  # whole pages that are computed, and a checkpoint is still to come
+    gave_way: int = 0  # how often what waited for a checkpoint went for want of room
+    waits: int = 0  # whole pages to which the windows slide when it has come; 0 is nowhere
 
 
 def encoder_tokens(namespace: Hashable) -> int:
@@ -138,20 +141,38 @@ class NaiveCache:
                 return num_pages, matched
         return 0, matched
 
+    def lengths_within(self, places: Sequence[Set[int]], request: Request) -> list[int]:
+        """Numbers of whole pages of what the request has computed that every group could continue
+        from with pages at ``places``."""
+        return [
+            n
+            for n in range(1, request.length // self.page_size + 1)
+            if all(
+                self.needed(g, n * self.page_size, request.namespace) <= places[g]
+                and self.is_whole(g, request.namespace, n * self.page_size)
+                for g in self.groups
+            )
+        ]
+
+    def is_whole(self, group: int, namespace: Hashable, length: int) -> bool:
+        return self.dependency(group, namespace).whole(length) == length
+
     def accepts(self, group: int, pages: Sequence[Page], num_pages: int) -> bool:
         """Whether ``group`` can continue from the first ``num_pages`` of ``pages``."""
         namespace, length = self.histories.namespace[pages[0]], num_pages * self.page_size
-        if self.dependency(group, namespace).whole(length) < length:
+        if not self.is_whole(group, namespace, length):
             return False
         needed = self.needed(group, length, namespace)
         return all(pages[place] in self.cached[group] for place in needed)
 
     def pins(self, group: int, *, for_others: bool = True) -> dict[Page, int]:
-        """How many requests hold each tree page, for themselves or for others as well."""
+        """How many requests hold each tree page, for themselves or for others as well: for a
+        checkpoint to come, too."""
         pins: dict[Page, int] = {}
         for request in self.requests:
             also = request.for_others[group] if for_others else set()
-            for place in [*request.held[group], *also]:
+            own = request.held[group] if for_others else self.kept_for_good(group, request)
+            for place in [*own, *also]:
                 if place < request.tree_pages:
                     page = request.pages[place]
                     pins[page] = pins.get(page, 0) + 1
@@ -166,6 +187,14 @@ class NaiveCache:
         """Places outside the tree for which the request has a page in ``group``."""
         saved = request.for_others[group] if group in self.states else set()
         return {place for place in request.held[group] | saved if place >= request.tree_pages}
+
+    def kept_for_good(self, group: int, request: Request) -> set[int]:
+        """Places that the request holds also when nothing waits for a checkpoint any more."""
+        if not request.waits:
+            return request.held[group]
+        length = request.waits * self.page_size
+        kept = self.needed(group, length, request.namespace)
+        return request.held[group] & (kept | set(range(request.waits, request.num_pages)))
 
     def idle(self, group: int) -> set[Page]:
         """Tree pages that may be evicted."""
@@ -196,7 +225,9 @@ class NaiveCache:
         self.requests.append(request)
         return request
 
-    def extend(self, request: Request, length: int) -> None:
+    def extend(self, request: Request, length: int, *, publish: bool) -> None:
+        if publish:
+            request.to_publish = length // self.page_size
         num_pages = max(request.num_pages, -(-length // self.page_size))
         for group, held in enumerate(request.held):
             new = range(request.num_pages, num_pages)
@@ -271,14 +302,34 @@ class NaiveCache:
             request.for_others[group] -= set(range(first, whole))
         if request.answer is not None and request.answer < whole:
             request.answer = None
-        self.slide(request, length)
+        self.slide(request, max(length, request.waits * self.page_size))
 
     def slide(self, request: Request, length: int) -> None:
+        """Nothing goes that a checkpoint is to publish, but for who slides on without one."""
         whole = length // self.page_size
+        unpublished = request.to_publish > request.tree_pages < whole
+        if unpublished and not 0 < request.waits < whole:
+            request.waits = whole
+            self._let_go(request, request.tree_pages * self.page_size)
+        else:
+            if whole >= request.waits:
+                request.waits = 0
+            self._let_go(request, length)
+
+    def _let_go(self, request: Request, length: int) -> None:
+        whole = length // self.page_size
+        if whole > max(request.tree_pages, request.slid // self.page_size):
+            request.to_publish = 0
+        request.slid = max(request.slid, length)
         for group, held in enumerate(request.held):
             kept = self.needed(group, whole * self.page_size, request.namespace)
             held &= kept | set(range(whole, request.num_pages))
-        request.slid = max(request.slid, length)
+
+    def give_way(self, request: Request) -> None:
+        """For want of room nothing waits for a checkpoint any more."""
+        length, request.waits = request.waits * self.page_size, 0
+        request.gave_way += 1
+        self._let_go(request, length)
 
     def hold_for_others(
         self, request: Request, places: list[set[int]], held: list[set[int]]

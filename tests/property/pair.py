@@ -133,6 +133,10 @@ class Pair:
         rows: list[int] = []
         for request, pin in self.pins.items():
             assert (pin.num_pages, pin.tree_pages) == (request.num_pages, request.tree_pages)
+            assert (pin.to_publish_pages, pin.waiting_slide_pages) == (
+                request.to_publish,
+                request.waits,
+            )
             assert pin.answer_page == (0 if request.answer is None else request.answer + 1)
             shared = zip(pin.row.tolist(), request.pages[: pin.tree_pages], strict=False)
             for virtual, page in shared:
@@ -198,11 +202,12 @@ class Pair:
                 assert not self.model.accepts(hit.cut_by, pages, expected + 1)
 
     def _private_for_others(self, group: int) -> list[int]:
-        """Virtual pages outside the tree that hold a checkpoint of ``group``."""
+        """Virtual pages outside the tree that hold a checkpoint of ``group``, or wait for it to
+        be published."""
         return [
             int(self.pins[r].row[place])
             for r in self.live
-            for place in r.for_others[group]
+            for place in r.for_others[group] | (r.held[group] - self.model.kept_for_good(group, r))
             if place >= r.tree_pages
         ]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from core_builders import UNIT_BYTES, make_manager
 from fake_engine import FakeEngine, Job, pin_of
+from overlapped_engine import OverlappedEngine
 from random_pools import Pick, choose, random_pool
 
 from jenga_sglang.core.dependency import ChunkedLocal, Full, SlidingWindow
@@ -56,7 +57,7 @@ def serve(engine: FakeEngine, jobs: list[Job], max_steps: int = 2_000) -> None:
     raise AssertionError(f"{len(engine.waiting)} jobs wait, {len(engine.running)} run")
 
 
-def run(seed: int) -> Counter[str]:
+def run(seed: int, kind: type[FakeEngine]) -> Counter[str]:
     generator = random.Random(seed)
     pool = random_pool(generator.randint)
     manager = Manager(
@@ -65,7 +66,7 @@ def run(seed: int) -> Counter[str]:
         max_length=pool.max_length,
         prefix_cache=pool.prefix_cache,
     )
-    engine = FakeEngine(manager, generator.randint)
+    engine = kind(manager, generator.randint)
     try:
         namespaces = (*NAMESPACES, *pool.encoded())
         serve(engine, random_jobs(generator.randint, pool.max_length, namespaces))
@@ -85,36 +86,45 @@ def seeds(count: int, first: int | None = None) -> range:
     return range(first, first + count)
 
 
-def run_seeds(chosen: range) -> Counter[str]:
+def run_seeds(chosen: range, kind: type[FakeEngine]) -> Counter[str]:
     total: Counter[str] = Counter()
     for seed in chosen:
-        total += run(seed)
+        total += run(seed, kind)
     print(f"JENGA_SEED={chosen.start} and on: {dict(total)}")
     return total
 
 
-def test_everything_still_needed_is_readable_at_every_step() -> None:
-    run_seeds(seeds(15, first=0))
+ENGINES = pytest.mark.parametrize("kind", [FakeEngine, OverlappedEngine])
 
 
+@ENGINES
+def test_everything_still_needed_is_readable_at_every_step(kind: type[FakeEngine]) -> None:
+    run_seeds(seeds(15, first=0), kind)
+
+
+@ENGINES
 @pytest.mark.long
 @pytest.mark.timeout(6 * 3600)
-def test_everything_still_needed_is_readable_over_many_thousand_steps() -> None:
-    run_seeds(seeds(int(os.environ.get("JENGA_POOLS", 2_000))))
+def test_everything_still_needed_is_readable_over_many_thousand_steps(
+    kind: type[FakeEngine],
+) -> None:
+    run_seeds(seeds(int(os.environ.get("JENGA_POOLS", 2_000))), kind)
 
 
+@ENGINES
 @pytest.mark.parametrize("seed", seeds(4, first=0))
-def test_groups_come_and_go_under_load(seed: int) -> None:
-    run_with_live_groups(seed)
+def test_groups_come_and_go_under_load(seed: int, kind: type[FakeEngine]) -> None:
+    run_with_live_groups(seed, kind)
 
 
+@ENGINES
 @pytest.mark.long
-def test_groups_come_and_go_under_load_many_times() -> None:
+def test_groups_come_and_go_under_load_many_times(kind: type[FakeEngine]) -> None:
     for seed in seeds(200):
-        run_with_live_groups(seed)
+        run_with_live_groups(seed, kind)
 
 
-def run_with_live_groups(seed: int) -> None:
+def run_with_live_groups(seed: int, kind: type[FakeEngine]) -> None:
     """Every byte that a running request needs stays readable, whichever groups are born or retired
     beside it, and in the end everything is free."""
     print(f"JENGA_SEED={seed}")
@@ -130,7 +140,7 @@ def run_with_live_groups(seed: int) -> None:
             stripes=[2, 3],
             max_length=64,
         )
-        engine = FakeEngine(manager, generator.randint)
+        engine = kind(manager, generator.randint)
         for job in random_jobs(generator.randint, 64):
             engine.submit(job)
         while engine.waiting or engine.running:
@@ -217,6 +227,7 @@ def test_the_engine_notices_a_page_that_was_freed_too_early() -> None:
     """The manager takes the window for one token shorter than the layers do."""
     manager = make_manager(SlidingWindow(5), num_large=40)
     manager.dependencies[0] = SlidingWindow(4)
+    manager.prefix_cache = False
     engine = small_engine(manager)
     job = start_one(engine, 8)
     manager.slide(pin_of(job), 8)

@@ -42,10 +42,41 @@ class World(Pair):
             for request in twins:
                 self._checkpoint(request, request.length)
 
+    def overlap(self, pick: Pick) -> None:
+        """Requests compute what they have; pages for the next tokens are taken before that is
+        published, as an overlapped server does it. It is as if it had been published at once."""
+        batch = [r for r in self.live if r.length < len(r.tokens) and not r.waits and pick(0, 2)]
+        if not self._grow([(r, len(r.tokens)) for r in batch], publish=True):
+            return
+        computed = [(r, r.length, [set(held) for held in r.held], r.gave_way) for r in batch]
+        self._open_pages(batch, pick)
+        for request, length, held, gave_way in computed:
+            lengths = self.model.lengths_within(held, request)
+            self._checkpoint(request, length)
+            if self.pool.prefix_cache and request.gave_way == gave_way:
+                self._check_prefixes(request, lengths)
+
+    def _open_pages(self, batch: Sequence[Request], pick: Pick) -> None:
+        """A page for the next token of those that have filled theirs, as a decode step begins."""
+        full = [
+            r for r in batch if r.length % self.page_size == 0 and r.length < self.pool.max_length
+        ]
+        for request in full:
+            self._slide(request, request.length)
+            self.model.append(request, pick(0, 1))
+        self._grow([(r, r.length + 1) for r in full])
+
+    def _check_prefixes(self, request: Request, lengths: Sequence[int]) -> None:
+        for num_pages in lengths:
+            tokens = request.tokens[: num_pages * self.page_size]
+            hit = self.manager.match(request.namespace, tokens)
+            assert hit.path.num_pages == num_pages, "let go of before it was published"
+
     def grow(self, pick: Pick) -> None:
         """Some running requests, each by some tokens, in one batch."""
         batch = [r for r in self.live if pick(0, 2)]
-        self._grow([(r, self._next_length(pick, r)) for r in batch])
+        lengths = [(r, self._next_length(pick, r)) for r in batch]
+        self._grow(lengths, publish=bool(pick(0, 1)))
 
     def decode(self, pick: Pick) -> None:
         """Every running request that has computed all its tokens gets one more."""
@@ -77,11 +108,7 @@ class World(Pair):
     def slide(self, pick: Pick) -> None:
         if self.live:
             request = choose(pick, self.live)
-            length = request.length if pick(0, 3) else pick(0, request.length)
-            before = [set(held) for held in request.held]
-            self.manager.slide(self.pins[request], length)
-            self.model.slide(request, length)
-            self.model.hold_for_others(request, self.kept_for_others(request), before)
+            self._slide(request, request.length if pick(0, 3) else pick(0, request.length))
 
     def wait(self, pick: Pick) -> None:
         """A waiting request says what it is going to hit."""
@@ -149,7 +176,7 @@ class World(Pair):
     RULES = (
         *["start"] * 4,
         *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "flush"],
-        *["grow"] * 3,
+        *["grow", "overlap"] * 3,
         *["decode", "answer", "checkpoint", "finish"] * 2,
         *["slide", "wait", "abort", "crowd"],
     )
@@ -167,8 +194,15 @@ class World(Pair):
             assert hit.matched_pages == matched
         return request
 
-    def _grow(self, batch: Sequence[tuple[Request, int]]) -> bool:
-        """Reserve for all, then extend each; True unless there is no room."""
+    def _slide(self, request: Request, length: int) -> None:
+        before = [set(held) for held in request.held]
+        self.manager.slide(self.pins[request], length)
+        self.model.slide(request, length)
+        self.model.hold_for_others(request, self.kept_for_others(request), before)
+
+    def _grow(self, batch: Sequence[tuple[Request, int]], *, publish: bool = False) -> bool:
+        """Reserve for all, then extend each; True unless there is no room. Whether a checkpoint is
+        to ``publish`` it."""
         demands = [
             (self.pins[r], self.manager.new_pages(self.pins[r], length)) for r, length in batch
         ]
@@ -177,8 +211,8 @@ class World(Pair):
         demand = self.batch_demand(batch, sum(not r.has_state for r, _ in batch))
         fits_at_once, fits = (self.fits(demand, at_last=x) for x in (False, True))
         before, places = contents(self.manager), self.large_pages()
-        # Checkpoints outside the tree are not in the cache yet: given up, they are free at once.
-        unpublished = any(self._private_for_others(g) for g in self.model.states)
+        # What is outside the tree is not in the cache yet: given up, it is free at once.
+        unpublished = any(self._private_for_others(g) for g in self.model.groups)
         free = self.manager.memory.large.num_free
         cascaded = self.manager.counters.cascaded.total()
         assert self.manager.reserve(demands) == fits
@@ -198,12 +232,13 @@ class World(Pair):
         else:
             for request, length in batch:
                 is_first = not self.pins[request].touched
-                new = self.manager.extend(self.pins[request], length)
+                new = self.manager.extend(self.pins[request], length, publish=publish)
                 if is_first:
                     self.used(request, request.tree_pages)
                 assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
+        publish = publish and self.pool.prefix_cache and not (batch and all(opens))
         for request, length in batch:
-            self.model.extend(request, length)
+            self.model.extend(request, length, publish=publish)
         for (request, length), start in zip(batch, starts, strict=True):
             self._save_states(request, start, length)
         return True
@@ -231,8 +266,11 @@ class World(Pair):
         pin.saves.clear()
 
     def _check_given_up(self, *, needed: bool) -> None:
-        """What requests keep for others goes only for want of room."""
+        """What requests keep for others, or for a checkpoint, goes only for want of room."""
         for request in self.live:
+            if request.waits and not self.pins[request].waiting_slide_pages:
+                assert needed
+                self.model.give_way(request)
             kept = self.kept_for_others(request)
             assert needed or kept == request.for_others
             self.model.give_up_for_others(request, kept)
