@@ -80,7 +80,7 @@ class JengaPrefixCache(BasePrefixCache):
         self.scheduler: Scheduler | None = None
         # The prompt that is being computed in chunks.
         self.chunked: Pin | None = None
-        # A prefix with which a request did not even fit alone.
+        # A prefix with which a request did not even fit alone, in the last pass.
         self.hindering: Path | None = None
         self._evicted_pages = 0
         if params.enable_kv_cache_events:
@@ -105,12 +105,9 @@ class JengaPrefixCache(BasePrefixCache):
     # -- matching -----------------------------------------------------------------------------
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        history = _history(params.key, params.req)
-        hit = self.manager.match(history, _tokens(params.key))
-        if hit.path == self.hindering and not self.manager.pins:
-            # It goes altogether, or the request would be merged with it as it is computed.
-            self.manager.give_up(hit.path)
-            hit = self.manager.miss(history)
+        """Changes nothing: scheduling policies match the whole queue and then walk the tree, and
+        forget whom they do not find there."""
+        hit = self.manager.match(_history(params.key, params.req), _tokens(params.key))
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,
             last_device_node=hit,
@@ -262,9 +259,10 @@ class JengaPrefixCache(BasePrefixCache):
         self.chunked = None if req is None or req.lock is None else req.lock.receipt
 
     def make_way_for_chunk(self, req: Req | None, chunk_tokens: int) -> None:
-        """`note_chunked`, and let go of what would keep the next chunk of ``req`` out: nobody else
-        may begin before it has gone on."""
+        """As a pass begins: `note_chunked`, and let go of what would keep the next chunk of ``req``
+        out, for nobody else may begin before it has gone on; or else of `hindering`."""
         self.note_chunked(req)
+        self._give_up_hindering()
         if req is None or (pin := self.chunked) is None:
             return
         # A prompt that is not put into the tree has not been slid yet.
@@ -274,6 +272,13 @@ class JengaPrefixCache(BasePrefixCache):
         self.manager.can_serve_pages(
             self.manager.new_pages(pin, pin.length + min(left, chunk_tokens))
         )
+
+    def _give_up_hindering(self) -> None:
+        """Evict the prefix altogether, or its request would be merged with it as it is computed.
+        While others run, it may fit when they have left."""
+        path, self.hindering = self.hindering, None
+        if path is not None and not self.manager.pins and self.manager.tree.is_alive(path.node):
+            self.manager.give_up(path)
 
     def save_states(self, req: Req, start: int, stop: int) -> None:
         """Have the step that takes ``req`` from ``start`` to ``stop`` tokens leave checkpoints."""

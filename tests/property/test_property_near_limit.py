@@ -97,6 +97,7 @@ class World:
     def _admit(self, prompt: Tokens) -> Any:
         """The lock with which ``prompt`` begins, in the first pass or the second."""
         for _ in range(2):
+            self.cache.make_way_for_chunk(None, self.chunk)
             key = RadixKey(array("q", prompt[:-1].tolist()), None)
             hit: Any = self.cache.match_prefix(MatchPrefixParams(key=key))
             lock = self.cache.lock(hit.last_device_node)

@@ -1,11 +1,13 @@
 """A request that runs alone always begins, also where its own hit is what keeps it out."""
 
 from array import array
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from adapter_builders import make_cache
 from core_builders import grow, make_manager, tokens
+from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
@@ -39,10 +41,15 @@ def compute(manager: Manager, history: Ids) -> None:
     manager.release(pin)
 
 
+def match(cache: JengaPrefixCache, prompt: Ids) -> Any:
+    key = RadixKey(array("q", prompt[:-1].tolist()), None)
+    return cache.match_prefix(MatchPrefixParams(key=key))
+
+
 def consider(cache: JengaPrefixCache) -> tuple[int, bool]:
     """As SGLang considers the prompt in a pass: tokens that it hits, and whether it may begin."""
-    key = RadixKey(array("q", PROMPT[:-1].tolist()), None)
-    hit: Any = cache.match_prefix(MatchPrefixParams(key=key))
+    cache.make_way_for_chunk(None, PAGE)
+    hit: Any = match(cache, PROMPT)
     lock = cache.lock(hit.last_device_node)
     length = len(PROMPT)
     admitted, _ = JengaPrefillBudget(cache).check_prefill(
@@ -73,3 +80,28 @@ def test_while_others_run_it_waits_for_them(cache: JengaPrefixCache) -> None:
     cache.manager.release(other)
     assert consider(cache) == (PAGE * SHARED_PAGES, False)
     assert consider(cache) == (0, True)
+
+
+def test_nobody_is_forgotten_while_the_queue_is_matched(cache: JengaPrefixCache) -> None:
+    """SGLang's depth-first policy leaves out whose node is not in the tree any more. Another
+    request waits for what follows the prefix that is given up, and is matched before it."""
+    longer = tokens(range(PAGE * SHARED_PAGES), range(6000, 6000 + PAGE), 0)
+    assert consider(cache) == (PAGE * SHARED_PAGES, False)
+    for _ in range(2):
+        waiting: list[Any] = [
+            SimpleNamespace(number=number, last_node=match(cache, prompt).last_device_node)
+            for number, prompt in enumerate((longer, PROMPT))
+        ]
+        SchedulePolicy._sort_by_dfs_weight(waiting, cache)
+        assert sorted(req.number for req in waiting) == [0, 1]
+        cache.make_way_for_chunk(None, PAGE)
+
+
+def test_a_prefix_is_given_up_in_the_next_pass_or_not_at_all(cache: JengaPrefixCache) -> None:
+    """Its request may have gone by then, and the prefix fit others well."""
+    assert consider(cache) == (PAGE * SHARED_PAGES, False)
+    other = cache.manager.lock(cache.manager.miss(NAMESPACE))
+    cache.make_way_for_chunk(None, PAGE)
+    cache.manager.release(other)
+    cache.make_way_for_chunk(None, PAGE)
+    assert match(cache, PROMPT).device_prefix_len == PAGE * SHARED_PAGES
