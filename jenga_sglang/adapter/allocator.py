@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +41,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
             need_sort=False,
         )
         self._checked_at = -1
-        self.asked_encoder_tokens = 0
+        self._asked_encoder_tokens = 0
         # Of the last admission pass.
         self.budget: JengaPrefillBudget | None = None
         self.ask_again = AskAgain(pool.manager)
@@ -63,12 +65,18 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         """What the last admission pass could not fit, if anything."""
         return None if self.budget is None else self.budget.refusal
 
-    def why_refused(self, input_tokens: int, chunk_size: int | None) -> str | None:
-        """Why no request with a prompt of this length can ever be served, or None.
+    @contextmanager
+    def asking_with(self, encoder_tokens: int) -> Iterator[None]:
+        """Meanwhile `why_refused` and `max_new_tokens_for_memory` are about a request of which an
+        encoder makes the first ``encoder_tokens``: SGLang does not pass that on."""
+        self._asked_encoder_tokens = encoder_tokens
+        try:
+            yield
+        finally:
+            self._asked_encoder_tokens = 0
 
-        Like `max_new_tokens_for_memory` about a request of which an encoder makes the first
-        ``asked_encoder_tokens``.
-        """
+    def why_refused(self, input_tokens: int, chunk_size: int | None) -> str | None:
+        """Why no request with a prompt of this length can ever be served, or None."""
         if input_tokens == 0:
             return "The prompt is empty: send at least one token."
         how = self._how_computed(input_tokens, chunk_size)
@@ -84,7 +92,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         """Tokens of a prompt that one step computes at most, and pages that an encoder makes."""
         # SGLang has -1 for prompts that are not cut.
         fresh = min(input_tokens, chunk_size) if chunk_size and chunk_size > 0 else input_tokens
-        return fresh, self.asked_encoder_tokens // self.page_size
+        return fresh, self._asked_encoder_tokens // self.page_size
 
     def max_new_tokens_for_memory(
         self,

@@ -455,16 +455,15 @@ def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req:
     from jenga_sglang.adapter.allocator import JengaAllocator
 
     allocator = scheduler.token_to_kv_pool_allocator
-    if isinstance(allocator, JengaAllocator):
-        from jenga_sglang.adapter.encoder import page_tokens
+    if not isinstance(allocator, JengaAllocator):
+        return original(scheduler, req)
+    from jenga_sglang.adapter.encoder import page_tokens
 
-        allocator.asked_encoder_tokens = page_tokens(req)
+    with allocator.asking_with(page_tokens(req)):
         why = allocator.why_refused(len(req.origin_input_ids), scheduler.chunked_prefill_size)
         if why:
             req.set_finish_with_abort(why)
-    original(scheduler, req)
-    if isinstance(allocator, JengaAllocator):
-        allocator.asked_encoder_tokens = 0
+        original(scheduler, req)
 
 
 def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:

@@ -124,16 +124,18 @@ def _budget(scheduler: Any) -> JengaPrefillBudget:
     """The budget of a pass that began now, with what running requests are still promised."""
     allocator = scheduler.token_to_kv_pool_allocator
     decided = allocator.budget
-    adder = scheduler.get_prefill_adder_class()(
-        scheduler.page_size,
-        scheduler.tree_cache,
-        allocator,
-        scheduler.running_batch,
-        scheduler.new_token_ratio_tracker.current,
-        scheduler.max_prefill_tokens,
-        scheduler.chunked_prefill_size,
-    )
-    allocator.budget = decided
+    try:
+        adder = scheduler.get_prefill_adder_class()(
+            scheduler.page_size,
+            scheduler.tree_cache,
+            allocator,
+            scheduler.running_batch,
+            scheduler.new_token_ratio_tracker.current,
+            scheduler.max_prefill_tokens,
+            scheduler.chunked_prefill_size,
+        )
+    finally:
+        allocator.budget = decided
     budget: JengaPrefillBudget = adder.memory_budget
     return budget
 
