@@ -76,7 +76,7 @@ def _load_jenga(spec: RunSpec) -> None:
         )
     from sglang.srt.plugins import load_plugins
 
-    from jenga_sglang.plugin import activate
+    from jenga_sglang.activation import activate
 
     load_plugins()
     activate()

@@ -4,6 +4,7 @@ import inspect
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from jenga_sglang import flags, plugin
-from jenga_sglang.plugin import Hook
+from jenga_sglang import hook as hooking
+from jenga_sglang.hook import Hook, always, hooks_of, install
 from jenga_sglang.refused_flags import REFUSED
 
 SELF = __name__
@@ -24,6 +26,7 @@ def untouched(value: int) -> int:
 
 
 def around(original: Callable[..., Any], *args: Any) -> Any:
+    """Nothing."""
     return original(*args)
 
 
@@ -47,7 +50,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
     monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
     monkeypatch.setattr(HookRegistry, "_patched", set())
-    monkeypatch.setattr(plugin, "_installed", set())
+    monkeypatch.setattr(hooking, "_installed", set())
     monkeypatch.setattr(sys.modules[SELF], "untouched", untouched)
     return sys.modules[SELF]
 
@@ -65,10 +68,10 @@ class TestVersion:
 class TestInstall:
     def test_a_fitting_hook_takes_hold_once(self, module: ModuleType) -> None:
         original = module.untouched
-        plugin.install([hook("untouched", "value")])
+        install([hook("untouched", "value")])
         hooked = module.untouched
         assert hooked is not original and hooked(3) == 3
-        plugin.install([hook("untouched", "value")])
+        install([hook("untouched", "value")])
         assert module.untouched is hooked
 
     @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ class TestInstall:
     )
     def test_one_bad_hook_refuses_all(self, bad: Hook, said: str, module: ModuleType) -> None:
         original = module.untouched
-        line = refusal(lambda: plugin.install([hook("untouched", "value"), bad]))
+        line = refusal(lambda: install([hook("untouched", "value"), bad]))
         assert said in line and "Reinstall sglang==0.5.23" in line
         assert module.untouched is original
 
@@ -94,20 +97,83 @@ class TestInstall:
 
         # SGLang logs this and goes on.
         monkeypatch.setattr(registry, "_wrap_fn", fail)
-        line = refusal(lambda: plugin.install([hook("untouched", "value")]))
+        line = refusal(lambda: install([hook("untouched", "value")]))
         assert "untouched" in line and "did not take hold" in line
+
+
+class TestRecord:
+    """What `@hook` writes down, and when the function that it stands on is called."""
+
+    def test_it_stands_on_the_function_with_its_reason(self) -> None:
+        module = ModuleType(SELF)
+
+        def body(result: Any, value: int) -> int:
+            """Because
+            it is so."""
+            return value
+
+        for name in ("first", "second"):
+            hooking.hook(f"{SELF}.{name}", ("value",), HookType.AFTER, until="never")(body)
+        vars(module).update(body=body)
+        found = hooks_of(module)
+        assert [h.target for h in found] == [f"{SELF}.second", f"{SELF}.first"]
+        assert {(h.reason, h.until) for h in found} == {("Because it is so.", "never")}
+
+    def test_a_function_without_a_reason_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"untouched needs a docstring: why some\.target"):
+            hooking.hook("some.target", (), HookType.AFTER, until="never")(untouched)
+
+    @pytest.mark.parametrize("chosen", ["jenga", None])
+    @pytest.mark.parametrize("kind", [HookType.AROUND, HookType.AFTER])
+    def test_a_stock_server_never_gets_there(
+        self,
+        chosen: str | None,
+        kind: HookType,
+        module: ModuleType,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from sglang.srt import runtime_context
+
+        memory = Namespace(radix_cache_backend=chosen)
+        monkeypatch.setattr(runtime_context, "get_memory", lambda: memory)
+
+        def body(given: Any, value: int) -> int:
+            """Another value."""
+            return -value
+
+        hooking.hook(f"{SELF}.untouched", ("value",), kind, until="never")(body)
+        vars(module).update(body=body)
+        install([h for h in hooks_of(module) if h.run.__name__ == "body"])
+        assert module.untouched(3) == (-3 if chosen else 3)
+        monkeypatch.delattr(module, "body")
+
+    def test_one_that_is_always_meant_asks_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sglang.srt import runtime_context
+
+        monkeypatch.delattr(runtime_context, "get_memory")
+        hooking.hook("some.target", (), HookType.AROUND, when=always, until="never")(around)
+        (record,) = getattr(around, hooking._RECORDS)
+        delattr(around, hooking._RECORDS)
+        assert record.run(untouched, 3) == 3
+
+    def test_a_version_may_have_parameters_of_its_own(self) -> None:
+        record = Hook("some.target", ("new",), around, HookType.AROUND, {"<0.5.23": ("old",)})
+        assert record.expected_parameters("0.5.22") == ("old",)
+        assert record.expected_parameters("0.5.22.post1") == ("old",)
+        assert record.expected_parameters("0.5.23") == ("new",)
 
 
 class TestTargets:
     def test_every_hooked_function_is_there_with_the_signature_on_record(self) -> None:
         from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks
 
-        hooks = plugin._command_line_hooks() + runtime_hooks() + http_hooks()
+        hooks = plugin.command_line_hooks() + runtime_hooks() + http_hooks()
         assert len({h.target for h in hooks}) == len(hooks)
         for h in hooks:
             # The plug-in may have hooked this process when SGLang was imported.
             found = inspect.signature(inspect.unwrap(h.resolve()))
-            assert tuple(p for p in found.parameters if p != "cls") == h.parameters, h.target
+            expected = h.expected_parameters(version("sglang"))
+            assert tuple(p for p in found.parameters if p != "cls") == expected, h.target
 
     def test_every_refused_field_is_a_real_one_with_the_value_on_record(self) -> None:
         from sglang.srt.server_args import ServerArgs
@@ -277,6 +343,13 @@ class TestFlag:
         assert values["attention_backend"] in flags.ATTENTION_BACKENDS
 
 
+def hook_on(target: str) -> Callable[..., Any]:
+    """What a Jenga server puts around a function of SGLang, for servers of either kind."""
+    from jenga_sglang.adapter.hooks import runtime_hooks
+
+    return next(h.run for h in runtime_hooks() if h.target == target)
+
+
 class TestModelLists:
     """SGLang's lists of attention backends per model class, which name its own alone."""
 
@@ -285,8 +358,7 @@ class TestModelLists:
         from sglang.srt.arg_groups import model_hook
         from sglang.srt.configs import hybrid_arch
 
-        from jenga_sglang.adapter.hooks import _model_adjustments
-
+        adjust = hook_on("sglang.srt.arg_groups.model_hook.handle_model_specific_adjustments")
         view = Namespace(
             radix_cache_backend=radix_cache_backend,
             attention_backend="flashinfer",
@@ -306,7 +378,7 @@ class TestModelLists:
             patch.setattr(model_hook, "resolved_view", lambda server_args: view)
             patch.setattr(model_hook, "model_config_of", lambda server_args: None)
             patch.setattr(hybrid_arch, "mambaish_config", lambda config: None)
-            found = _model_adjustments(compare, view)
+            found = adjust(compare, view)
             assert model_hook.resolved_view(view) is view, "put back"
         assert model_hook.resolved_view is stock
         return found
@@ -322,7 +394,7 @@ class TestModelLists:
         from sglang.srt.configs import hybrid_arch
         from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
 
-        from jenga_sglang.adapter.hooks import _model_adjustments
+        from jenga_sglang.adapter.hooks.arguments import _model_adjustments
 
         declared: dict[str, Any] = {}
         config = CudaGraphConfig()

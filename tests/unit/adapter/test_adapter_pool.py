@@ -10,8 +10,8 @@ from core_builders import begin, serve, tokens
 from fake_engine import FakeEngine
 from fake_engine import Job as EngineJob
 
-from jenga_sglang.adapter import hooks
 from jenga_sglang.adapter.discovery import DiscoveredGroup, LatentRow, discover_groups
+from jenga_sglang.adapter.hooks.pool_bytes import _resume_memory_occupation
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec, exact_lcm
@@ -260,7 +260,7 @@ def test_memory_that_comes_back_has_null_pages_of_zeros(still_away: bool) -> Non
         scheduler=SimpleNamespace(token_to_kv_pool_allocator=allocator),
         offload_tags={"weights", "kv_cache"} if still_away else {"weights"},
     )
-    hooks._resume_memory_occupation(None, updater, None)
+    _resume_memory_occupation(None, updater, None)
     for layer in (0, 1):
         for pages in pool.get_kv_buffer(layer):
             assert bool(pages[0].isnan().any()) == still_away

@@ -1,0 +1,47 @@
+"""What changes inside a Jenga server, function by function of SGLang: a file for each concern.
+
+Imported by processes of Jenga servers only. A body's docstring says why it is needed, ``until``
+when it can go; `patches/README.md` lists both.
+"""
+
+from __future__ import annotations
+
+from jenga_sglang.adapter.hooks import (
+    arguments,
+    embeddings,
+    encoder,
+    observe,
+    pool_bytes,
+    pools,
+    recurrent,
+    scheduling,
+)
+from jenga_sglang.adapter.hooks.backends import register_backends
+from jenga_sglang.hook import Hook, hooks_of
+from jenga_sglang.registry import registry
+
+__all__ = ["http_hooks", "pool_hooks", "register_backends", "runtime_hooks", "serving_hooks"]
+
+SERVING = (arguments, scheduling, pool_bytes, observe, recurrent, encoder, embeddings)
+
+
+def runtime_hooks() -> list[Hook]:
+    """Every hook beyond the command line that this SGLang needs."""
+    return [*([] if registry() else pool_hooks()), *serving_hooks()]
+
+
+def pool_hooks() -> list[Hook]:
+    """What a registry of memory backends makes unnecessary."""
+    return hooks_of(pools)
+
+
+def serving_hooks() -> list[Hook]:
+    """What every SGLang needs."""
+    return hooks_of(*SERVING)
+
+
+def http_hooks() -> list[Hook]:
+    """What the process that answers HTTP needs beside them."""
+    from jenga_sglang.adapter.hooks import http
+
+    return hooks_of(http)

@@ -1,0 +1,77 @@
+"""The prefix cache and the attention backends, on SGLang's public registries.
+
+Attention backends are imported when one is built: they bring kernels that no other process needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+from sglang.srt.layers.attention.attention_registry import (
+    ATTENTION_BACKENDS,
+    register_attention_backend,
+)
+from sglang.srt.mem_cache.registry import (
+    TreeCacheBuildContext,
+    get_radix_cache_factory,
+    register_radix_cache_backend,
+)
+
+from jenga_sglang import flags
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+
+
+def register_backends() -> None:
+    """Put the prefix cache and the attention backends on their registries, once a process."""
+    if get_radix_cache_factory(flags.RADIX_CACHE_BACKEND) is not None:
+        return
+    register_radix_cache_backend(flags.RADIX_CACHE_BACKEND, _build_prefix_cache)
+    if flags.TORCH_BACKEND not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([flags.TORCH_BACKEND])
+    register_attention_backend(flags.TORCH_BACKEND)(_build_torch_backend)
+    for name, build in (
+        (flags.TRITON_BACKEND, _build_triton_backend),
+        (flags.FLASHINFER_BACKEND, _build_flashinfer_backend),
+    ):
+        register_attention_backend(name)(_on_jenga_pages(build, ATTENTION_BACKENDS[name]))
+
+
+def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
+    pool = context.params.token_to_kv_pool_allocator.get_kvcache()
+    if not isinstance(pool, JengaKVPool):
+        raise flags.refuse(
+            "--radix-cache-backend jenga", f"runs on Jenga pools; start with {flags.FLAG} jenga"
+        )
+    pool.manager.prefix_cache = not context.disable_radix_cache
+    return JengaPrefixCache(context.params, pool.manager)
+
+
+def _build_torch_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.torch_backend import JengaTorchBackend
+
+    return JengaTorchBackend(runner)
+
+
+def _build_triton_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+
+    return JengaTritonBackend(runner)
+
+
+def _build_flashinfer_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
+
+    return JengaFlashInferBackend(runner)
+
+
+def _on_jenga_pages(build: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A name of SGLang's: ours on our pools, SGLang's on its own."""
+
+    def choose(runner: Any) -> Any:
+        is_ours = isinstance(runner.token_to_kv_pool, JengaKVPool)
+        return build(runner) if is_ours else stock(runner)
+
+    return choose

@@ -1,0 +1,67 @@
+"""Where the scheduler admits requests and places their pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jenga_sglang.adapter import batch_alloc
+from jenga_sglang.adapter.encoder import page_tokens
+from jenga_sglang.hook import AROUND, hook
+
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+BATCH = "sglang.srt.managers.schedule_batch"
+
+
+@hook(
+    f"{SCHEDULER}.init_req_max_new_tokens",
+    ("self", "req"),
+    AROUND,
+    until="the allocator may give a reason for a refusal",
+)
+def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:
+    """A prompt that the pool can never serve is refused with the longest that it can."""
+    allocator = scheduler.token_to_kv_pool_allocator
+    with allocator.asking_with(page_tokens(req)):
+        why = allocator.why_refused(len(req.origin_input_ids), scheduler.chunked_prefill_size)
+        if why:
+            req.set_finish_with_abort(why)
+        original(scheduler, req)
+
+
+@hook(
+    f"{SCHEDULER}._get_new_batch_prefill_raw",
+    ("self", "prefill_delayer_single_pass", "running_batch"),
+    AROUND,
+    until="SGLang asks the allocator whether a full batch stays full",
+)
+def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:
+    """A batch that was full may have room again before a request leaves, for windows slide: ask in
+    every pass. The prefix cache sees who waits and who goes on, and the watchdog looks at what
+    came of it."""
+    allocator = scheduler.token_to_kv_pool_allocator
+    waiting = scheduler.waiting_queue
+    if allocator.ask_again.is_due(waiting[0].rid if waiting else None, allocator.refusal):
+        kwargs["running_batch"].batch_is_full = False
+    scheduler.tree_cache.scheduler = scheduler
+    scheduler.tree_cache.make_way_for_chunk(scheduler.chunked_req, scheduler.chunked_prefill_size)
+    plan = original(scheduler, **kwargs)
+    allocator.watchdog.look(scheduler)
+    return plan
+
+
+@hook(f"{BATCH}.alloc_for_extend", ("batch",), AROUND, until="the allocator interface names them")
+def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
+    """Pages are placed per request; `alloc_extend` does not name the requests."""
+    return batch_alloc.alloc_for_extend(batch)
+
+
+@hook(
+    f"{BATCH}.alloc_for_decode",
+    ("batch", "token_per_req"),
+    AROUND,
+    until="the allocator interface names them",
+)
+def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
+    """Pages are placed per request; `alloc_decode` does not name the requests."""
+    return batch_alloc.alloc_for_decode(batch, token_per_req)
