@@ -33,6 +33,12 @@ DECODE_TAIL = {"cap": 15, "scale": 16}
 PREFILL_TAIL = {"cap": 22, "scale": 23}
 VARIANT_TAIL = {"tensor": 16, "scale": 17}
 CAUSAL = 1
+# Positions of the head dims of K and V in what module getters and `plan` are given.
+DECODE_GETTER_DIMS, PREFILL_GETTER_DIMS, VARIANT_GETTER_DIMS = 4, 5, 6
+DECODE_PLAN_DIMS, PREFILL_PLAN_DIMS = 11, 12
+
+
+Dims = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ class Host:
 
 @dataclass(frozen=True)
 class DecodeModule:
-    """Decode on CUDA cores: one query per request."""
+    """Decode on CUDA cores: one query per request. `dims`: K's and V's head dim as built."""
 
     host: Host
+    dims: Dims
 
     def plan(self, *given: Any) -> list[int]:
+        check_dims(self.dims, given[DECODE_PLAN_DIMS:])
         indptr, batch = given[PLAN_HEAD], given[PLAN_HEAD + 1]
         in_graph, window_left = given[8], given[9]
         schedule = Schedule(list(range(batch + 1)), indptr.tolist(), window_left, in_graph)
@@ -78,6 +86,7 @@ class DecodeModule:
 
     def run(self, *given: Any) -> None:
         q, k, v, indptr, indices, last, out = given[RUN_HEAD : RUN_HEAD + 7]
+        check_widths(self.dims, q, k, v, out)
         schedule = self.host.scheduled(given[1])
         assert given[12] == schedule.window_left
         paged = Paged(schedule.qo_indptr, indptr, indices, last)
@@ -89,12 +98,15 @@ class DecodeModule:
 
 @dataclass(frozen=True)
 class PrefillModule:
-    """Prefill, and decode on tensor cores; `has_sinks` for the variant with sinks."""
+    """Prefill, and decode on tensor cores; `has_sinks` for the variant with sinks. `dims` as of
+    `DecodeModule`."""
 
     host: Host
+    dims: Dims
     has_sinks: bool = False
 
     def plan(self, *given: Any) -> list[int]:
+        check_dims(self.dims, given[PREFILL_PLAN_DIMS:])
         qo_indptr, kv_indptr = given[PLAN_HEAD : PLAN_HEAD + 2]
         in_graph, window_left = given[11], given[15]
         schedule = Schedule(qo_indptr.tolist(), kv_indptr.tolist(), window_left, in_graph)
@@ -102,6 +114,7 @@ class PrefillModule:
 
     def paged_run(self, *given: Any) -> None:
         q, k, v, qo_indptr, indptr, indices, last, out, _, mask = given[RUN_HEAD : RUN_HEAD + 10]
+        check_widths(self.dims, q, k, v, out)
         schedule = self.host.scheduled(given[1])
         assert given[14] == schedule.window_left
         assert qo_indptr[: len(schedule.qo_indptr)].tolist() == schedule.qo_indptr
@@ -115,6 +128,18 @@ class PrefillModule:
         queries = torch.tensor(schedule.qo_indptr).diff()
         is_causal = mask == CAUSAL or bool((queries <= 1).all())
         attend(self.host, schedule, paged, q, k, v, out, is_causal, scale, cap, sinks)
+
+
+def check_dims(built: Dims, asked: Sequence[Any]) -> None:
+    """A plan for other head dims than the module's sizes the wrong tiles."""
+    assert tuple(asked[:2]) == built, f"built for head dims {built}, planned for {asked[:2]}"
+
+
+def check_widths(built: Dims, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: Any) -> None:
+    """A kernel moves as many numbers a head as it was built for, whatever its tensors have: more
+    than they have is memory of somebody else."""
+    widths = [tensor.shape[-1] for tensor in (q, k, v, out)]
+    assert widths == [built[0], *built, built[1]], f"built for head dims {built}, given {widths}"
 
 
 @dataclass(frozen=True)
@@ -197,6 +222,11 @@ def xqa(host: Host) -> Any:
     return run
 
 
+def dims_at(arguments: Sequence[Any], position: int) -> Dims:
+    """Head dims of K and V among a module getter's arguments."""
+    return arguments[position], arguments[position + 1]
+
+
 @contextmanager
 def flashinfer_on_host() -> Iterator[Host]:
     """Let FlashInfer's wrappers run on host tensors inside the block."""
@@ -204,6 +234,16 @@ def flashinfer_on_host() -> Iterator[Host]:
         import flashinfer.decode
         import flashinfer.prefill
     host = Host()
+
+    def decode_module(*args: Any) -> DecodeModule:
+        return DecodeModule(host, dims_at(args, DECODE_GETTER_DIMS))
+
+    def prefill_module(*args: Any) -> PrefillModule:
+        return PrefillModule(host, dims_at(args, PREFILL_GETTER_DIMS))
+
+    def variant_dims(*args: Any, **kwargs: Any) -> Dims:
+        return dims_at(args, VARIANT_GETTER_DIMS)
+
     plain_empty = torch.empty
 
     def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
@@ -218,9 +258,9 @@ def flashinfer_on_host() -> Iterator[Host]:
         decode, prefill = flashinfer.decode, flashinfer.prefill
         for place in (decode, prefill):
             put(place, "device_support_pdl", lambda device: False)
-            put(place, "get_batch_prefill_module", lambda *args: PrefillModule(host))
-        put(decode, "get_batch_decode_module", lambda *args: DecodeModule(host))
+            put(place, "get_batch_prefill_module", prefill_module)
+        put(decode, "get_batch_decode_module", decode_module)
         put(decode, "xqa_batch_decode_with_kv_cache", xqa(host))
-        put(prefill, "get_customize_batch_prefill_module", lambda *args, **kwargs: None)
-        put(prefill, "get_batch_prefill_jit_module", lambda *args: PrefillModule(host, True))
+        put(prefill, "get_customize_batch_prefill_module", variant_dims)
+        put(prefill, "get_batch_prefill_jit_module", lambda _, d: PrefillModule(host, d, True))
         yield host

@@ -44,6 +44,7 @@ def gpu_test_modules() -> list[Module]:
     windows = (True, False)
     modules = [stock(kind, 128, w) for kind in ("decode", "fa2", "fa3") for w in windows]
     modules += [stock("decode", 128, False, soft_cap=True), stock("fa2", 128, False, kv_dtype=FP8)]
+    modules += [stock(kind, 192, False, dim_v=128) for kind in ("fa2", "fa2_independent")]
     modules += [xqa(128, group, w) for group in (2, 4) for w in windows]
     modules += [of_variant(Variant("sink", BF16, BF16, 64, 64, window=w)) for w in windows]
     modules.append(of_variant(Variant("page_mask", BF16, BF16, 128, 128, window=False)))
@@ -63,9 +64,12 @@ def stock(
     window: bool,
     soft_cap: bool = False,
     kv_dtype: torch.dtype = BF16,
+    dim_v: int | None = None,
 ) -> Module:
-    """FlashInfer's own module: kind "decode" (CUDA cores), "fa2" or "fa3" (prefill)."""
-    tail = (BF16, kv_dtype, BF16, torch.int32, head_dim, head_dim, 0, window, soft_cap)
+    """FlashInfer's own module: kind "decode" (CUDA cores), "fa2" or "fa3" (prefill), or
+    "fa2_independent", which FlashInfer loads beside "fa2" where strides of K and V differ."""
+    dims = (head_dim, dim_v or head_dim)
+    tail = (BF16, kv_dtype, BF16, torch.int32, *dims, 0, window, soft_cap)
 
     def spec() -> Any:
         from flashinfer.jit.attention import modules
@@ -74,11 +78,14 @@ def stock(
             return modules.gen_batch_decode_module(*tail)
         if kind == "fa2":
             return modules._gen_batch_prefill_primary_module(kind, *tail, False)
+        if kind == "fa2_independent":
+            return modules._gen_batch_prefill_independent_paged_module("fa2", *tail, False)
         return modules.gen_batch_prefill_module(kind, *tail, False)
 
     dtype = "e4m3" if kv_dtype == FP8 else "bf16"
     flags = f"swa_{int(window)}_cap_{int(soft_cap)}"
-    return Module(f"stock_{kind}_kv_{dtype}_d_{head_dim}_{flags}", spec)
+    shape = f"{head_dim}_{dim_v}" if dim_v else f"{head_dim}"
+    return Module(f"stock_{kind}_kv_{dtype}_d_{shape}_{flags}", spec)
 
 
 def xqa(head_dim: int, group_size: int, window: bool, page_size: int = 16) -> Module:

@@ -63,7 +63,8 @@ class GroupPlanner:
         return self._plan(("prefill", -1), tables, cuda_graph=False)
 
     def _decode_kind(self) -> str:
-        if self.spec.variant is not None:
+        # The decode wrapper asks for modules of one head dim, and only a prefill has variants.
+        if self.spec.variant is not None or self.spec.head_dim_qk != self.spec.head_dim_vo:
             return "prefill"
         return "decode_tc" if self.spec.decodes_on_tensor_cores else "decode"
 

@@ -71,6 +71,12 @@ CALLS: list[tuple[Callable[..., Any], str, str]] = [
         "",
     ),
     (
+        modules._gen_batch_prefill_independent_paged_module,
+        "backend dtype_q dtype_kv dtype_o dtype_idx head_dim_qk head_dim_vo pos_encoding_mode "
+        "use_sliding_window use_logits_soft_cap use_fp16_qk_reduction",
+        "",
+    ),
+    (
         xqa.gen_xqa_module,
         "input_dtype kv_cache_dtype page_size head_dim head_group_ratio use_sliding_window "
         "output_dtype",

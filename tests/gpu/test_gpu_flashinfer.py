@@ -158,6 +158,15 @@ def test_padded_pages(device, workspace, kernel) -> None:
     assert_right(run(kernel, case, workspace), case)
 
 
+@pytest.mark.parametrize("name", ["decode on tensor cores", "FA2 prefill"])
+@pytest.mark.parametrize("qo_heads", [8, 16])
+def test_unequal_head_dims_of_k_and_v(device, workspace, name, qo_heads) -> None:
+    layout = layout_of(dim=192, dim_v=128)
+    kernel = replace(KERNELS[name], qo_heads=qo_heads)
+    case = made(case_spec(kernel, layout=layout), device)
+    assert_right(run(kernel, case, workspace), case)
+
+
 def test_soft_cap(device, workspace) -> None:
     kernel = KERNELS["decode on CUDA cores"]
     case = made(case_spec(kernel, soft_cap=2.0), device)
@@ -227,11 +236,14 @@ def test_hidden_pages(device, workspace) -> None:
     torch.testing.assert_close(out.double()[sees], expected[sees], **TOLERANCE)
 
 
-@pytest.mark.parametrize("heads", [8, 16])
-def test_a_captured_decode_follows_new_lengths(device, workspace, heads) -> None:
+@pytest.mark.parametrize(
+    ("heads", "dim_k", "window"), [(8, 128, 127), (16, 128, 127), (8, 192, -1)]
+)
+def test_a_captured_decode_follows_new_lengths(device, workspace, heads, dim_k, window) -> None:
     """Plan outside the graph, tables and attention inside; lengths change between replays."""
     kernel = replace(KERNELS["decode on CUDA cores"], qo_heads=heads)
-    case = made(case_spec(kernel, window_left=127), device)
+    layout = layout_of(dim=dim_k, dim_v=128)
+    case = made(case_spec(kernel, layout=layout, window_left=window), device)
     spec = attention_spec(case)
     plan = GroupPlanner(spec, workspace, 6, 6).decode(6, case.tables, cuda_graph=True)
     batch = case.batch()

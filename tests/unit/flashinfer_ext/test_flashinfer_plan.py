@@ -27,9 +27,10 @@ PINNED = 2  # position of the pinned buffer among the planner's arguments
 
 
 class Recorder:
-    """Stands in for a compiled module: keeps what it is called with."""
+    """Stands in for a compiled module: keeps what it is called with, and what was asked for."""
 
     def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
         self.plans: list[tuple[Any, ...]] = []
         self.runs: list[tuple[Any, ...]] = []
         self.module = SimpleNamespace(plan=self._plan, run=self._run, paged_run=self._run)
@@ -40,6 +41,11 @@ class Recorder:
 
     def _run(self, *arguments: Any) -> None:
         self.runs.append(arguments)
+
+    def get(self, *arguments: Any) -> Any:
+        """In place of the functions that return a module."""
+        self.asked.append(arguments)
+        return self.module
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     monkeypatch.setattr(torch, "empty", empty)
     for place in (flashinfer.decode, flashinfer.prefill):
         for name in ("get_batch_prefill_module", "get_batch_decode_module"):
-            monkeypatch.setattr(place, name, lambda *args: made.module, raising=False)
+            monkeypatch.setattr(place, name, made.get, raising=False)
         monkeypatch.setattr(place, "device_support_pdl", lambda device: False)
     monkeypatch.setattr(flashinfer.prefill, "get_customize_batch_prefill_module", lambda *a, **k: 0)
     monkeypatch.setattr(
@@ -162,6 +168,21 @@ def test_a_captured_decode_is_planned_as_flashinfer_plans_it(
     theirs, ours = recorder.plans
     assert_same_arguments(ours, theirs)
     assert ours[8 if heads == 8 else 11] is True, "CUDA graphs are on"
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_unequal_head_dims_decode_in_a_module_built_for_both(
+    recorder: Recorder, in_graph: bool
+) -> None:
+    """A kernel of 192 for V rows of 128 writes past the output's end."""
+    plan = planner_of(spec_of(head_dim_qk=192)).decode(3, tables_of(3), cuda_graph=in_graph)
+    counts = host_counts(Trim(16), torch.tensor([5, 16, 99]), torch.ones(3, dtype=torch.int64))
+    plan_twice(plan, counts, None)
+    assert all(asked[5:7] == (192, 128) for asked in recorder.asked) and recorder.asked
+    assert_same_arguments(*reversed(recorder.plans))
+    q = torch.zeros(3, 8, 192, dtype=torch.bfloat16)
+    caches = (torch.zeros(4, 16, 4, dim, dtype=torch.bfloat16) for dim in (192, 128))
+    assert plan.run(q, *caches).shape == (3, 8, 128)
 
 
 def test_captured_batch_sizes_share_one_schedule_and_eager_plans_do_not(

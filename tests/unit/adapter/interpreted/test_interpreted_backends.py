@@ -78,6 +78,11 @@ def test_every_kind_of_batch(name: str, backend: Any) -> None:
 def test_a_captured_decode_follows_lengths_pages_and_padding(name: str, backend: Any) -> None:
     model = MODELS[name]
     skip_what_xqa_lacks(model, backend)
+    captured_decodes(model, backend)
+
+
+def captured_decodes(model: Model, backend: Any) -> None:
+    """Serve decodes in the tensors that a graph was captured with, against plain torch."""
     pair = Pair.of(model, backend)
     ours = pair.checked
     ours.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH)
@@ -129,11 +134,14 @@ def test_prefills_by_fa3(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {spec.backend for _, spec in pair.checked.backend._plans} == {"fa2"}
 
 
-def test_unequal_heads_of_k_and_v(host: Host) -> None:
-    pair = Pair.of(Model(("window 9", "full"), dim_v=8), JengaFlashInferBackend)
-    pair.each(lambda bench: bench.start(1))
-    pair.step(EXTEND, {1: 25})
-    pair.step(DECODE, {1: 1})
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_unequal_heads_of_k_and_v(has_sinks: bool, host: Host) -> None:
+    model = Model(("window 9", "full"), dim_v=8, has_sinks=has_sinks)
+    Pair.of(model, JengaFlashInferBackend).serve()
+
+
+def test_captured_decodes_of_unequal_heads(host: Host) -> None:
+    captured_decodes(Model(("window 9", "full"), dim_v=8), JengaFlashInferBackend)
 
 
 @pytest.mark.parametrize("kernel", ["fa2", "xqa"])
