@@ -77,7 +77,7 @@ class PagedCase:
 
     buffer: the pool, (bytes,) uint8; page 0 zero, all else NaN until written.
     keys, values: (sum of kv_lens, H, D), all tokens of the batch, request after request.
-    q: (sum of q_lens, Hq, Dk). sinks: (Hq,) float32 or None.
+    q: (sum of q_lens, Hq, Dk). sinks: (Hq,) float32 or None. Rows of q, keys and values lie apart.
     """
 
     def __init__(
@@ -102,9 +102,17 @@ class PagedCase:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator).to(dtype).to(self.device)
 
-        self.keys = normal(tokens, heads, layout.head_dim_k)
-        self.values = normal(tokens, heads, layout.head_dim_v)
-        self.q = normal(sum(spec.q_lens), spec.num_qo_heads, layout.head_dim_k)
+        shapes = [(spec.num_qo_heads, layout.head_dim_k)]
+        shapes += [(heads, layout.head_dim_k), (heads, layout.head_dim_v)]
+        sizes = [count * dim for count, dim in shapes]
+
+        def projected(rows: int) -> list[torch.Tensor]:
+            """q, k and v as models make them: parts of the rows of one tensor."""
+            parts = normal(rows, sum(sizes)).split(sizes, dim=1)
+            return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+        self.q = projected(sum(spec.q_lens))[0]
+        _, self.keys, self.values = projected(tokens)
         self.sinks = normal(spec.num_qo_heads).float() if spec.with_sinks else None
         self.builder = TableBuilder(
             (spec.table_spec(),), layout.page_size_tokens, len(spec.kv_lens), tokens, self.device

@@ -40,14 +40,15 @@ class XqaDecode:
     ) -> torch.Tensor:
         """Attention of one layer, one query per request.
 
-        q: (B, Hq, D). k, v: (P, T, H, D) page views. tables: of a batch of B, dense ones built.
+        q: (B, Hq, D), copied unless it is contiguous: the kernel takes its address alone.
+        k, v: (P, T, H, D) page views. tables: of a batch of B, dense ones built.
         sinks: (Hq,) float32. Returns (B, Hq, D).
         """
         from flashinfer.decode import xqa_batch_decode_with_kv_cache
 
         block_tables = tables.block_tables[stripe]
         result: torch.Tensor = xqa_batch_decode_with_kv_cache(
-            q,
+            q.contiguous(),
             (k, v),
             self.workspace,
             block_tables,

@@ -281,15 +281,22 @@ class Pair:
             """Numbers that the pool keeps as they are, scaled or not."""
             return normal(*shape).to(self.model.store_dtype).to(dtype) * (self.model.scale or 1.0)
 
-        return [
-            Layer(
-                normal(tokens, HEADS * self.model.dim),
-                stored(encoder_tokens if kind == "cross" else tokens, KV_HEADS, self.model.dim),
-                stored(encoder_tokens if kind == "cross" else tokens, KV_HEADS, self.model.dim_v),
-                normal(HEADS) if self.model.has_sinks else None,
-            )
-            for kind in self.model.layers
-        ]
+        def projected(new: int) -> list[torch.Tensor]:
+            """q, k and v of ``new`` tokens as models make them: parts of the rows of one tensor."""
+            heads = [(HEADS, self.model.dim), (KV_HEADS, self.model.dim)]
+            heads.append((KV_HEADS, self.model.dim_v))
+            sizes = [count * dim for count, dim in heads]
+            rows = torch.cat([normal(new, sizes[0]), stored(new, sum(sizes[1:]))], dim=1)
+            q, k, v = rows.split(sizes, dim=1)
+            return [q, *(x.unflatten(1, shape) for x, shape in zip((k, v), heads[1:], strict=True))]
+
+        def layer(kind: str) -> Layer:
+            q, k, v = projected(tokens)
+            if kind == "cross":
+                _, k, v = projected(encoder_tokens)
+            return Layer(q, k, v, normal(HEADS) if self.model.has_sinks else None)
+
+        return [layer(kind) for kind in self.model.layers]
 
     def step(self, mode: ForwardMode, new: dict[int, int]) -> None:
         """Run a batch of ``new`` tokens per row on both sides and compare all they did."""
