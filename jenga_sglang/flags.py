@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from jenga_sglang.refused_flags import REFUSED
@@ -121,15 +121,41 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
             f"do not share their page tables; with {FLAG} jenga name one with --attention-backend",
         )
     backend = chosen.pop() if chosen else default_attention_backend(values.get("device"))
-    if backend != TORCH_BACKEND and values.get("cuda_graph_backend_prefill") == "full":
-        raise refuse(
-            "--cuda-graph-backend-prefill full",
-            f"captures attention of a fixed shape; with {FLAG} jenga choose breakable or disabled",
-        )
+    _check_graphs(values, backend)
     values["attention_backend"] = backend
     if backend == TORCH_BACKEND:
         # Page tables are read on the host for every batch, which no captured graph can do.
         values["disable_cuda_graph"] = True
+
+
+def _check_graphs(values: MutableMapping[str, Any], attention_backend: str) -> None:
+    """What a user asks for by name goes before what ``disable_cuda_graph`` says."""
+    for phase in ("decode", "prefill"):
+        shown, graphs = _graphs_asked_for(values, phase)
+        if attention_backend == TORCH_BACKEND and graphs not in (None, "disabled"):
+            raise refuse(
+                shown,
+                f"needs page tables on the device; with --attention-backend {TORCH_BACKEND} choose "
+                "disabled",
+            )
+        if phase == "prefill" and graphs == "full":
+            raise refuse(
+                shown,
+                f"captures attention of a fixed shape; with {FLAG} jenga choose breakable or "
+                "disabled",
+            )
+
+
+def _graphs_asked_for(values: MutableMapping[str, Any], phase: str) -> tuple[str, str | None]:
+    """The flag that names the phase's CUDA graphs, and the name; SGLang prefers the JSON."""
+    config = values.get("cuda_graph_config")
+    if config is not None and not isinstance(config, Mapping):
+        config = config.to_dict()
+    graphs = (config or {}).get(phase, {}).get("backend")
+    if graphs is not None:
+        return f'--cuda-graph-config {{"{phase}":{{"backend":"{graphs}"}}}}', graphs
+    graphs = values.get(f"cuda_graph_backend_{phase}")
+    return f"--cuda-graph-backend-{phase} {graphs}", graphs
 
 
 def default_attention_backend(device: str | None) -> str:

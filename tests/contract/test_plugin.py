@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sglang.srt.plugins.hook_registry as registry
 import torch
+from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from jenga_sglang import flags, plugin
@@ -250,14 +251,46 @@ class TestFlag:
         assert f"{variable}={value}" in line and said in line
 
     @pytest.mark.parametrize("backend", ["flashinfer", "triton"])
-    def test_whole_prefills_in_a_graph_are_refused(self, backend: str) -> None:
-        values = {
-            "memory_backend": "jenga",
-            "attention_backend": backend,
-            "cuda_graph_backend_prefill": "full",
-        }
+    @pytest.mark.parametrize(
+        ("asked", "shown"),
+        [
+            ({"cuda_graph_backend_prefill": "full"}, "--cuda-graph-backend-prefill full"),
+            (
+                {"cuda_graph_config": {"prefill": {"backend": "full"}}},
+                '--cuda-graph-config {"prefill":{"backend":"full"}}',
+            ),
+            (
+                {
+                    "cuda_graph_config": CudaGraphConfig(prefill=PhaseConfig("full")),
+                    "cuda_graph_backend_prefill": "breakable",
+                },
+                '--cuda-graph-config {"prefill":{"backend":"full"}}',
+            ),
+        ],
+    )
+    def test_whole_prefills_in_a_graph_are_refused(
+        self, backend: str, asked: dict[str, Any], shown: str
+    ) -> None:
+        values = {"memory_backend": "jenga", "attention_backend": backend, **asked}
         line = refusal(lambda: flags.apply_flag(values))
-        assert "--cuda-graph-backend-prefill full" in line and "breakable" in line
+        assert shown in line and "breakable" in line
+
+    @pytest.mark.parametrize("phase", ["decode", "prefill"])
+    def test_graphs_of_a_backend_that_has_none_are_refused(self, phase: str) -> None:
+        for asked in (
+            {f"cuda_graph_backend_{phase}": "breakable"},
+            {"cuda_graph_config": {phase: {"backend": "breakable"}}},
+        ):
+            values = {"memory_backend": "jenga", "attention_backend": "jenga_torch", **asked}
+            assert "choose disabled" in refusal(lambda v=values: flags.apply_flag(v))
+
+    def test_other_settings_of_graphs_are_left_alone(self) -> None:
+        config = {"decode": {"max_bs": 8}, "prefill": {"backend": "disabled"}}
+        values: dict[str, Any] = {"memory_backend": "jenga", "cuda_graph_config": config}
+        for backend in flags.ATTENTION_BACKENDS:
+            asked = values | {"attention_backend": backend}
+            assert flags.apply_flag(asked)
+            assert asked["cuda_graph_config"] == config
 
     @pytest.mark.parametrize(
         ("backend", "disables_graphs"),
