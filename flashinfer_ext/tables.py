@@ -86,7 +86,8 @@ class TableBuilder:
         batch: see BatchInputs.
         virtual_rows: (rows, columns) int32; virtual page of each page of a request, -1 for none,
             or, with `rows_hold_tokens`, virtual token of each token (SGLang's `req_to_token`).
-        page_tables: (num_tables, virtual pages) int32; small page, -1 for none.
+        page_tables: (num_tables, virtual pages) int32; small page, -1 for none. What it has no
+            column for is missing as well.
         out_locs: (R, num tokens) int64 or int32; virtual tokens to be written, -1 for none.
         All on the builder's device.
         """
@@ -113,6 +114,7 @@ class TableBuilder:
             virtual_rows.stride(0),
             page_tables,
             page_tables.stride(0),
+            page_tables.shape[1],
             self.params,
             self.indptr,
             self.kv_lens,

@@ -42,6 +42,7 @@ def _request_entries(
     virtual_rows,
     row_stride,
     page_table,
+    num_virtual,
     param,
     indices,
     dense,
@@ -74,7 +75,9 @@ def _request_entries(
             virtual = tl.where(virtual_token < 0, -1, virtual_token // PAGE_TOKENS)
         else:
             virtual = tl.load(row + column, mask=live, other=-1)
-        page = tl.load(page_table + virtual, mask=live & (virtual >= 0), other=-1)
+        # Memory may come back from a memory saver with anything in a row that nobody has written.
+        named = (virtual >= 0) & (virtual < num_virtual)
+        page = tl.load(page_table + virtual, mask=live & named, other=-1)
         page = tl.where(page < 0, NULL, page)
         offset = tl.where(entry_tokens == 1, token % PAGE_TOKENS, 0)
         index = page * page_mul + offset + index_add
@@ -88,6 +91,7 @@ def _write_slots(
     locs,
     num_locs,
     page_table,
+    num_virtual,
     param,
     slots,
     PAGE_TOKENS: tl.constexpr,
@@ -97,7 +101,7 @@ def _write_slots(
     item = block * BLOCK_L + tl.arange(0, BLOCK_L)
     live = item < num_locs
     loc = tl.load(locs + item, mask=live, other=-1).to(tl.int64)
-    live_loc = live & (loc >= 0)
+    live_loc = live & (loc >= 0) & (loc < num_virtual * PAGE_TOKENS)
     page = tl.load(page_table + loc // PAGE_TOKENS, mask=live_loc, other=-1).to(tl.int64)
     slot = page * tl.load(param + WRITE_MUL) + loc % PAGE_TOKENS
     tl.store(slots + item, tl.where(page < 0, -1, slot), mask=live)
@@ -118,6 +122,7 @@ def build_tables(
     row_stride,
     page_tables,
     table_stride,
+    num_virtual,
     table_params,
     out_indptr,
     out_kv_lens,
@@ -168,6 +173,7 @@ def build_tables(
             virtual_rows,
             row_stride,
             page_table,
+            num_virtual,
             param,
             indices,
             dense,
@@ -185,6 +191,7 @@ def build_tables(
             locs + tl.load(param + LOC_ROW).to(tl.int64) * loc_stride,
             num_locs,
             page_table,
+            num_virtual,
             param,
             slots + table.to(tl.int64) * max_tokens,
             PAGE_TOKENS,

@@ -87,8 +87,10 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         poison_freed=environment.poisons_freed(),
     )
     log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
+    rows = _request_rows(configurator, sizes, pool)
+    pool.req_to_token = rows.req_to_token
     return _InitializedPools(
-        req_to_token_pool=_request_rows(configurator, sizes, pool),
+        req_to_token_pool=rows,
         token_to_kv_pool=pool,
         token_to_kv_pool_allocator=JengaAllocator(pool),
     )

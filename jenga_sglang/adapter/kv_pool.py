@@ -74,6 +74,8 @@ class JengaKVPool(KVCache):
         self.layouts: dict[int, GroupLayout] = {}
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
+        # SGLang's rows of virtual tokens, whose row 0 is that of requests that pad a batch.
+        self.req_to_token: torch.Tensor | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
         self.pin_of_row: dict[int, Pin] = {}
         self.place: dict[int, LayerPlace] = {}
@@ -156,9 +158,11 @@ class JengaKVPool(KVCache):
             self.v_pages[layer_id][pages, slots] = v.to(dtype)
 
     def zero_null_pages(self) -> None:
-        """Make small page 0 of every group read as zeros again: memory that a memory saver has
-        given back and taken again does not keep them."""
+        """Make small page 0 of every group, and the row that names it, read as zeros again: memory
+        that a memory saver has given back and taken again does not keep them."""
         self.buffer[: self.manager.geometry.large_page_bytes].zero_()
+        if self.req_to_token is not None:
+            self.req_to_token[0].zero_()
 
     def poison_freed(self) -> None:
         """Debug: fill pages freed since the last call with NaN, before anything reuses them."""

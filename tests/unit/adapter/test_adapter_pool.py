@@ -255,12 +255,15 @@ def test_memory_that_comes_back_has_null_pages_of_zeros(still_away: bool) -> Non
     """`/resume_memory_occupation` under a memory saver: whatever bytes come back are not zeros."""
     pool = make_pool([attention(0, 2, 16, 16), attention(1, 2, 16, 16, window=8)])
     pool.buffer.fill_(0xFF)  # NaN in every float format
+    pool.req_to_token = torch.full((3, 8), 0x7FFFFFFF, dtype=torch.int32)
     allocator = SimpleNamespace(get_kvcache=lambda: pool)
     updater = SimpleNamespace(
         scheduler=SimpleNamespace(token_to_kv_pool_allocator=allocator),
         offload_tags={"weights", "kv_cache"} if still_away else {"weights"},
     )
     _resume_memory_occupation(None, updater, None)
+    assert bool(pool.req_to_token[0].any()) == still_away, "a padding request's row"
+    assert pool.req_to_token[1:].all(), "rows of requests are theirs"
     for layer in (0, 1):
         for pages in pool.get_kv_buffer(layer):
             assert bool(pages[0].isnan().any()) == still_away

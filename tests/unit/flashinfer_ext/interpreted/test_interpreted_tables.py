@@ -160,6 +160,22 @@ def test_a_request_of_many_blocks_is_written_whole() -> None:
     assert builder.tables(0, 1).indices[0].tolist() == expected
 
 
+@pytest.mark.parametrize("rows_hold_tokens", [False, True])
+def test_what_no_page_table_has_a_column_for_is_missing(rows_hold_tokens: bool) -> None:
+    """A row that nobody has written holds anything after memory was given back and taken again."""
+    builder = TableBuilder((TableSpec(Trim(4), 4, write_mul=4),), 4, 1, 2, "cpu")
+    larger = torch.tensor([[5, 6, 77, 78]], dtype=torch.int32)
+    row = torch.tensor([[1, 2, 3]], dtype=torch.int32)
+    if rows_hold_tokens:
+        row = (row * 4).repeat_interleave(4, dim=1)
+    locs = torch.tensor([[4 * 1 + 3, 4 * 2]])
+    builder.build(single(12), row, larger[:, :2], locs, rows_hold_tokens)
+    built = builder.tables(0, 1, 2)
+    assert built.indices[0][:3].tolist() == [6, 0, 0]
+    assert built.block_tables[0][0, :3].tolist() == [6, 0, 0]
+    assert built.slots[0].tolist() == [6 * 4 + 3, -1]
+
+
 @pytest.mark.parametrize("view", ["page", "row", "block"])
 def test_entries_index_the_view_they_were_made_for(view: str) -> None:
     from flashinfer_ext import block_views, page_views, row_views
