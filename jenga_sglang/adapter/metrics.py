@@ -95,6 +95,16 @@ class JengaPoolStats(PoolStats):
             self.metrics.publish(self.manager)
 
 
+def begin(scheduler: Any) -> None:
+    """Give the scheduler's prefix cache its metrics, with the labels of the scheduler's own: a
+    series of the pool and `sglang:token_usage` of one rank agree in every label they share.
+
+    Does nothing without ``--enable-metrics``.
+    """
+    if scheduler.metrics_collector is not None:
+        scheduler.tree_cache.metrics = JengaMetrics(scheduler.metrics_collector.labels)
+
+
 def with_metrics(stats: PoolStats, cache: Any) -> JengaPoolStats:
     """``stats`` with token usage as a share of bytes, and with the cache's metrics."""
     fields = {f.name: getattr(stats, f.name) for f in dataclasses.fields(PoolStats)}

@@ -87,10 +87,10 @@ class JengaPrefixCache(BasePrefixCache):
             self.kv_events = KvEvents(
                 manager, params.kv_event_lora_names, dynamo_format=params.dynamo_kv_event_format
             )
+        # Known when the scheduler is: `adapter.metrics.begin`.
         self.metrics: JengaMetrics | None = None
         if params.enable_metrics:
             self.init_metrics_collector()
-            self.metrics = JengaMetrics(self.metrics_collector.labels)
 
     def reset(self) -> None:
         self.manager.reset()

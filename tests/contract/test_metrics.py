@@ -3,11 +3,17 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from adapter_builders import make_cache
 from core_builders import begin, make_manager, serve, tokens
 from prometheus_client import REGISTRY, generate_latest
+from sglang.srt.observability import metrics_collector
+from sglang.srt.observability.metrics_collector import SchedulerMetricsCollector
 
+from jenga_sglang.adapter import hooks
 from jenga_sglang.adapter.metrics import CAUSES, JengaMetrics
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.stats import pool_stats
@@ -30,12 +36,15 @@ def published() -> tuple[dict[str, float], dict[str, Any]]:
         metrics.publish(manager)
         text = generate_latest(REGISTRY).decode()
     finally:
-        for collector in {
-            c for n, c in REGISTRY._names_to_collectors.items() if n.startswith("sglang:jenga_")
-        }:
-            REGISTRY.unregister(collector)
+        forget_collectors()
     samples = re.findall(r"^(sglang:jenga_\S+?)(\{.*\})? (\S+)$", text, re.MULTILINE)
     return {name + labels: float(value) for name, labels, value in samples}, pool_stats(manager)
+
+
+def forget_collectors() -> None:
+    named = REGISTRY._names_to_collectors.items()
+    for collector in {found for name, found in named if name.startswith("sglang:")}:
+        REGISTRY.unregister(collector)
 
 
 def test_the_dashboard_and_the_documentation_name_what_is_published() -> None:
@@ -44,6 +53,10 @@ def test_the_dashboard_and_the_documentation_name_what_is_published() -> None:
     dashboard = json.dumps(json.loads((DOCS / "grafana.json").read_text()))
     used = set(NAME.findall(dashboard))
     assert used and used <= names
+    # One pool, or one rank's of several: without the label the expression matches as well.
+    panels = json.loads(dashboard)["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert all(e.count("{") == e.count('dp_rank=~"$dp_rank"') for e in asked)
 
 
 def test_counters_count_on_from_the_last_publication() -> None:
@@ -57,3 +70,57 @@ def test_counters_count_on_from_the_last_publication() -> None:
             key = f'sglang:jenga_evicted_pages_total{{cause="{cause}",{labels}}}'
             assert samples[key] == group[counted]
         assert samples[f"sglang:jenga_used_bytes{{{labels}}}"] == group["used_bytes"] > 0
+
+
+@pytest.fixture
+def stock_collector(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """SGLang's own collector as the scheduler of one rank of several makes it."""
+    ranks = {"tp_rank": 1, "pp_rank": 2, "moe_ep_rank": 3, "dp_rank": 4}
+    parallel = SimpleNamespace(**ranks, attn_tp_rank=0, attn_cp_rank=0)
+    observability = SimpleNamespace(
+        enable_metrics=True,
+        enable_metrics_for_all_schedulers=False,
+        kv_events_config=None,
+        extra_metric_labels={"team": "blue"},
+        stat_loggers=None,
+    )
+    disagg = SimpleNamespace(enable_pd_role_switch=False, disaggregation_mode="null")
+    schedule = SimpleNamespace(
+        prefill_delayer_max_delay_passes=30,
+        prefill_delayer_forward_passes_buckets=None,
+        prefill_delayer_wait_seconds_buckets=None,
+    )
+    serving = SimpleNamespace(served_model_name="model", enable_streaming_session=False)
+    parts = {"parallel": parallel, "observability": observability, "disagg": disagg}
+    for name, part in (parts | {"serving": serving, "schedule": schedule}).items():
+        monkeypatch.setattr(metrics_collector, f"get_{name}", lambda part=part: part)
+    monkeypatch.setattr(metrics_collector, "resolve_collector_class", lambda role, default: default)
+    monkeypatch.setattr(
+        metrics_collector, "exports_expert_balancedness_to_prometheus", lambda: False
+    )
+    yield SchedulerMetricsCollector.init_new(
+        server_args=SimpleNamespace(),
+        enable_priority_scheduling=True,
+        enable_lora=False,
+        enable_hierarchical_cache=False,
+    ).collector
+    forget_collectors()
+
+
+def test_a_rank_has_the_labels_of_sglangs_own_metrics(stock_collector: Any) -> None:
+    manager = make_manager(Full(), num_large=8)
+    cache = make_cache(manager)
+    hooks._begin_metrics(None, SimpleNamespace(tree_cache=cache, metrics_collector=stock_collector))
+    assert cache.metrics is not None
+    cache.metrics.publish(manager)
+    stock_collector.token_usage.labels(**stock_collector.labels).set(0.5)
+    text = generate_latest(REGISTRY).decode()
+    labels = dict(re.findall(r"^sglang:(token_usage|jenga_pool_bytes)\{(.*)\}", text, re.MULTILINE))
+    assert labels["jenga_pool_bytes"] == labels["token_usage"]
+    assert 'dp_rank="4"' in labels["token_usage"] and 'team="blue"' in labels["token_usage"]
+
+
+def test_without_metrics_none_are_made() -> None:
+    cache = make_cache(make_manager(Full(), num_large=8))
+    hooks._begin_metrics(None, SimpleNamespace(tree_cache=cache, metrics_collector=None))
+    assert cache.metrics is None

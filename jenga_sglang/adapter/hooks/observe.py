@@ -6,13 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from jenga_sglang import questions
-from jenga_sglang.adapter import observe
-from jenga_sglang.adapter.metrics import with_metrics
+from jenga_sglang.adapter import metrics, observe
 from jenga_sglang.adapter.report import describe
 from jenga_sglang.hook import AFTER, AROUND, hook
 
 COMPONENTS = "sglang.srt.managers.scheduler_components"
 INTERNAL_STATE = f"{COMPONENTS}.internal_state.SchedulerInternalStateController"
+
+
+@hook(
+    "sglang.srt.managers.scheduler.Scheduler.init_metrics_reporter",
+    ("self",),
+    AFTER,
+    until="a prefix cache's labels name the replica",
+)
+def _begin_metrics(result: None, scheduler: Any) -> None:
+    """`sglang:jenga_*` have the labels of SGLang's scheduler metrics; those that a prefix cache is
+    given say `dp_rank="0"` in every replica."""
+    metrics.begin(scheduler)
 
 
 @hook(
@@ -25,7 +36,7 @@ def _token_info(stats: Any, observer: Any) -> Any:
     """Token usage is the share of the pool's bytes in use: with a pool that groups share, no
     count of tokens is full when memory is. Publishes `sglang:jenga_*` whenever SGLang publishes
     its own."""
-    return with_metrics(stats, observer.tree_cache)
+    return metrics.with_metrics(stats, observer.tree_cache)
 
 
 @hook(
