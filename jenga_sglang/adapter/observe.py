@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.managers.io_struct import GetInternalStateReqOutput
+from sglang.srt.runtime_context import get_parallel
 
 from jenga_sglang import questions
 from jenga_sglang.adapter.report import describe
@@ -13,13 +14,19 @@ from jenga_sglang.core.stats import large_page_map
 
 
 def answer(scheduler: Any, question: str) -> GetInternalStateReqOutput:
-    """The answer, or ``{"error": ...}``; reading changes nothing in the pool or the cache."""
+    """The answer of this rank, with its number: ranks answer in any order. Reading changes nothing
+    in the pool or the cache."""
     if question == questions.STATS:
-        return GetInternalStateReqOutput(internal_state=stats(scheduler))
-    prompt_tokens, max_new_tokens = questions.parse_explain(question)
-    return GetInternalStateReqOutput(
-        internal_state=explain(scheduler, prompt_tokens, max_new_tokens)
-    )
+        facts = stats(scheduler)
+    else:
+        facts = explain(scheduler, *questions.parse_explain(question))
+    return GetInternalStateReqOutput(internal_state=facts | {"dp_rank": data_parallel_rank()})
+
+
+def data_parallel_rank() -> int:
+    """Of this scheduler among those that requests are shared out to: replicas of the model, or
+    ranks of data-parallel attention."""
+    return get_parallel().dp_rank or 0
 
 
 def stats(scheduler: Any) -> dict[str, Any]:

@@ -47,18 +47,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def record(server: Server, seconds: float, interval: float) -> list[dict[str, Any]]:
-    """Samples of ``seconds``, at least one; only the last keeps its map, which is large.
+    """Samples of ``seconds``, at least one of every data-parallel rank; only the last of each
+    keeps its map, which is large.
 
     A server that stops answering ends them: what it last said is worth most then.
     """
-    samples = [server.stats()]
+    looks = [server.stats()]
     end = time.monotonic() + seconds
     while time.monotonic() + interval < end:
         time.sleep(interval)
         try:
-            samples.append(server.stats())
+            looks.append(server.stats())
         except OSError as error:
             print(f"jenga: {error}; the report ends before that", file=sys.stderr)
             break
-        del samples[-2]["map"]
-    return samples
+        for sample in looks[-2]:
+            del sample["map"]
+    return [sample for look in looks for sample in look]

@@ -18,7 +18,7 @@ from rich.text import Text
 from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.stats import MAP_LEVELS
 from jenga_sglang.units import argument, parse_seconds
-from jenga_sglang.watch.client import add_arguments, server_of
+from jenga_sglang.watch.client import add_arguments, rank_name, server_of
 
 COLOURS = ("blue", "dark_orange", "green", "magenta", "purple", "yellow", "red", "cyan")
 MAP_ROWS = 8
@@ -43,22 +43,29 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     server, console = server_of(arguments), Console()
-    sample = server.stats()
+    ranks = server.stats()
     if arguments.once:
-        console.print(render(sample, sample, console.width))
+        console.print(render_ranks(ranks, ranks, console.width))
         return 0
     with Live(console=console, auto_refresh=False, screen=True) as live:
         try:
             while True:
-                before, sample = sample, server.stats()
-                live.update(render(sample, before, console.width), refresh=True)
+                before, ranks = ranks, server.stats()
+                live.update(render_ranks(ranks, before, console.width), refresh=True)
                 time.sleep(arguments.interval)
         except KeyboardInterrupt:
             return 0
 
 
+def render_ranks(
+    ranks: list[dict[str, Any]], before: list[dict[str, Any]], width: int
+) -> RenderableType:
+    """The whole screen: every data-parallel rank below the other."""
+    return Group(*(render(*pair, width) for pair in zip(ranks, before, strict=True)))
+
+
 def render(sample: dict[str, Any], before: dict[str, Any], width: int) -> RenderableType:
-    """The whole screen. Rates are over the time from ``before`` to ``sample``."""
+    """One rank. Rates are over the time from ``before`` to ``sample``."""
     return Group(
         _headline(sample, before),
         Panel(_next(sample), title="queue", title_align="left"),
@@ -71,9 +78,10 @@ def _headline(sample: dict[str, Any], before: dict[str, Any]) -> Text:
     groups = sample["groups"]
     used, cached = (sum(g[key] for g in groups) for key in ("used_bytes", "cached_bytes"))
     pool = sample["pool_bytes"]
+    name = "  ".join(filter(None, (sample["model"], rank_name(sample))))
     text = Text.assemble(
         ("jenga ", "bold"),
-        f"{sample['model']}  pool {human_bytes(pool)}: {used / pool:.1%} used, ",
+        f"{name}  pool {human_bytes(pool)}: {used / pool:.1%} used, ",
         f"{cached / pool:.1%} cached",
     )
     if sample["prompt_tokens"]:

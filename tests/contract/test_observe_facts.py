@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+from types import SimpleNamespace
 
+import pytest
 from sglang.srt.managers.io_struct import GetInternalStateReq
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, PrefillAdder
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
@@ -10,12 +12,27 @@ from sglang.srt.managers.tokenizer_control_mixin import _COMMUNICATOR_SPECS
 from sglang.srt.managers.utils import is_health_check_generate_req
 
 from jenga_sglang import questions
+from jenga_sglang.adapter import observe
 
 
 def test_the_internal_state_request_has_an_id_that_a_question_fits_in() -> None:
     request = GetInternalStateReq(rid=questions.explain(5, 6))
     assert questions.is_question(request.rid) and not is_health_check_generate_req(request)
     assert not questions.is_question(GetInternalStateReq().rid)
+
+
+@pytest.mark.parametrize(("dp_rank", "number"), [(None, 0), (0, 0), (3, 3)])
+def test_an_answer_names_its_rank(
+    dp_rank: int | None, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang hands over the answers of the ranks in the order in which they arrive."""
+    monkeypatch.setattr(observe, "get_parallel", lambda: SimpleNamespace(dp_rank=dp_rank))
+    monkeypatch.setattr(observe, "stats", lambda scheduler: {"groups": []})
+    monkeypatch.setattr(observe, "explain", lambda scheduler, *numbers: {"asked": numbers})
+    said = observe.answer(None, questions.STATS).internal_state
+    assert said == {"groups": [], "dp_rank": number}
+    said = observe.answer(None, questions.explain(5, 6)).internal_state
+    assert said == {"asked": (5, 6), "dp_rank": number}
 
 
 def test_its_answers_come_one_after_another() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import zlib
 from collections.abc import Callable
 from inspect import unwrap
@@ -29,12 +30,14 @@ MAP = bytes(range(200))
 
 
 class FakeScheduler:
-    """Answers over SGLang's own communicator and wire format, at once or when told."""
+    """Answers over SGLang's own communicator and wire format, at once or when told; of several
+    ranks the last is the first to answer."""
 
-    def __init__(self, *, at_once: bool = True) -> None:
+    def __init__(self, *, at_once: bool = True, ranks: int = 1) -> None:
         self.asked: list[str] = []
         self.at_once = at_once
-        self.get_internal_state_communicator = FanOutCommunicator(self.send, 1)
+        self.ranks = ranks
+        self.get_internal_state_communicator = FanOutCommunicator(self.send, ranks)
         self.served_model_name = "model"
 
     def auto_create_handle_loop(self) -> None:
@@ -48,8 +51,10 @@ class FakeScheduler:
 
     def answer(self, question: str) -> None:
         state = {"map": MAP} if question == questions.STATS else {"question": question}
-        output = GetInternalStateReqOutput(internal_state=state)
-        self.get_internal_state_communicator.handle_recv(msgpack_decode(msgpack_encode(output)))
+        for rank in reversed(range(self.ranks)):
+            output = GetInternalStateReqOutput(internal_state=state | {"dp_rank": rank})
+            received = msgpack_decode(msgpack_encode(output))
+            self.get_internal_state_communicator.handle_recv(received)
 
     def global_state(self) -> Any:
         return SimpleNamespace(tokenizer_manager=self)
@@ -72,6 +77,35 @@ def test_the_map_arrives_packed(client: Callable[..., TestClient]) -> None:
     answer = client(FakeScheduler()).get("/jenga/stats").json()
     assert zlib.decompress(base64.b64decode(answer["map"])) == MAP
     assert answer["model"] == "model" and answer["data_parallel_ranks"] == 1
+    assert "ranks" not in answer
+
+
+class TestRanks:
+    """Of a server whose requests are shared out to several."""
+
+    @pytest.mark.parametrize("path", ["stats", "explain?prompt_tokens=12"])
+    def test_all_answer_in_their_order(self, path: str, client: Callable[..., TestClient]) -> None:
+        answer = client(FakeScheduler(ranks=3)).get(f"/jenga/{path}").json()
+        assert answer["data_parallel_ranks"] == 3
+        assert [rank["dp_rank"] for rank in answer["ranks"]] == [0, 1, 2]
+        assert all(rank["model"] == "model" for rank in answer["ranks"])
+
+    def test_one_answers_like_an_only_one(self, client: Callable[..., TestClient]) -> None:
+        alone = client(FakeScheduler()).get("/jenga/stats").json()
+        answer = client(FakeScheduler(ranks=3)).get("/jenga/stats?dp_rank=2").json()
+        assert answer.keys() == alone.keys()
+        assert answer["dp_rank"] == 2 and answer["map"] == alone["map"]
+
+    @pytest.mark.parametrize("path", ["stats?", "explain?prompt_tokens=12&"])
+    def test_one_that_is_not_there_is_one_line(
+        self, path: str, client: Callable[..., TestClient]
+    ) -> None:
+        refused = client(FakeScheduler(ranks=2)).get(f"/jenga/{path}dp_rank=2")
+        assert refused.status_code == 422
+        assert refused.json() == {
+            "error": "dp_rank 2: the server has 2 data-parallel ranks, counted from 0"
+        }
+        assert client(FakeScheduler()).get(f"/jenga/{path}dp_rank=-1").status_code == 422
 
 
 def test_a_question_about_a_prompt_keeps_its_numbers(client: Callable[..., TestClient]) -> None:
@@ -120,7 +154,7 @@ class TestSilence:
     async def ask_twice(self) -> None:
         fake = FakeScheduler(at_once=False)
         scheduler = routes.Scheduler(fake.global_state)
-        silent = await routes._reply(scheduler, questions.STATS)
+        silent = await routes._reply(scheduler, questions.STATS, None)
         assert silent.status_code == 504 and b"did not answer" in bytes(silent.body)
 
         state = asyncio.ensure_future(fake.get_internal_state_communicator(GetInternalStateReq()))
@@ -129,13 +163,14 @@ class TestSilence:
         fake.answer(questions.STATS)
         await asyncio.sleep(0.01)
         fake.answer("state")
-        assert (await state)[0].internal_state == {"question": "state"}
+        assert (await state)[0].internal_state == {"question": "state", "dp_rank": 0}
 
     def test_who_asks_the_same_shares_the_answer(self) -> None:
         async def ask() -> None:
             fake = FakeScheduler()
             scheduler = routes.Scheduler(fake.global_state)
-            answers = await asyncio.gather(*(scheduler.ask(questions.STATS) for _ in range(5)))
-            assert len(fake.asked) == 1 and all(a == answers[0] for a in answers)
+            asked = (routes._reply(scheduler, questions.STATS, None) for _ in range(5))
+            answers = [json.loads(bytes(reply.body)) for reply in await asyncio.gather(*asked)]
+            assert len(fake.asked) == 1 and len({answer["map"] for answer in answers}) == 1
 
         asyncio.run(ask())

@@ -15,10 +15,10 @@ from jenga_sglang.web.page import page, recorded_page
 Samples = list[dict[str, Any]]
 
 
-def open_recorded(browser: Chromium, samples: Samples, folder: Path) -> str:
+def open_recorded(browser: Chromium, samples: Samples, folder: Path, query: str = "") -> str:
     file = folder / "report.html"
     file.write_text(recorded_page(samples), encoding="utf-8")
-    return browser.document(file.as_uri())
+    return browser.document(file.as_uri() + query)
 
 
 def text_of(document: str, element_id: str) -> str:
@@ -77,6 +77,27 @@ def test_a_group_may_be_born_while_somebody_watches(
     document = open_recorded(browser, samples, tmp_path)
     assert 'data-state="recorded"' in document
     assert samples[-1]["groups"][1]["name"] in text_of(document, "groups")
+
+
+def test_each_data_parallel_rank_can_be_chosen(
+    browser: Chromium, samples: Samples, tmp_path: Path
+) -> None:
+    both = []
+    for sample in samples:
+        for rank, refused in enumerate((111, 222)):
+            own = {"dp_rank": rank, "data_parallel_ranks": 2, "refused_reservations": refused}
+            both.append(sample | own)
+    for query, rank, refused in (
+        ("", 0, "111"),
+        ("?dp_rank=1", 1, "222"),
+        ("?dp_rank=7", 0, "111"),
+    ):
+        document = open_recorded(browser, both, tmp_path, query)
+        assert text_of(document, "tile-refused") == refused
+        assert f"rank {rank} of 2" in text_of(document, "model")
+        assert re.search(r'<label[^>]*id="rank"(?! hidden)[^>]*>.*?value="1"', document, re.DOTALL)
+    document = open_recorded(browser, samples, tmp_path)
+    assert re.search(r'<label[^>]*id="rank"[^>]* hidden', document)
 
 
 def test_a_hundred_thousand_large_pages(

@@ -17,10 +17,19 @@ from rich.console import Console
 
 from jenga_sglang.cli import main
 from jenga_sglang.watch import report
-from jenga_sglang.watch.top import page_map, render
+from jenga_sglang.watch.top import page_map, render, render_ranks
 
 KEY = "secret"
-VERDICTS = {500: "now", 5000: "later", 100_000: "never"}
+VERDICTS = {500: "now", 5000: "later", 100_000: "never", 700: "now later now"}
+
+
+def of_ranks(sample: dict[str, Any], *answers: Any) -> dict[str, Any]:
+    """An answer of several data-parallel ranks: ``sample`` with what each adds, or so many."""
+    if isinstance(answers[0], int):
+        answers = tuple({"refused_reservations": 77_000 + rank} for rank in range(answers[0]))
+    number = {"data_parallel_ranks": len(answers)}
+    ranks = [sample | answer | number | {"dp_rank": r} for r, answer in enumerate(answers)]
+    return number | {"ranks": ranks}
 
 
 @pytest.fixture
@@ -39,10 +48,14 @@ def url(samples: list[dict[str, Any]]) -> Iterator[str]:
                 return 401, {"error": "Unauthorized"}
             if self.path == "/jenga/stats":
                 return 200, samples[-1]
+            if self.path == "/jenga/stats?dp_rank=1":
+                return 200, of_ranks(samples[-1], 2)["ranks"][1]
             asked = re.fullmatch(r"/jenga/explain\?prompt_tokens=(\d+)&max_new_tokens=7", self.path)
             if asked is None:
                 return 404, {}
-            return 200, {"answer": VERDICTS[int(asked[1])], "reason": "because"}
+            verdicts = VERDICTS[int(asked[1])].split()
+            answers = [{"answer": answer, "reason": "because"} for answer in verdicts]
+            return 200, answers[0] if len(answers) == 1 else of_ranks({}, *answers)
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -206,9 +219,9 @@ def test_a_report_keeps_what_a_server_said_before_it_stopped(
     replies = iter([samples[-1] | {"map": "old"}, samples[-1]])
 
     class Stopping:
-        def stats(self) -> dict[str, Any]:
+        def stats(self) -> list[dict[str, Any]]:
             for reply in replies:
-                return reply
+                return [reply]
             raise OSError("http://x: no server answers")
 
     recorded = report.record(Stopping(), seconds=60, interval=0.001)
@@ -222,3 +235,44 @@ def test_no_server_and_no_jenga_are_one_line(url: str, capsys: pytest.CaptureFix
     numbers = ["--prompt-tokens", "1"]  # the recorded server knows 7 new tokens only
     assert main(["explain", url, "--api-key", KEY, *numbers]) == 2
     assert "--memory-backend jenga" in capsys.readouterr().err
+
+
+class TestRanks:
+    """Of a server with several data-parallel ranks."""
+
+    def test_explain_tells_each_and_ends_with_the_one_that_lets_wait(
+        self, url: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        numbers = ["--prompt-tokens", "700", "--max-new-tokens", "7"]
+        assert main(["explain", url, "--api-key", KEY, *numbers]) == 1
+        said = capsys.readouterr().out.splitlines()
+        assert said == [
+            "rank 0 of 3: Yes, now: because",
+            "rank 1 of 3: Not now: because",
+            "rank 2 of 3: Yes, now: because",
+        ]
+
+    def test_top_shows_all_or_one(
+        self, url: str, samples: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        console = Console(width=120, file=io.StringIO(), record=True)
+        ranks = of_ranks(samples[-1], 2)["ranks"]
+        console.print(render_ranks(ranks, ranks, 120))
+        said = console.export_text()
+        assert said.index("rank 0 of 2") < said.index("rank 1 of 2")
+        assert said.count("queue") == 2
+        assert main(["top", url, "--api-key", KEY, "--once", "--dp-rank", "1"]) == 0
+        said = capsys.readouterr().out
+        assert "rank 1 of 2" in said and "rank 0" not in said
+
+    def test_a_report_keeps_the_last_map_of_each(self, samples: list[dict[str, Any]]) -> None:
+        class Serving:
+            def stats(self) -> list[dict[str, Any]]:
+                ranks: list[dict[str, Any]] = of_ranks(samples[-1], 2)["ranks"]
+                return ranks
+
+        recorded = report.record(Serving(), seconds=0.1, interval=0.02)
+        assert len(recorded) >= 4
+        assert {sample["dp_rank"] for sample in recorded[:-2]} == {0, 1}
+        assert not any("map" in sample for sample in recorded[:-2])
+        assert [sample["dp_rank"] for sample in recorded[-2:] if sample["map"]] == [0, 1]
