@@ -354,6 +354,39 @@ class Pair:
         self.checked.backend.init_forward_metadata_out_graph(batch)
         self.compare(expected, [out[:real] for out in run(batch, inputs)])
 
+    def padded_step(self, mode: ForwardMode, new: dict[int, int], padding: int) -> None:
+        """A batch against the same one as a rank of data-parallel attention has it: ``padding``
+        tokens longer, in a decode of requests without a row. Padding writes nothing."""
+        for row, tokens in new.items():
+            self.each(lambda bench, row=row, n=tokens: bench.grow(row, n))
+        real = sum(new.values())
+        inputs = self.inputs(real + padding)
+        cut = [
+            Layer(given.q[:real], given.k[:real], given.v[:real], given.sinks) for given in inputs
+        ]
+        batch = self.expected.batch(mode, new)
+        self.expected.backend.init_forward_metadata(batch)
+        expected = self.expected.run(batch, cut)
+        decodes = mode == ForwardMode.DECODE
+        batch = self.checked.batch(mode, new, padding=padding if decodes else 0)
+        fill = self.checked.backend.get_cuda_graph_seq_len_fill_value()
+        assert not decodes or batch.seq_lens_cpu[len(new) :].tolist() == [fill] * padding
+        nowhere = batch.out_cache_loc.new_zeros(padding)
+        batch.out_cache_loc = torch.cat([batch.out_cache_loc, nowhere])
+        self.checked.backend.init_forward_metadata(batch)
+        outs = self.checked.run(batch, inputs)
+        assert all(len(out) == real + padding for out in outs)
+        self.compare(expected, [out[:real] for out in outs])
+
+    def serve_padded(self) -> None:
+        """Prompts, chunks and decodes of a rank whose batches are shorter than another's."""
+        for row in (3, 1):
+            self.each(lambda bench, row=row: bench.start(row))
+        self.padded_step(ForwardMode.EXTEND, {3: 30, 1: 1}, 5)
+        self.padded_step(ForwardMode.EXTEND, {3: 7}, 1)
+        for padding in (2, 0, 1):
+            self.padded_step(ForwardMode.DECODE, {1: 1, 3: 1}, padding)
+
     def compare(self, expected: list[torch.Tensor], checked: list[torch.Tensor]) -> None:
         for number, (theirs, ours) in enumerate(zip(expected, checked, strict=True)):
             torch.testing.assert_close(

@@ -301,6 +301,8 @@ class DeviceBackend(AttentionBackend):
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, step: Step) -> None:
         slots = self.write_slots(step, self.pool.place[layer.layer_id])[: len(k)]
+        # Behind the step's tokens is padding: data-parallel attention gives ranks equal shapes.
+        k, v = k[: len(slots)], v[: len(slots)]
         kv_write(k, v, *self.cache(layer.layer_id), slots, scales=self._scales(k, layer))
 
     @staticmethod

@@ -82,6 +82,10 @@ class Part:
     virtual: Ids
     slots: torch.Tensor
 
+    @property
+    def num_queries(self) -> int:
+        return sum(row.stop - row.start for row in self.rows)
+
 
 @dataclass
 class BatchPlan:
@@ -123,6 +127,14 @@ class JengaTorchBackend(AttentionBackend):
     def support_triton(self) -> bool:
         return False
 
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        # What ranks of data-parallel attention are padded to each other with. As in the kernels'
+        # backends; what a request that is padding reads is nobody's.
+        return 1
+
+    # Where SGLang runs on its own engine for CPUs it asks by this name.
+    get_cpu_graph_seq_len_fill_value = get_cuda_graph_seq_len_fill_value
+
     # -- once a batch -------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
@@ -139,9 +151,11 @@ class JengaTorchBackend(AttentionBackend):
                 forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens
             )
         indices = _host_list(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
+        batch = list(zip(indices, starts, stops, strict=True))
+        # Without a request is padding, or everything: a warm-up.
+        requests = [entry for entry in batch if entry[0] in self.pool.pin_of_row]
         rows = [
-            Row(self._virtual(index, stop), start, stop)
-            for index, start, stop in zip(indices, starts, stops, strict=True)
+            Row(self._virtual(index, stop), start, stop) for index, start, stop in requests or batch
         ]
         encoder = None
         if forward_batch.encoder_lens is not None:
@@ -202,14 +216,16 @@ class JengaTorchBackend(AttentionBackend):
         place = self.pool.place[layer.layer_id]
         key = (place.group, place.stripe)
         part = plan.part(layer)
-        if save_kv_cache and k is not None:
+        if save_kv_cache and k is not None and v is not None:
             if key not in plan.pages:
                 small = self.pool.small_pages(*key, part.virtual)
                 plan.pages[key] = self._to_device(small)
-            self.pool.write(layer.layer_id, plan.pages[key], part.slots, k, v)
+            count = len(part.slots)
+            self.pool.write(layer.layer_id, plan.pages[key], part.slots, k[:count], v[:count])
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        # A request without an image reads nothing in cross-attention, and gets zeros.
-        new = q.new_zeros if layer.is_cross_attention else q.new_empty
+        # Zeros for what reads nothing: padding, and a request without an image in cross-attention.
+        is_padded = len(q) > plan.text.num_queries
+        new = q.new_zeros if layer.is_cross_attention or is_padded else q.new_empty
         out = new((q.shape[0], layer.tp_q_head_num, layer.v_head_dim))
         if plan.decode:
             self._run_decode(q, out, layer, plan, key, sinks)

@@ -8,6 +8,7 @@ from typing import Any
 from sglang.srt.arg_groups import model_hook
 
 from jenga_sglang import flags
+from jenga_sglang.adapter.dp_attention import refuse_dp_attention
 from jenga_sglang.adapter.page_size import refuse_odd_chunks, settle_page_size
 from jenga_sglang.hook import AROUND, hook
 
@@ -47,6 +48,7 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
     """Per model class SGLang lists which of its own backends have windows or sinks; ours, which
     have both, pass under a name that is listed, while SGLang compares its lists and nowhere else.
     Settles the page size by the model's layer groups, before SGLang looks for one."""
+    refuse_dp_attention(server_args)
     settle_page_size(server_args)
     stock = model_hook.resolved_view
     model_hook.resolved_view = lambda args: ListedView(stock(args))

@@ -96,6 +96,13 @@ def captured_decodes(model: Model, backend: Any) -> None:
     assert graph_addresses(ours) == addresses, "a graph would read what is no longer written"
 
 
+@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("cross")])
+def test_a_rank_whose_batches_are_padded_to_anothers(name: str, backend: Any) -> None:
+    model = MODELS[name]
+    skip_what_xqa_lacks(model, backend)
+    Pair.of(model, backend).serve_padded()
+
+
 def graph_addresses(bench: Bench) -> list[int]:
     """Where the kernels of a captured decode read and write."""
     step = bench.backend._step
