@@ -6,6 +6,7 @@ import argparse
 import os
 
 from examples.programs import PROGRAMS, run_program
+from jenga_sglang import settings
 
 
 def main() -> None:
@@ -13,7 +14,7 @@ def main() -> None:
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
     parser.add_argument(
-        "--api-key", default=os.environ.get("JENGA_API_KEY"), help="default: $JENGA_API_KEY"
+        "--api-key", default=settings.value("api_key", os.environ), help="default: $JENGA_API_KEY"
     )
     arguments = parser.parse_args()
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from jenga_sglang import flags
+from jenga_sglang import settings
 from jenga_sglang.hook import install
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
@@ -16,7 +15,7 @@ def activate(*, serves_http: bool = False) -> None:
 
     ``serves_http``: this process is going to run SGLang's HTTP server.
     """
-    os.environ[flags.ACTIVE_VARIABLE] = "1"
+    settings.hand_down(sglang_active="1")
     # Only now: these modules import the scheduler and the model runner.
     from jenga_sglang.adapter import hooks
 

@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from jenga_sglang import settings_command
 from jenga_sglang.plan import command as plan
 from jenga_sglang.watch import explain, report, top
 
-COMMANDS = (plan, top, report, explain)
+COMMANDS = (plan, top, report, explain, settings_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,11 +7,13 @@ import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from jenga_sglang import settings
+from jenga_sglang.refusal import refuse
 from jenga_sglang.refused_flags import REFUSED
+from jenga_sglang.settings import WINDOWS
 
 FLAG = "--memory-backend"
 WINDOW_FLAG = "--jenga-window"
-WINDOWS = ("model", "config")
 BACKENDS = ("default", "jenga")
 RADIX_CACHE_BACKEND = "jenga"
 TORCH_BACKEND = "jenga_torch"
@@ -19,11 +21,6 @@ FLASHINFER_BACKEND = "flashinfer"
 TRITON_BACKEND = "triton"
 PAGE_SIZES = "a power of two from 1 to 256"
 ATTENTION_BACKENDS = (FLASHINFER_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
-# Inherited by every process that the server spawns: they load plug-ins before they see any flag.
-ACTIVE_VARIABLE = "JENGA_SGLANG_ACTIVE"
-WINDOW_VARIABLE = "JENGA_WINDOW"
-# What decodes with `--attention-backend flashinfer`.
-DECODE_VARIABLE = "JENGA_DECODE_KERNEL"
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -79,17 +76,11 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
         )
     _check_page_size(values)
     _check_attention(values)
-    _check_environment()
+    settings.check()
     values["radix_cache_backend"] = RADIX_CACHE_BACKEND
-    os.environ[WINDOW_VARIABLE] = window
+    # Processes that the server spawns load plug-ins before they see any flag.
+    settings.hand_down(window=window)
     return True
-
-
-def _check_environment() -> None:
-    """Here, before a model is loaded."""
-    from jenga_sglang import environment
-
-    environment.check()
 
 
 def _check_page_size(values: MutableMapping[str, Any]) -> None:
@@ -168,16 +159,12 @@ def default_attention_backend(device: str | None) -> str:
     return TRITON_BACKEND if torch.version.hip else FLASHINFER_BACKEND
 
 
-def refuse(what: str, why: str) -> SystemExit:
-    """The one line a user sees when a start is refused."""
-    return SystemExit(f"jenga-sglang: {what}: {why}.")
-
-
 def follows_config_windows() -> bool:
     """Whether `--jenga-window config` was chosen for this server."""
-    return os.environ.get(WINDOW_VARIABLE) == "config"
+    return settings.current().window == "config"
 
 
 def is_active() -> bool:
     """Whether this process belongs to a server that was started with Jenga."""
-    return os.environ.get(ACTIVE_VARIABLE) == "1"
+    # Asked wherever SGLang is: no variable may end a process that never heard of the flag.
+    return os.environ.get(settings.name_of("sglang_active")) == "1"

@@ -24,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from jenga_sglang import flags, versions
+from jenga_sglang.refusal import refuse
 
 AFTER = HookType.AFTER
 AROUND = HookType.AROUND
@@ -150,7 +151,7 @@ def install(hooks: Sequence[Hook]) -> None:
     hooks = [hook for hook in hooks if hook.target not in _installed]
     problems = problems_of(hooks)
     if problems:
-        raise flags.refuse(
+        raise refuse(
             f"SGLang {versions.installed_sglang()}",
             f"{'; '.join(problems)}. Reinstall sglang{versions.SUPPORTED_SGLANG}, or uninstall "
             "jenga-sglang",
@@ -161,7 +162,7 @@ def install(hooks: Sequence[Hook]) -> None:
     HookRegistry.apply_hooks()
     for hook, original in zip(hooks, before, strict=True):
         if hook.resolve() is original:
-            raise flags.refuse(hook.target, "the hook did not take hold; see the log above")
+            raise refuse(hook.target, "the hook did not take hold; see the log above")
         _installed.add(hook.target)
 
 

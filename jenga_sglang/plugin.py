@@ -17,6 +17,7 @@ from jenga_sglang import flags, versions
 from jenga_sglang.activation import activate
 from jenga_sglang.hook import AFTER, AROUND, Hook, always, hook, hooks_of, install
 from jenga_sglang.memory_backend import JENGA
+from jenga_sglang.refusal import refuse
 from jenga_sglang.registry import registry
 
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -39,7 +40,7 @@ def register() -> None:
 def check_version(installed: str) -> None:
     """Raise ``SystemExit`` unless the hooks were made for this SGLang."""
     if not versions.is_supported(installed):
-        raise flags.refuse(
+        raise refuse(
             f"SGLang {installed}",
             f"the hooks are made for SGLang {versions.SUPPORTED_SGLANG}; install that version, or "
             "uninstall jenga-sglang",
@@ -78,7 +79,7 @@ def _hook_engine() -> None:
     from sglang.srt.server_args import ServerArgs
 
     if Engine.server_args_class not in (ServerArgs, _server_args):
-        raise flags.refuse(
+        raise refuse(
             "sglang Engine.server_args_class",
             "another plug-in has replaced it; uninstall one of the two",
         )

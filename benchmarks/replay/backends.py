@@ -14,8 +14,9 @@ from benchmarks.replay.geometry import NotYetSupportedError
 from benchmarks.replay.held import PoolBytes, token_pool_bytes
 from benchmarks.replay.moved import DEVICE_WORK
 from benchmarks.replay.spec import RATIOS, RunSpec
+from jenga_sglang import settings
 
-JENGA_POLICY_VARIABLE = "JENGA_POLICIES"
+JENGA_POLICY_VARIABLE = settings.name_of("policies")
 
 
 def _nothing(spec: RunSpec) -> None:

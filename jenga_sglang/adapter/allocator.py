@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
+from jenga_sglang import settings
 from jenga_sglang.adapter.budget import AskAgain, JengaPrefillBudget, Refusal
 from jenga_sglang.adapter.report import digest
 from jenga_sglang.adapter.watchdog import Watchdog
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
 
 logger = logging.getLogger(__name__)
-
-# Debug: log a digest of the books at every idle check, to compare ranks by.
-DIGEST_VARIABLE = "JENGA_LOG_DIGEST"
 
 
 class JengaAllocator(BaseTokenToKVPoolAllocator):
@@ -45,7 +42,8 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         # Of the last admission pass.
         self.budget: JengaPrefillBudget | None = None
         self.ask_again = AskAgain(pool.manager)
-        self.watchdog = Watchdog.from_environment()
+        self.watchdog = Watchdog(settings.current().watchdog_seconds)
+        self._logs_digest = settings.current().log_digest
 
     def available_size(self) -> int:
         return self.manager.memory.num_free_virtual * self.page_size
@@ -130,7 +128,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         except CorruptPool as error:
             return [f"jenga: {error}"]
         self._checked_at = self.manager.changes
-        if os.environ.get(DIGEST_VARIABLE) == "1":
+        if self._logs_digest:
             logger.info("jenga digest %s", digest(self.manager))
         return []
 

@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.runtime_context import get_context, get_exec, get_memory, get_schedule
 
-from jenga_sglang import environment, flags
+from jenga_sglang import flags, settings
 from jenga_sglang.adapter.allocator import JengaAllocator
 from jenga_sglang.adapter.discovery import (
     LatentRow,
@@ -28,6 +28,7 @@ from jenga_sglang.core.admission import fleeting_share, longest_request
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.planner import plan_geometry
+from jenga_sglang.refusal import refuse
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +67,14 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         configurator.page_size,
         pool_bytes,
         max_length,
-        environment.layout(),
+        settings.current().layout,
     )
     manager = Manager(
         geometry,
         max_requests=sizes.max_running_requests,
         max_length=max_length,
         prefix_cache=not get_memory().disable_radix_cache,
-        policy=environment.cache_policy(),
+        policy=settings.current().policies,
     )
     _shorten_chunks(manager)
     _refuse_pool_without_room(manager)
@@ -84,7 +85,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         dtype=configurator.kv_cache_dtype,
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
-        poison_freed=environment.poisons_freed(),
+        poison_freed=settings.current().poison_freed,
     )
     log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
     rows = _request_rows(configurator, sizes, pool)
@@ -170,7 +171,7 @@ def _refuse_pool_without_room(manager: Manager) -> None:
 def _too_small(why: str) -> SystemExit:
     tokens = get_schedule().max_total_tokens
     flag = "--mem-fraction-static" if tokens is None else f"--max-total-tokens {tokens}"
-    return flags.refuse(flag, f"{why}; give the pool more memory or choose a smaller --page-size")
+    return refuse(flag, f"{why}; give the pool more memory or choose a smaller --page-size")
 
 
 def latent_row(configurator: Any) -> LatentRow | None:
@@ -246,7 +247,7 @@ def _refuse_models(configurator: Any) -> None:
     elif any(map(sees_what_follows, attention_layers(configurator.model))):
         what = "attention to tokens that follow"
     elif configurator.kv_cache_dtype not in _KV_DTYPES:
-        raise flags.refuse(
+        raise refuse(
             f"--kv-cache-dtype {configurator.kv_cache_dtype_str}",
             f"does not work with {flags.FLAG} jenga yet; use auto, bfloat16 or fp8_e5m2/e4m3",
         )
@@ -267,9 +268,7 @@ def _warn_of_images(configurator: Any) -> None:
 def refuse_model(configurator: Any, what: str) -> SystemExit:
     """The one line for a model that has ``what``."""
     names = ", ".join(configurator.model_config.hf_config.architectures)
-    return flags.refuse(
-        f"{flags.FLAG} jenga", f"{names} has {what}, which Jenga does not serve yet"
-    )
+    return refuse(f"{flags.FLAG} jenga", f"{names} has {what}, which Jenga does not serve yet")
 
 
 _KV_DTYPES = (

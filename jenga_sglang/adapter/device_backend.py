@@ -39,6 +39,7 @@ from jenga_sglang.adapter.step_tables import (
 )
 from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.explain import human_bytes
+from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -74,7 +75,7 @@ class DeviceBackend(AttentionBackend):
         super().__init__()
         pool = runner.token_to_kv_pool
         if not isinstance(pool, JengaKVPool):
-            raise flags.refuse(
+            raise refuse(
                 f"--attention-backend {self.name}", f"was built for {flags.FLAG} jenga: add it"
             )
         self.pool = pool
@@ -145,7 +146,7 @@ class DeviceBackend(AttentionBackend):
     def _check_groups(self) -> None:
         for group in self.groups:
             if self.pool.layouts[group].is_latent:
-                raise flags.refuse(
+                raise refuse(
                     f"--attention-backend {self.name}",
                     "reads no latent (MLA) rows in Jenga pages yet; choose "
                     f"--attention-backend {flags.TORCH_BACKEND}",
@@ -161,7 +162,7 @@ class DeviceBackend(AttentionBackend):
                     raise ValueError("; ".join(problems))
             except ValueError as error:
                 name = self.pool.groups[group].spec.name
-                raise flags.refuse(
+                raise refuse(
                     f"--attention-backend {self.name}",
                     f"cannot serve the layer group '{name}' ({error}); choose "
                     f"--attention-backend {self.instead}",

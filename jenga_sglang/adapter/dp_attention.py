@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from jenga_sglang import flags
+from jenga_sglang.refusal import refuse
 
 
 def refuse_dp_attention(server_args: Any) -> None:
@@ -26,7 +27,7 @@ def refuse_dp_attention(server_args: Any) -> None:
         what = "cross-attention"
     else:
         return
-    raise flags.refuse(
+    raise refuse(
         "--enable-dp-attention",
         f"does not work with {what} under {flags.FLAG} jenga yet; leave it out: "
         "--dp-size N alone serves N replicas",

@@ -10,7 +10,6 @@ replay, outside the graph.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,17 +26,17 @@ from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.variants import Variant, use_prebuilt
 from flashinfer_ext.views import KV
 from flashinfer_ext.xqa import SEMAPHORE_BYTES, XqaDecode
-from jenga_sglang import flags
+from jenga_sglang import settings
 from jenga_sglang.adapter.device_backend import DeviceBackend, Step
 from jenga_sglang.adapter.step_tables import Rows
-from jenga_sglang.flags import DECODE_VARIABLE
+from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-PREFILL_VARIABLE = "JENGA_PREFILL_KERNEL"
-MODULES_VARIABLE = "JENGA_FLASHINFER_MODULES"
+PREFILL_VARIABLE = settings.name_of("prefill_kernel")
+DECODE_VARIABLE = settings.name_of("decode_kernel")
 # The architectures, as major compute capability, that a kernel is written for.
 ARCHITECTURES = {"fa3": (9,), "xqa": (9, 10, 12)}
 XQA_SCRATCH_BYTES = 128 << 20
@@ -56,19 +55,18 @@ class Kernels:
     @classmethod
     def from_environment(cls) -> Kernels:
         """As the environment asks for; raises ``SystemExit`` for what this GPU does not have."""
+        chosen = settings.current()
         return cls(
-            _chosen(PREFILL_VARIABLE, ("fa2", "fa3")), _chosen(DECODE_VARIABLE, ("fa2", "xqa"))
+            _on_this_gpu(PREFILL_VARIABLE, chosen.prefill_kernel),
+            _on_this_gpu(DECODE_VARIABLE, chosen.decode_kernel),
         )
 
 
-def _chosen(variable: str, known: Sequence[str]) -> str:
-    name = os.environ.get(variable, known[0])
-    if name not in known:
-        raise flags.refuse(f"{variable}={name}", f"unknown; choose one of {', '.join(known)}")
+def _on_this_gpu(variable: str, name: str) -> str:
     if name in ARCHITECTURES and torch.cuda.is_available():
         major = torch.cuda.get_device_capability()[0]
         if major not in ARCHITECTURES[name]:
-            raise flags.refuse(
+            raise refuse(
                 f"{variable}={name}",
                 f"is for GPUs of compute capability {ARCHITECTURES[name]}, this one has {major}; "
                 "leave it out",
@@ -86,8 +84,8 @@ class JengaFlashInferBackend(DeviceBackend):
         self.use = Kernels.from_environment()
         self.entry_tokens = runner.page_size
         super().__init__(runner)
-        if folder := os.environ.get(MODULES_VARIABLE):
-            use_prebuilt(folder)
+        if folder := settings.current().flashinfer_modules:
+            use_prebuilt(str(folder))
         self._workspace = self._zeros(envs.SGLANG_FLASHINFER_WORKSPACE_SIZE.get())
         xqa_bytes = SEMAPHORE_BYTES + XQA_SCRATCH_BYTES if self.use.decode == "xqa" else 0
         self._xqa_workspace = self._zeros(xqa_bytes)

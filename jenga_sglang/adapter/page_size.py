@@ -7,15 +7,15 @@ value, and they start before a model is built.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from sglang.srt.arg_groups import model_hook
 
 from flashinfer_ext.limits import KERNELS
-from jenga_sglang import flags
+from jenga_sglang import flags, settings
 from jenga_sglang.core.planner import PAGE_SIZE, default_page_size
 from jenga_sglang.plan.model import ReadOptions, model_from_config
+from jenga_sglang.refusal import refuse
 
 
 def settle_page_size(server_args: Any) -> None:
@@ -35,7 +35,7 @@ def refuse_odd_chunks(server_args: Any) -> None:
         return
     least = chunk // page * page
     choices = f"{least} or {least + page}" if least else str(page)
-    raise flags.refuse(
+    raise refuse(
         f"--chunked-prefill-size {chunk}",
         f"is no whole number of pages, which have {page} tokens here; choose {choices}, or another "
         "--page-size",
@@ -59,5 +59,5 @@ def model_page_size(model_config: Any) -> int:
 
 def smallest_page() -> int:
     """Tokens of the smallest page that the decode kernel which was asked for can read."""
-    kernel = KERNELS.get(os.environ.get(flags.DECODE_VARIABLE, ""))
+    kernel = KERNELS.get(settings.current().decode_kernel)
     return min(kernel.page_sizes, default=1) if kernel else 1

@@ -43,6 +43,7 @@ from jenga_sglang.adapter.states import (
 from jenga_sglang.core.corrupt import agree, present
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.pin import Pin, StateCopy
+from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -330,7 +331,7 @@ def refuse_graphs() -> None:
     """Raise ``SystemExit`` with one line where steps would be captured: rounds differ each time."""
     if all(check_cuda_graph_backend(phase, Backend.DISABLED) for phase in Phase.ALL):
         return
-    raise flags.refuse(
+    raise refuse(
         f"{flags.FLAG} jenga",
         "recurrent layers do not run in CUDA graphs yet; add --disable-cuda-graph",
     )
@@ -345,7 +346,7 @@ def replace_linear_backend(hybrid: Any, runner: ModelRunner) -> None:
     num_convolutions = len(runner.req_to_token_pool.mamba_pool.mamba_cache.conv)
     # A model with two convolutions a layer runs them in loops of its own.
     if type(theirs) not in BACKENDS or num_convolutions > 1:
-        raise flags.refuse(
+        raise refuse(
             f"{flags.FLAG} jenga",
             f"the recurrent layers of this model run on {type(theirs).__name__} with "
             f"{num_convolutions} convolutions, which Jenga does not serve yet",

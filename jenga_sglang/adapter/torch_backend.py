@@ -25,6 +25,7 @@ from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -113,7 +114,7 @@ class JengaTorchBackend(AttentionBackend):
         super().__init__()
         pool = runner.token_to_kv_pool
         if not isinstance(pool, JengaKVPool):
-            raise flags.refuse(
+            raise refuse(
                 f"--attention-backend {flags.TORCH_BACKEND}",
                 f"reads Jenga pages only; add {flags.FLAG} jenga, or choose another",
             )

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from jenga_sglang import flags
 from jenga_sglang.core.stats import describe_room
 
 logger = logging.getLogger(__name__)
 
-SECONDS_VARIABLE = "JENGA_WATCHDOG_SECONDS"
-DEFAULT_SECONDS = 30.0
-
 
 class Watchdog:
     """Progress is what the scheduler computes, its count of forward passes; the wall clock only
-    says for how long there was none, and decides nothing."""
+    says for how long there was none, and decides nothing. With 0 ``seconds`` it says nothing."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -27,21 +22,6 @@ class Watchdog:
         self._forward_passes = -1
         self._since = 0.0
         self._said = False
-
-    @classmethod
-    def from_environment(cls) -> Watchdog:
-        """``JENGA_WATCHDOG_SECONDS``; 0 switches it off. Raises ``SystemExit`` for anything that
-        is not a number of seconds."""
-        text = os.environ.get(SECONDS_VARIABLE, str(DEFAULT_SECONDS))
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = -1.0
-        if not 0 <= seconds < float("inf"):
-            raise flags.refuse(
-                f"{SECONDS_VARIABLE}={text}", "is not a number of seconds, 0 or more"
-            )
-        return cls(seconds)
 
     def look(self, scheduler: Any) -> None:
         """After an admission pass: log once per standstill, as soon as it has lasted."""

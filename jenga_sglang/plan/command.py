@@ -17,6 +17,7 @@ from jenga_sglang.plan.model import ReadOptions, read_model
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json
 from jenga_sglang.plan.states import DTYPE_BYTES
+from jenga_sglang.settings import WINDOWS
 from jenga_sglang.units import argument, human_tokens, parse_bytes, parse_ranks, parse_tokens
 
 PIPED_COLUMNS = 100
@@ -61,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         flags.WINDOW_FLAG,
-        choices=flags.WINDOWS,
+        choices=WINDOWS,
         default="model",
         help="windows as SGLang's model class applies them (model), or as the config says",
     )

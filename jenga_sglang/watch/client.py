@@ -12,8 +12,10 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+from jenga_sglang import settings
+
 DEFAULT_URL = "http://127.0.0.1:30000"
-KEY_VARIABLE = "JENGA_API_KEY"
+KEY_VARIABLE = settings.name_of("api_key")
 TIMEOUT_SECONDS = 30.0
 
 
@@ -81,7 +83,7 @@ def _meaning(error: urllib.error.HTTPError) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", nargs="?", default=DEFAULT_URL, help=f"default {DEFAULT_URL}")
     parser.add_argument(
-        "--api-key", default=os.environ.get(KEY_VARIABLE), help=f"default: ${KEY_VARIABLE}"
+        "--api-key", default=settings.value("api_key", os.environ), help=f"default: ${KEY_VARIABLE}"
     )
     parser.add_argument(
         "--dp-rank", type=int, metavar="N", help="one data-parallel rank, from 0 (default: all)"

@@ -9,7 +9,7 @@ from models.tiny import ARCHITECTURES
 from resolved import CONFIGS, resolve, write_config
 
 from jenga_sglang import cli
-from jenga_sglang.flags import DECODE_VARIABLE
+from jenga_sglang.settings import name_of
 
 # Transformers cannot read these as they are.
 UNREADABLE = {"exaone-4-32b", "ministral-8b", "step-3.5-flash"}
@@ -51,9 +51,9 @@ def sizes(folder: Path) -> dict[str, Any]:
         "windows never outgrown": windows | {"context_length": 4096},
         "short gemma": {"model_path": GEMMA, "context_length": 1024},
         "less short gemma": {"model_path": GEMMA, "context_length": 2048},
-        "xqa": {"model_path": LLAMA, "env": {DECODE_VARIABLE: "xqa"}},
+        "xqa": {"model_path": LLAMA, "env": {name_of("decode_kernel"): "xqa"}},
         "xqa 8": {"model_path": LLAMA, "page_size": 8},
-        "fa2": {"model_path": LLAMA, "env": {DECODE_VARIABLE: "fa2"}},
+        "fa2": {"model_path": LLAMA, "env": {name_of("decode_kernel"): "fa2"}},
         "odd chunk": {"model_path": GEMMA, "chunked_prefill_size": 100},
         "odd chunk of small pages": {
             "model_path": GEMMA,

@@ -346,7 +346,7 @@ class TestFlag:
     def test_the_choice_of_windows_reaches_every_process(
         self, choice: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv(flags.WINDOW_VARIABLE, "")
+        monkeypatch.setenv("JENGA_WINDOW", "")
         values: dict[str, Any] = {"memory_backend": "jenga", "jenga_window": choice}
         assert flags.apply_flag(values)
         assert flags.follows_config_windows() is (choice == "config")

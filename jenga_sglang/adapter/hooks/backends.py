@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.registry import (
 from jenga_sglang import flags
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.refusal import refuse
 
 
 def register_backends() -> None:
@@ -42,7 +43,7 @@ def register_backends() -> None:
 def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
     pool = context.params.token_to_kv_pool_allocator.get_kvcache()
     if not isinstance(pool, JengaKVPool):
-        raise flags.refuse(
+        raise refuse(
             "--radix-cache-backend jenga", f"runs on Jenga pools; start with {flags.FLAG} jenga"
         )
     pool.manager.prefix_cache = not context.disable_radix_cache

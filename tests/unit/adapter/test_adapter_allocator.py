@@ -7,7 +7,7 @@ import pytest
 from adapter_builders import make_pool_of_one_layer
 from core_builders import begin, serve, tokens
 
-from jenga_sglang.adapter.allocator import DIGEST_VARIABLE, JengaAllocator
+from jenga_sglang.adapter.allocator import JengaAllocator
 from jenga_sglang.adapter.waiting import _budget
 from jenga_sglang.core.admission import longest_request
 
@@ -116,7 +116,7 @@ def test_the_books_are_recounted_after_a_flush(allocator: JengaAllocator) -> Non
 def test_ranks_that_decide_otherwise_have_other_digests(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(DIGEST_VARIABLE, "1")
+    monkeypatch.setenv("JENGA_LOG_DIGEST", "1")
     with caplog.at_level(logging.INFO):
         for history in (range(8), range(50, 58), range(12)):
             allocator = make_allocator()
