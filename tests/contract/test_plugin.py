@@ -399,6 +399,8 @@ class TestModelLists:
             decode_attention_backend=None,
             page_size=16,
             chunked_prefill_size=None,
+            enable_dp_attention=False,
+            attn_dp_size=1,
         )
 
         def compare(server_args: Namespace) -> tuple[str, tuple[str, str]]:
@@ -437,6 +439,8 @@ class TestModelLists:
             cuda_graph_config=config,
             page_size=16,
             chunked_prefill_size=None,
+            enable_dp_attention=False,
+            attn_dp_size=1,
         )
         for name, value in {
             "resolved_view": lambda server_args: view,
