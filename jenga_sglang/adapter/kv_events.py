@@ -139,8 +139,8 @@ class KvEvents:
 
     def _removals(self, changes: Sequence[TreeChange]) -> None:
         for change in changes:
-            held = change.virtual if change.held else []
-            none("pages that came into the tree without their tokens", held)
+            if change.held:
+                none("pages that came into the tree without their tokens", change.virtual)
             self._queue.append(
                 GroupBlockRemoved(
                     block_hashes=self._hash[change.virtual].tolist(),

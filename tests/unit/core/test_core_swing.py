@@ -1,31 +1,47 @@
 """Memory swings between groups with the load, and nothing is moved for it."""
 
+from dataclasses import dataclass
+
+import pytest
 from core_builders import make_manager
 from fake_engine import FakeEngine, Job, pin_of
 
 from jenga_sglang.core.dependency import Full, SlidingWindow
 
 FULL, WINDOW = 0, 1
-SHORT, LONG = 8, 1_600  # tokens
-CHUNK = 64
+SHORT = 8  # tokens
+
+
+@dataclass(frozen=True)
+class Load:
+    """A pool, and how many short and long prompts fill it. The window group has ``layers`` times
+    the layers of the full group, so at equal lengths so many times the bytes."""
+
+    num_large: int
+    layers: int
+    chunk: int  # tokens
+    num_short: int
+    num_long: int
+    long: int  # tokens
+    share_of_long: float  # the least that the full group comes to
 
 
 class SteadyEngine(FakeEngine):
     """Aborts nothing, and sees to it that no page of a running request ever changes its place."""
 
-    def __init__(self, num_large: int) -> None:
-        # The window group has nine times the layers: at equal lengths, nine times the bytes.
+    def __init__(self, load: Load) -> None:
         manager = make_manager(
             Full(),
             SlidingWindow(17),
-            num_large=num_large,
+            num_large=load.num_large,
             page_size=4,
-            layers=[1, 9],
-            stripes=[1, 9],
+            layers=[1, load.layers],
+            stripes=[1, load.layers],
             max_requests=100,
             max_length=2000,
         )
         super().__init__(manager, lambda low, high: high)
+        self.chunk = load.chunk
 
     def step(self) -> None:
         before = [(job, pin_of(job).row.copy()) for job in self.running]
@@ -40,7 +56,7 @@ class SteadyEngine(FakeEngine):
         self.manager.check()
 
     def _next_length(self, job: Job) -> int:
-        return min(len(job.tokens), job.computed + CHUNK)
+        return min(len(job.tokens), job.computed + self.chunk)
 
     def share(self, group: int) -> float:
         """The group's share of the bytes that running requests use."""
@@ -63,19 +79,34 @@ class SteadyEngine(FakeEngine):
         return [share for full, share in seen if full >= 0.95 * fullest and share], fullest
 
 
-def test_memory_swings_from_one_group_to_the_other_and_back() -> None:
-    """Of short histories both groups need everything, the window group in nine times the layers;
-    of long ones the full group needs 400 pages, and the window group five in each layer."""
-    engine = SteadyEngine(num_large=3000)
+@pytest.mark.parametrize(
+    "load",
+    [
+        Load(300, 4, 16, num_short=30, num_long=5, long=400, share_of_long=0.78),
+        pytest.param(
+            Load(3000, 9, 64, num_short=200, num_long=12, long=1600, share_of_long=0.89),
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_memory_swings_from_one_group_to_the_other_and_back(load: Load) -> None:
+    """Of short histories both groups need everything; of long ones the full group needs every page,
+    and the window group five in each layer."""
+    engine = SteadyEngine(load)
     done = 0
     shares = []
-    for length, count, token in ((SHORT, 200, 1_000), (LONG, 12, 2_000), (SHORT, 200, 3_000)):
+    for length, count, token in (
+        (SHORT, load.num_short, 1_000),
+        (load.long, load.num_long, 2_000),
+        (SHORT, load.num_short, 3_000),
+    ):
         phase, fullest = engine.serve(length, count, token)
         shares.append(phase)
         assert fullest > 0.8, fullest
         done += count
         assert engine.counts["done"] == done, "a request was lost"
     assert engine.counts["aborted"] == engine.counts["too large"] == 0
-    assert max(shares[0]) < 0.11 and max(shares[2]) < 0.11
-    assert max(shares[1]) > 0.89
-    assert engine.counts["checked tokens"] > 100_000
+    for short in (shares[0], shares[2]):
+        assert max(short) < 1.1 / (1 + load.layers)
+    assert max(shares[1]) > load.share_of_long
+    assert engine.counts["checked tokens"] > 30 * load.num_large
