@@ -248,3 +248,12 @@ def test_what_was_let_go_is_never_asked_for_again(
 ) -> None:
     with pytest.raises(ValueError, match="is let go and then needed again"):
         Switches(position, first, then)
+
+
+def test_behind_an_encoder_pages_are_counted_from_where_the_text_begins() -> None:
+    """Pages of four tokens, of which the first begins with three of an encoder's."""
+    window, everything = DecoderTokens(3, SlidingWindow(5)), DecoderTokens(3)
+    assert [window.peak_pages(n, 4) for n in (0, 3, 4, 8, 12, 99)] == [0, 1, 1, 2, 3, 3]
+    assert [everything.peak_pages(n, 4) for n in (0, 3, 4, 8, 12, 99)] == [0, 1, 1, 2, 3, 25]
+    whole = DecoderTokens(8, SlidingWindow(5))
+    assert [whole.peak_pages(n, 4) for n in (8, 9, 12, 13, 99)] == [0, 1, 1, 2, 2]

@@ -235,3 +235,51 @@ def test_check_notices_a_lost_large_page(large: LargePages) -> None:
 
 def test_ids_are_of_the_type_that_numpy_indexes_with(large: LargePages) -> None:
     assert large.take(0, 4, A)[0].dtype == np.intp
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+@pytest.mark.parametrize("counts", [(0, 1), (1, 0), (2, 1), (1, 2), (2, 2)])
+def test_a_few_pages_for_each_of_many_are_those_that_each_would_take(
+    counts: tuple[int, int], scarce: bool
+) -> None:
+    """With holes of every kind: own ones, others', and large pages that open on the way."""
+    geometry = make_geometry([Full(), Full(), Full()], 40, layers=[2, 3, 6])
+    one_by_one, at_once = LargePages(geometry), LargePages(geometry)
+    for books in (one_by_one, at_once):
+        for group, count, request in ((0, 4, 1), (1, 3, 2), (0, 1, 3), (2, 2, 1), (1, 1, 9)):
+            books.take(group, count, request)
+    wanted, requests = [(0, counts[0]), (1, counts[1]), (2, 1)], [1, 2, 3, 9, 4]
+    small: list[list[int]] = [[], [], []]
+    opened: list[list[int]] = [[], [], []]
+    for request in requests:
+        for group, count in wanted:
+            ids_taken, large = one_by_one.take(group, count, request, scarce=scarce)
+            small[group] += ids_taken.tolist()
+            opened[group] += large.tolist()
+    taken = at_once.take_each(wanted, requests, scarce=scarce)
+    at_once.check()
+    assert taken == list(zip(small, opened, strict=True))
+    for name in ("owner", "used", "held"):
+        assert (getattr(at_once, name) == getattr(one_by_one, name)).all()
+    for name in ("num_free", "num_owned", "num_used", "num_held"):
+        assert getattr(at_once, name) == getattr(one_by_one, name)
+
+
+def test_many_pages_of_several_large_pages_change_at_once() -> None:
+    geometry = make_geometry([Full(), Full()], 12, layers=[2, 3])
+    large = LargePages(geometry)
+    taken, opened = large.take(0, 14, A)
+    assert large.cache(0, taken[:13]).tolist() == opened[:4].tolist()
+    large.check()
+    assert (large.num_used[0], large.num_reclaimable[0]) == (1, 4)
+    large.use(0, taken[2:12])
+    large.check()
+    assert (large.num_used[0], large.num_reclaimable[0]) == (11, 0)
+    large.cache(0, taken[2:12])
+    large.free_cached(0, taken[:11])
+    large.check()
+    assert (large.num_held[0], large.num_owned[0]) == (3, 2)
+
+
+def test_no_pages_are_ids_too(large: LargePages) -> None:
+    assert large.take(0, 0, A)[0].dtype == np.intp

@@ -170,15 +170,17 @@ class TestWorth:
 
 
 def test_what_is_a_requests_own_ends_at_a_document() -> None:
-    geometry = make_geometry([Full(), SlidingWindow(3)], 80)
+    """Five tokens of the prompt and the answer of what is kept for ever; of a window all."""
+    geometry = make_geometry([Full(), SlidingWindow(3), SlidingWindow(50)], 80)
     manager = Manager(
         geometry, max_requests=8, max_length=1000, policy=CachePolicy(prompt_slack_tokens=5)
     )
     lookahead = Lookahead(manager)
     manager.mean_output_tokens = 7.0
-    assert lookahead.own_pages(100, 1000) == [12, 3]
-    assert lookahead.own_pages(2, 1000) == [9, 3]
-    assert lookahead.own_pages(1, 1) == [2, 2]
+    assert lookahead.own_pages(100, 1000) == [12, 3, 50]
+    assert lookahead.own_pages(30, 1000) == [12, 3, 37]
+    assert lookahead.own_pages(2, 1000) == [9, 3, 9]
+    assert lookahead.own_pages(1, 1) == [2, 2, 2]
 
 
 def test_the_mean_output_follows_what_requests_answer() -> None:

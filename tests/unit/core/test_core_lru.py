@@ -153,6 +153,7 @@ def test_any_mix_of_adding_and_popping_leaves_by_time_depth_and_page(seed: int) 
             oldest = [p for p in order if queued[p] == queued[order[0]]]
             assert sorted(got.tolist() if got is not None else []) == sorted(oldest[:wanted])
             queued = {p: t for p, t in queued.items() if p not in oldest[:wanted]}
+            lru.check(ids(*queued))
 
 
 def test_a_large_bucket_is_not_gone_through_again() -> None:

@@ -393,3 +393,57 @@ def test_the_same_calls_make_the_same_decisions() -> None:
         return digest(manager)
 
     assert run() == run()
+
+
+def test_room_is_asked_for_in_pages_of_all_stripes() -> None:
+    """Ten large pages: a page of the first group takes two, one of the second three."""
+    manager = make_manager(Full(), Full(), num_large=10, layers=[2, 3], stripes=[2, 3])
+    assert manager.can_serve([5, 0]) and not manager.can_serve([6, 0])
+    assert manager.can_serve([0, 3]) and not manager.can_serve([1, 3])
+    assert manager.can_serve([2, 2]) and not manager.can_serve([3, 2])
+
+
+def test_a_path_that_is_given_up_goes_in_every_group_and_nothing_else_does() -> None:
+    manager = make_manager(Full(), SlidingWindow(100), num_large=60)
+    first, second = tokens(range(100, 108)), tokens(range(200, 208))
+    for history in (first, second):
+        serve(manager, history)
+    manager.give_up(manager.tree.find(None, first))
+    manager.check()
+    assert [held_pages(manager, g, first) for g in (0, 1)] == [[], []]
+    assert [held_pages(manager, g, second) for g in (0, 1)] == [list(range(8))] * 2
+
+
+def test_no_state_of_the_pool_has_the_number_of_an_earlier_one() -> None:
+    manager = make_manager(Full(), num_large=60)
+    seen = [manager.changes]
+    for history in (tokens(range(4)), tokens(range(50, 58))):
+        pin = begin(manager, history)
+        seen.append(manager.changes)
+        manager.release(pin)
+        seen.append(manager.changes)
+    manager.reset()
+    seen.append(manager.changes)
+    assert seen == sorted(set(seen))
+
+
+def test_what_the_tree_gains_and_loses_is_noted_by_group_and_in_order() -> None:
+    """A window of three tokens lets go of the first pages before they are in the tree."""
+    manager = make_manager(Full(), SlidingWindow(3), num_large=60)
+    manager.memory.record_tree()
+    pin = begin(manager, tokens(range(4)))
+    manager.slide(pin, 4)
+    assert manager.memory.take_tree_changes() == []
+    manager.checkpoint(pin, None, tokens(range(4)))
+    pages = pin.row.tolist()
+    noted = [(c.group, c.held, c.virtual.tolist()) for c in manager.memory.take_tree_changes()]
+    assert noted == [(0, True, pages), (1, True, pages[2:])]
+    manager.release(pin)
+    assert manager.memory.take_tree_changes() == []
+    manager.evict(4)
+    noted = [(c.group, c.held, c.virtual.tolist()) for c in manager.memory.take_tree_changes()]
+    lost = {
+        g: sorted(p for group, _, virtual in noted if group == g for p in virtual) for g in (0, 1)
+    }
+    assert {held for _, held, _ in noted} == {False}
+    assert lost == {0: sorted(pages), 1: sorted(pages[2:])}
