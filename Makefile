@@ -8,11 +8,15 @@ MODEL ?= $(CACHE)/demo-model
 ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
+MUTANTS ?= 200
+SEED ?= 0
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # The one on PATH, or else the one that the recipe below puts into the environment.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+# The core needs neither SGLang nor torch, nor do its unit tests.
+MUTATION_VENV := $(CACHE)/mutation-venv
 DEMO_MODEL := $(CACHE)/demo-model/config.json
 
 # SGLang is large: without compiled modules kept, every server and test start compiles it anew.
@@ -20,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo check test test-long test-gpu lint format constraints clean
+.PHONY: help install serve demo check test test-long test-gpu mutate lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +48,9 @@ test-long: $(INSTALLED) ## Run the tests that take minutes to hours
 
 test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
+
+mutate: $(MUTATION_VENV)/.installed ## Count the changes of the core that its unit tests notice; MUTANTS, SEED
+	$(MUTATION_VENV)/bin/python tests/mutation/run.py --mutants $(MUTANTS) --seed $(SEED)
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check
@@ -71,6 +78,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 		else $(UV) venv --python $(PYTHON) $(VENV); fi; }
 	@test -x "$(UV)" || $(BIN)/python -m pip install -c constraints.txt uv
 	$(UV) pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[test]'
+	@touch $@
+
+$(MUTATION_VENV)/.installed: tests/mutation/requirements.txt
+	$(PYTHON) -m venv $(MUTATION_VENV)
+	$(MUTATION_VENV)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
 $(DEMO_MODEL): $(INSTALLED) jenga_sglang/demo/model.py jenga_sglang/demo/tokenizer.py
