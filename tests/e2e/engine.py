@@ -7,7 +7,7 @@ what a server runs: its event loop with overlap, the model, the pools, the leak 
 import multiprocessing
 import os
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -40,7 +40,8 @@ ENVIRONMENT = {
 @dataclass(frozen=True)
 class Job:
     """A stream for one scheduler. ``flags`` are fields of SGLang's `ServerArgs`; ``prepare`` runs
-    in the process before anything is built, ``before`` once its pools exist."""
+    in the process before anything is built, ``before`` once its pools exist. SGLang mixes prompts
+    and decodes in a batch only where nobody asks for ``logprobs``."""
 
     flags: dict[str, Any]
     requests: Sequence[Request]
@@ -48,15 +49,17 @@ class Job:
     env: dict[str, str] = field(default_factory=dict)
     before: Callable[[Any], None] | None = None
     prepare: Callable[[], None] | None = None
+    logprobs: bool = True
 
 
 @dataclass(frozen=True)
 class Report:
     """Answers in the order of the requests; ``state`` is what /server_info says of the
-    Jenga pool when all is done, and nothing for stock."""
+    Jenga pool when all is done, and nothing for stock; ``batches`` ran in each forward mode."""
 
     answers: list[Answer]
     state: dict[str, Any]
+    batches: Counter[str]
 
     @property
     def retractions(self) -> int:
@@ -138,8 +141,9 @@ def run(job: Job) -> Report:
     if job.before is not None:
         job.before(scheduler)
     _stop_when_idle(scheduler, feed)
+    batches = _count_batches(scheduler)
     scheduler.run_event_loop()
-    return Report(feed.answers(), _jenga_state(scheduler))
+    return Report(feed.answers(), _jenga_state(scheduler), batches)
 
 
 def _jenga_state(scheduler: Any) -> dict[str, Any]:
@@ -180,6 +184,18 @@ def _build(job: Job) -> tuple[Any, "Feed"]:
     return module.Scheduler(server_args, ports), feed
 
 
+def _count_batches(scheduler: Any) -> Counter[str]:
+    batches: Counter[str] = Counter()
+    run_batch = scheduler.run_batch
+
+    def count_and_run(batch: Any, *rest: Any) -> Any:
+        batches[batch.forward_mode.name] += 1
+        return run_batch(batch, *rest)
+
+    scheduler.run_batch = count_and_run
+    return batches
+
+
 def _stop_when_idle(scheduler: Any, feed: "Feed") -> None:
     """End the event loop after the idle checks that follow the last answer."""
     on_idle = scheduler.on_idle
@@ -207,6 +223,7 @@ class Feed:
     def __init__(self, job: Job) -> None:
         self._waiting = deque(enumerate(job.requests))
         self._room = job.concurrency
+        self._logprobs = job.logprobs
         self._partial = [_Partial() for _ in job.requests]
 
     def is_done(self) -> bool:
@@ -223,7 +240,7 @@ class Feed:
             raise zmq.Again
         self._room -= 1
         number, request = self._waiting.popleft()
-        return tokenized(number, request)
+        return tokenized(number, request, logprobs=self._logprobs)
 
     def send_pyobj(self, output: Any, flags: int = 0, protocol: int = -1) -> None:
         """Take what goes to the detokenizer."""
@@ -231,7 +248,7 @@ class Feed:
 
         if isinstance(output, BatchTokenIDOutput):
             for index, number in enumerate(map(int, output.rids)):
-                self._partial[number].add(output, index)
+                self._partial[number].add(output, index, logprobs=self._logprobs)
                 self._room += bool(self._partial[number].finish_reason)
 
 
@@ -245,22 +262,26 @@ class _Partial:
         self.finish_reason = ""
         self.counts = (0, 0)
 
-    def add(self, output: Any, index: int) -> None:
+    def add(self, output: Any, index: int, *, logprobs: bool) -> None:
         self.tokens += output.output_ids[index]
-        self.logprobs += output.output_token_logprobs_val[index]
-        values, ids = output.output_top_logprobs_val[index], output.output_top_logprobs_idx[index]
-        self.likeliest += [list(zip(v, i, strict=True)) for v, i in zip(values, ids, strict=True)]
+        if logprobs:
+            self._add_logprobs(output, index)
         reason = output.finished_reasons[index]
         if reason is not None:
             self.finish_reason = reason["type"]
             self.counts = (output.cached_tokens[index], output.retraction_counts[index])
 
+    def _add_logprobs(self, output: Any, index: int) -> None:
+        self.logprobs += output.output_token_logprobs_val[index]
+        values, ids = output.output_top_logprobs_val[index], output.output_top_logprobs_idx[index]
+        self.likeliest += [list(zip(v, i, strict=True)) for v, i in zip(values, ids, strict=True)]
+
     def answer(self) -> Answer:
         return Answer(self.tokens, self.logprobs, self.likeliest, *self.counts, self.finish_reason)
 
 
-def tokenized(number: int, request: Request) -> Any:
-    """The message that the tokenizer process sends for a greedy request with logprobs."""
+def tokenized(number: int, request: Request, *, logprobs: bool = True) -> Any:
+    """The message that the tokenizer process sends for a greedy request."""
     from array import array
 
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
@@ -278,9 +299,9 @@ def tokenized(number: int, request: Request) -> Any:
         mm_inputs=images.multimodal_inputs(request),
         token_type_ids=None,
         sampling_params=sampling,
-        return_logprob=True,
+        return_logprob=logprobs,
         logprob_start_len=-1,
-        top_logprobs_num=2,
+        top_logprobs_num=2 if logprobs else 0,
         token_ids_logprob=None,
         stream=False,
         extra_key=request.namespace,

@@ -75,3 +75,25 @@ def test_the_next_turn_goes_on_from_the_answer(
     assert [answer.cached_tokens for answer in report.answers] == [0, 0, 48, 48]
     for prompt, answer in zip(nexts, report.answers[2:], strict=True):
         assert answer.tokens == greedy_tokens(path, prompt, 10)
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1", "qwen3_5", "falcon_mamba"])
+def test_prompts_and_decodes_in_one_batch(
+    architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With `--enable-mixed-chunk` the states of requests that decode move on beside chunks of
+    prompts, and checkpoints are saved of both."""
+    path = tiny_model(architecture)
+    requests = make_stream(SHAPE, seed=2)
+    flags = server_flags(path, 16) | STATES | {"memory_backend": "jenga"}
+    env = EXACT_STATES | POISON
+    mixed = Job(flags | {"enable_mixed_chunk": True}, requests, env=env, logprobs=False)
+    apart = Job(flags, requests, env=env, logprobs=False)
+    reports = run_jobs({"mixed": mixed, "apart": apart}, tmp_path)
+    ours = reports["mixed"]
+    assert ours.batches["MIXED"] > 20 and not reports["apart"].batches["MIXED"]
+    assert ours.cached_tokens > 500 and ours.state["saved_checkpoints"] > 50
+    tokens = [answer.tokens for answer in ours.answers]
+    assert tokens == [answer.tokens for answer in reports["apart"].answers]
+    for request, given in list(zip(requests, tokens, strict=True))[::9]:
+        assert greedy_tokens(path, request.prompt, len(given)) == given
