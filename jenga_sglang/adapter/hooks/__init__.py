@@ -14,6 +14,7 @@ from jenga_sglang.adapter.hooks import (
     pool_bytes,
     pools,
     recurrent,
+    requests,
     scheduling,
 )
 from jenga_sglang.adapter.hooks.backends import register_backends
@@ -22,7 +23,7 @@ from jenga_sglang.registry import registry
 
 __all__ = ["http_hooks", "pool_hooks", "register_backends", "runtime_hooks", "serving_hooks"]
 
-SERVING = (arguments, scheduling, pool_bytes, observe, recurrent, encoder, embeddings)
+SERVING = (arguments, scheduling, pool_bytes, observe, recurrent, encoder, embeddings, requests)
 
 
 def runtime_hooks() -> list[Hook]:
