@@ -8,7 +8,7 @@ that does not sees a page as gone as soon as one group has dropped it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sglang.srt.disaggregation.kv_events import (
 )
 from sglang.srt.mem_cache.utils import get_hash_str, hash_str_to_int64
 
+from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.core.corrupt import none
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
@@ -29,6 +30,8 @@ from jenga_sglang.core.memory import TreeChange
 from jenga_sglang.core.tree import Tokens
 
 DIGEST_BYTES = 32
+# Behind a caller's key that ends like an adapter's namespace, in hashes only.
+NOT_AN_ADAPTER = "\0no adapter"
 
 
 class GroupBlockStored(BlockStored, tag="BlockStored"):  # type: ignore[call-arg]
@@ -74,7 +77,7 @@ class KvEvents:
         events, self._queue = self._queue, []
         return events
 
-    def published(self, namespace: Hashable, tokens: Tokens, row: Ids) -> None:
+    def published(self, namespace: Namespace, tokens: Tokens, row: Ids) -> None:
         """``row``, virtual pages of ``tokens``, has just been put into the tree."""
         changes = self.manager.memory.take_tree_changes()
         stored = [change for change in changes if change.held]
@@ -92,7 +95,7 @@ class KvEvents:
 
     # -- hashes -------------------------------------------------------------------------------
 
-    def _name(self, namespace: Hashable, tokens: Tokens, row: Ids, first: int) -> None:
+    def _name(self, namespace: Namespace, tokens: Tokens, row: Ids, first: int) -> None:
         """Give the pages of ``row`` from ``first`` on their hashes, as SGLang computes them."""
         size = self.manager.page_size
         while first and row[first - 1] == 0:
@@ -108,19 +111,32 @@ class KvEvents:
                     hash_str_to_int64(digest), namespace_seed=seed
                 )
 
-    def _seed(self, namespace: Any) -> bytes | None:
-        extra_key, cache_salt = namespace
+    def _seed(self, namespace: Namespace) -> bytes | None:
+        """As SGLang's, but that a caller's key is never an adapter's: equal hashes would have a
+        router lose the pages of one when the other's go."""
+        extra_key, cache_salt = namespace.extra_key, namespace.cache_salt
+        name = self._lora_name(namespace)
         if self._dynamo_format:
+            if name is None and self._lora_names.resolve(extra_key) is not None:
+                extra_key = f"{extra_key}{NOT_AN_ADAPTER}"
             return kv_event_namespace_seed(extra_key=extra_key, cache_salt=cache_salt)
-        named = extra_key if self._lora_names.get(extra_key) is not None else None
+        named = extra_key if name is not None else None
         return kv_event_namespace_seed(extra_key=named, cache_salt=None)
+
+    def _lora_name(self, namespace: Namespace) -> str | None:
+        if namespace.adapter is None:
+            return None
+        names = self._lora_names
+        name: str | None = (names.resolve if self._dynamo_format else names.get)(
+            namespace.extra_key
+        )
+        return name
 
     # -- events -------------------------------------------------------------------------------
 
-    def _stored(self, change: TreeChange, namespace: Any, tokens: Tokens, row: Ids) -> None:
+    def _stored(self, change: TreeChange, namespace: Namespace, tokens: Tokens, row: Ids) -> None:
         size = self.manager.page_size
-        extra_key, cache_salt = namespace
-        names = self._lora_names
+        lora_name = self._lora_name(namespace)
         for start, stop in _runs(self.manager.memory.depth[change.virtual]):
             before = int(row[start - 1]) if start else 0
             self._queue.append(
@@ -131,8 +147,8 @@ class KvEvents:
                     block_size=size,
                     lora_id=None,
                     medium=StorageMedium.GPU,
-                    cache_salt=cache_salt,
-                    lora_name=(names.resolve if self._dynamo_format else names.get)(extra_key),
+                    cache_salt=namespace.cache_salt,
+                    lora_name=lora_name,
                     **self._group(change.group),
                 )
             )
@@ -153,12 +169,12 @@ class KvEvents:
         return {"group_idx": group, "group": str(self.manager.dependencies[group])}
 
 
-def _salted(namespace: Any) -> str | None:
+def _salted(namespace: Namespace) -> str | None:
     """What a history's chain of hashes begins with."""
-    _, cache_salt = namespace
-    if cache_salt is None:
+    if namespace.cache_salt is None:
         return None
-    return hashlib.sha256(b"sglang-cache-salt-v1\0" + cache_salt.encode()).hexdigest()
+    salt = namespace.cache_salt.encode()
+    return hashlib.sha256(b"sglang-cache-salt-v1\0" + salt).hexdigest()
 
 
 def _runs(depths: Ids) -> Iterator[tuple[int, int]]:

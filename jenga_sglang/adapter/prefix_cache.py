@@ -27,6 +27,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.kv_events import KvEvents
 from jenga_sglang.adapter.metrics import JengaMetrics
+from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
@@ -140,7 +141,7 @@ class JengaPrefixCache(BasePrefixCache):
         self.lookahead.look(list(map(_REQUEST_ID, waiting[:MAX_REQUESTS])), read)
 
     def root_node_handle(self, extra_key: str | None = None) -> Hit:
-        return self.manager.miss((extra_key, None))
+        return self.manager.miss(Namespace(None, extra_key, None))
 
     @property
     def root_node(self) -> _Forest:
@@ -218,7 +219,7 @@ class JengaPrefixCache(BasePrefixCache):
         keep = self._lengths_to_keep(req, up_to)
         self.manager.checkpoint(pin, _history(req, req), tokens, keep)
         if self.kv_events is not None:
-            self.kv_events.published(_namespace(req), tokens, pin.row[: pin.tree_pages])
+            self.kv_events.published(_namespace(req, req), tokens, pin.row[: pin.tree_pages])
         self._rewrite_row(req, pin, first, before)
         req.kv.cache_protected_len = pin.tree_pages * self.page_size
 
@@ -350,12 +351,13 @@ def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Pin, int]]) -
 def _history(owner: RadixKey | Req, req: Req | None) -> Hashable:
     """The namespace in the tree of what ``owner`` names, a request's or nobody's."""
     encoder_tokens = 0 if req is None else page_tokens(req)
-    namespace = _namespace(owner)
+    namespace = _namespace(owner, req)
     return Encoded(namespace, encoder_tokens) if encoder_tokens else namespace
 
 
-def _namespace(owner: RadixKey | Req) -> Hashable:
-    return (owner.extra_key, owner.cache_salt or None)
+def _namespace(owner: RadixKey | Req, req: Req | None) -> Namespace:
+    adapter = None if req is None else req.lora_id
+    return Namespace(adapter, owner.extra_key, owner.cache_salt or None)
 
 
 def _tokens(key: RadixKey) -> Tokens:

@@ -2,7 +2,6 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Hashable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +15,13 @@ from sglang.srt.mem_cache.events import KVCacheEventRecorder, KvEventLoraNames
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from jenga_sglang.adapter.kv_events import KvEvents
+from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.tree import Tokens
 
-PLAIN = (None, None)
+PLAIN = Namespace(None, None, None)
+ADAPTER = "0123456789abcdef" * 2  # as long as SGLang's ids
 
 
 def make(*, page_size: int = 4, num_large: int = 40, dynamo_format: bool = False) -> KvEvents:
@@ -30,7 +31,7 @@ def make(*, page_size: int = 4, num_large: int = 40, dynamo_format: bool = False
     return events
 
 
-def serve(events: KvEvents, history: Tokens, namespace: Hashable = PLAIN) -> None:
+def serve(events: KvEvents, history: Tokens, namespace: Namespace = PLAIN) -> None:
     """Compute ``history``, publish it, end."""
     manager = events.manager
     pin = manager.lock(manager.match(namespace, history[:-1]))
@@ -39,36 +40,77 @@ def serve(events: KvEvents, history: Tokens, namespace: Hashable = PLAIN) -> Non
     manager.release(pin)
 
 
-def publish(events: KvEvents, pin: Any, namespace: Hashable, history: Tokens) -> None:
+def publish(events: KvEvents, pin: Any, namespace: Namespace, history: Tokens) -> None:
     events.manager.checkpoint(pin, namespace, history)
     events.published(namespace, history, pin.row[: pin.tree_pages])
 
 
-def stock_hashes(history: Tokens, namespace: Any, *, dynamo_format: bool) -> list[int]:
-    """The hashes that SGLang's own cache publishes for one history."""
-    recorder = KVCacheEventRecorder(enabled=True, page_size=4, dynamo_format=dynamo_format)
-    extra_key, cache_salt = namespace
+def stock_stored(events: KvEvents, history: Tokens, namespace: Namespace) -> list[Any]:
+    """What SGLang's own cache publishes of one history, in one event."""
+    recorder = KVCacheEventRecorder(
+        enabled=True,
+        page_size=4,
+        dynamo_format=events._dynamo_format,
+        lora_names=events._lora_names,
+    )
+    _, extra_key, cache_salt = namespace
     empty = RadixKey([], extra_key, cache_salt=cache_salt)
     root = SimpleNamespace(parent=None, hash_value=[], event_hash_value=None, key=empty)
     key = RadixKey(history.tolist(), extra_key, cache_salt=cache_salt)
     node = SimpleNamespace(parent=root, hash_value=None, event_hash_value=None, key=key)
     recorder.record_store(node)
-    return [h for event in recorder.take() for h in event.block_hashes]
+    stored: list[Any] = recorder.take()
+    return stored
 
 
 @pytest.mark.parametrize("dynamo_format", [False, True])
-@pytest.mark.parametrize("namespace", [PLAIN, (None, "salt"), ("extra", None), ("extra", "salt")])
-def test_hashes_are_those_of_sglangs_own_cache(namespace: Any, dynamo_format: bool) -> None:
+@pytest.mark.parametrize(
+    "namespace",
+    [
+        PLAIN,
+        Namespace(None, None, "salt"),
+        Namespace(None, "extra", None),
+        Namespace(None, "extra", "salt"),
+        Namespace(ADAPTER, ADAPTER, None),
+        Namespace(ADAPTER, f"extra{ADAPTER}", "salt"),
+    ],
+)
+def test_hashes_are_those_of_sglangs_own_cache(namespace: Namespace, dynamo_format: bool) -> None:
     events = make(dynamo_format=dynamo_format)
+    name_adapter(events, namespace)
     history = tokens(range(24))
     serve(events, history[:12], namespace)
     serve(events, history, namespace)
     stored = [e for e in events.take() if e.group_idx == 0]
     hashes = [h for event in stored for h in event.block_hashes]
-    assert hashes == stock_hashes(history, namespace, dynamo_format=dynamo_format)
+    stock = stock_stored(events, history, namespace)
+    assert hashes == [h for event in stock for h in event.block_hashes]
+    assert {e.lora_name for e in stored} == {e.lora_name for e in stock}
+    assert {e.cache_salt for e in stored} == {e.cache_salt for e in stock}
     assert [t for event in stored for t in event.token_ids] == history.tolist()
     assert stored[0].parent_block_hash is None
     assert stored[1].parent_block_hash == hashes[2]
+
+
+def name_adapter(events: KvEvents, namespace: Namespace) -> None:
+    """What the scheduler does when it loads the adapter, and at each request with it."""
+    events._lora_names.register(lora_id=ADAPTER, lora_name="mine")
+    req = SimpleNamespace(extra_key=namespace.extra_key, lora_id=namespace.adapter)
+    events._lora_names.register(req, "mine" if namespace.adapter else None)
+
+
+@pytest.mark.parametrize("dynamo_format", [False, True])
+def test_a_caller_s_key_is_not_told_as_the_adapter_whose_id_it_is(dynamo_format: bool) -> None:
+    events = make(dynamo_format=dynamo_format)
+    history = tokens(range(24))
+    told = []
+    for namespace in (Namespace(ADAPTER, ADAPTER, None), Namespace(None, ADAPTER, None)):
+        name_adapter(events, namespace)
+        serve(events, history, namespace)
+        told.append([e for e in events.take() if e.group_idx == 0])
+    (adapters,), (callers,) = told
+    assert adapters.lora_name == "mine" and callers.lora_name is None
+    assert not set(adapters.block_hashes) & set(callers.block_hashes)
 
 
 def test_a_consumer_that_knows_no_groups_can_read_them() -> None:
