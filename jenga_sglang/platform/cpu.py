@@ -30,15 +30,17 @@ class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Decide what a CPU decides; the user's choices stand where there is a choice."""
         logger.warning("No accelerator found: SGLang runs on the CPU, with torch operators.")
         defaults.set_attention_backend(server_args)
+        defaults.set_lora_backend(server_args)
         defaults.disable_device_features(server_args)
         defaults.bound_pool(server_args)
         share_cores(server_args.tp_size * server_args.pp_size * server_args.dp_size)
 
     def init_backend(self) -> None:
-        """Give recurrent layers operators that run here."""
-        from jenga_sglang.platform import operators
+        """Give recurrent layers and LoRA operators that run here."""
+        from jenga_sglang.platform import lora, operators
 
         operators.install()
+        lora.install()
 
     def get_default_attention_backend(self) -> str:
         return defaults.STOCK_ATTENTION_BACKEND

@@ -6,6 +6,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 STOCK_ATTENTION_BACKEND = "torch_native"
+LORA_BACKEND = "torch_native"
 JENGA_ATTENTION_BACKEND = "jenga_torch"
 
 # Other programs need the memory too, and SGLang writes to every byte of its pool at start-up.
@@ -25,6 +26,11 @@ def set_attention_backend(server_args: Any) -> None:
         return
     jenga = server_args.radix_cache_backend == "jenga"
     server_args.attention_backend = JENGA_ATTENTION_BACKEND if jenga else STOCK_ATTENTION_BACKEND
+
+
+def set_lora_backend(server_args: Any) -> None:
+    """The only one of SGLang's LoRA backends without kernels; its default is another."""
+    server_args.lora_backend = LORA_BACKEND
 
 
 def disable_device_features(server_args: Any) -> None:
