@@ -20,6 +20,7 @@ HEAVY = ("input_ids", "input_embeds", "mm_inputs", "positional_embed_overrides",
 CONVERTED = ("stop_token_ids", "watermark")
 # How configurations name the token that stands for an image, a video or sound.
 PLACEHOLDER_ENDINGS = ("_token_id", "_token_index")
+TEXT_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 # -- what the model allows ------------------------------------------------------------------------
@@ -49,7 +50,8 @@ def _placeholders(media: Any, model_config: Any) -> frozenset[int]:
     """Token ids that the processor and the model's configuration name for media."""
     named = [getattr(media, name) for name in media.__struct_fields__ if name.endswith("_id")]
     config = vars(model_config.hf_config)
-    named += [value for name, value in config.items() if name.endswith(PLACEHOLDER_ENDINGS)]
+    names = [name for name in config if name.endswith(PLACEHOLDER_ENDINGS)]
+    named += [config[name] for name in names if name not in TEXT_TOKENS]
     return frozenset(token for token in named if isinstance(token, int))
 
 
