@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from jenga_sglang import settings
@@ -162,6 +162,15 @@ def default_attention_backend(device: str | None) -> str:
 def follows_config_windows() -> bool:
     """Whether `--jenga-window config` was chosen for this server."""
     return settings.current().window == "config"
+
+
+def is_asked_for(arguments: Sequence[str]) -> bool:
+    """Whether a command line chooses Jenga, for an SGLang whose parser does not know the flag."""
+    following = (*arguments[1:], None)
+    return any(
+        given == f"{FLAG}={RADIX_CACHE_BACKEND}" or (given, value) == (FLAG, RADIX_CACHE_BACKEND)
+        for given, value in zip(arguments, following, strict=False)
+    )
 
 
 def is_active() -> bool:

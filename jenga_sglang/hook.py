@@ -79,10 +79,15 @@ class Hook:
 
     def expected_parameters(self, version: str) -> tuple[str, ...]:
         """Those on record for a version of SGLang."""
-        for specifier, parameters in self.by_version.items():
+        record = self.record_of(version)
+        return self.parameters if record is None else self.by_version[record]
+
+    def record_of(self, version: str) -> str | None:
+        """Which of ``by_version`` covers a version of SGLang, or None."""
+        for specifier in self.by_version:
             if SpecifierSet(specifier).contains(version, prereleases=True):
-                return parameters
-        return self.parameters
+                return specifier
+        return None
 
 
 def hook(
@@ -127,7 +132,7 @@ def _guarded(body: _Body, kind: HookType, when: Callable[..., bool]) -> Callable
         # To SGLang, None means that the result stands.
         return body(result, *args, **kwargs) if when(*args, **kwargs) else None
 
-    return {AROUND: around, AFTER: after}[kind]
+    return around if kind is AROUND else after
 
 
 def hooks_of(*modules: ModuleType) -> list[Hook]:

@@ -1,94 +1,75 @@
-"""The plug-in: what SGLang's loader calls in every process, and what it hooks of the command line.
+"""The plug-in: what SGLang's loader calls in every process.
 
 SGLang's loader logs an exception and goes on, which would leave the stock pools running behind
-the flag. So every target is resolved and its parameters compared first, every hook is seen to
-have taken hold, and whatever is wrong ends the process with one line (`hook.py`).
+the flag. So a start with the flag ends with one line wherever the hooks do not fit; a start
+without it never does.
 
-Without ``--memory-backend jenga`` only the command line knows of this package.
+Imports nothing of SGLang before its version is known to be one that this package is made for.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from jenga_sglang import flags, versions
-from jenga_sglang.activation import activate
-from jenga_sglang.hook import AFTER, AROUND, Hook, always, hook, hooks_of, install
-from jenga_sglang.memory_backend import JENGA
 from jenga_sglang.refusal import refuse
-from jenga_sglang.registry import registry
 
-SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
-UNTIL = "SGLang has a registry of memory backends"
+logger = logging.getLogger(__name__)
 
 
 def register() -> None:
     """Entry point of `sglang.srt.plugins`: make `--memory-backend jenga` known, through SGLang's
-    registry where it has one, and hook the rest in the processes of a server started with it."""
-    check_version(versions.installed_sglang())
-    if found := registry():
-        found.register_memory_backend(flags.RADIX_CACHE_BACKEND, JENGA)
-    else:
-        install(command_line_hooks())
-        _hook_engine()
-    if flags.is_active():
-        activate()
+    registry where it has one, and hook the rest in the processes of a server started with it.
 
-
-def check_version(installed: str) -> None:
-    """Raise ``SystemExit`` unless the hooks were made for this SGLang."""
-    if not versions.is_supported(installed):
-        raise refuse(
-            f"SGLang {installed}",
-            f"the hooks are made for SGLang {versions.SUPPORTED_SGLANG}; install that version, or "
-            "uninstall jenga-sglang",
-        )
-
-
-# -- the command line and the Python API ----------------------------------------------------------
-
-
-def command_line_hooks() -> list[Hook]:
-    """What makes the flag known, in a process of any server."""
-    return hooks_of(sys.modules[__name__])
-
-
-@hook(f"{SERVER_ARGS}.add_cli_args", ("parser",), AFTER, when=always, until=UNTIL)
-def _add_flag(result: Any, parser: Any) -> None:
-    """Adds `--memory-backend`."""
-    flags.add_flag(parser)
-
-
-@hook(f"{SERVER_ARGS}.from_cli_args", ("args",), AROUND, when=always, until=UNTIL)
-def _from_cli_args(original: Callable[..., Any], cls: type, args: Any) -> Any:
-    """Turns the flag into `radix_cache_backend=jenga`, which every process sees, and refuses
-    combinations."""
-    if flags.apply_flag(vars(args)):
-        activate(serves_http=True)
-    return original(cls, args)
-
-
-def _hook_engine() -> None:
-    """`sgl.Engine(memory_backend=…)`: the engine builds its ServerArgs through a class attribute.
-
-    Not the registry's business: it only replaces classes by classes.
+    Where that cannot be, SGLang is left as it is, with one line in the log. Raises ``SystemExit``
+    with that line in a start that asks for Jenga.
     """
-    from sglang.srt.entrypoints.engine import Engine
-    from sglang.srt.server_args import ServerArgs
+    if why := _why_not():
+        _stand_aside(why)
+        return
+    _make_known()
+    if flags.is_active():
+        from jenga_sglang.activation import activate
 
-    if Engine.server_args_class not in (ServerArgs, _server_args):
-        raise refuse(
-            "sglang Engine.server_args_class",
-            "another plug-in has replaced it; uninstall one of the two",
-        )
-    Engine.server_args_class = staticmethod(_server_args)
-
-
-def _server_args(**values: Any) -> Any:
-    from sglang.srt.server_args import ServerArgs
-
-    if flags.apply_flag(values):
         activate()
-    return ServerArgs(**values)
+
+
+def _why_not() -> str | None:
+    """Why this SGLang cannot have the flag, or None."""
+    if not versions.is_supported(versions.installed_sglang()):
+        return f"is made for SGLang {versions.SUPPORTED_SGLANG}; install one of these"
+    from jenga_sglang.command_line import command_line_problems
+    from jenga_sglang.registry import registry
+
+    problems = [] if registry() else command_line_problems()
+    if not problems:
+        return None
+    return f"does not fit: {'; '.join(problems)}. Reinstall sglang{versions.SUPPORTED_SGLANG}"
+
+
+def _stand_aside(why: str) -> None:
+    line = refuse(
+        f"SGLang {versions.installed_sglang()}", f"{flags.FLAG} jenga {why}, or leave the flag out"
+    )
+    if flags.is_active() or flags.is_asked_for(sys.argv):
+        raise line
+    # The processes that a server spawns load plug-ins, too.
+    if multiprocessing.parent_process() is None:
+        logger.warning("%s", line)
+
+
+def _make_known() -> None:
+    from jenga_sglang.registry import registry
+
+    if found := registry():
+        from jenga_sglang.memory_backend import JENGA
+
+        found.register_memory_backend(flags.RADIX_CACHE_BACKEND, JENGA)
+        return
+    from jenga_sglang.command_line import command_line_hooks, hook_engine
+    from jenga_sglang.hook import install
+
+    install(command_line_hooks())
+    hook_engine()

@@ -1,4 +1,4 @@
-"""Which SGLang this package is made for."""
+"""Which SGLang this package is made for. Imports nothing of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from importlib.metadata import version
 
 from packaging.specifiers import SpecifierSet
 
-SUPPORTED_SGLANG = SpecifierSet("==0.5.23")
+SUPPORTED_SGLANG = ">=0.5.22,<0.5.24"
 
 
 def installed_sglang() -> str:
+    """Version of the SGLang of this environment. Raises ``PackageNotFoundError`` without one."""
     return version("sglang")
 
 
 def is_supported(sglang_version: str) -> bool:
     """Whether the hooks were made for it."""
-    return SUPPORTED_SGLANG.contains(sglang_version, prereleases=True)
+    return SpecifierSet(SUPPORTED_SGLANG).contains(sglang_version, prereleases=True)

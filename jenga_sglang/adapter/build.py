@@ -207,10 +207,12 @@ def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
     page = configurator.pool_page_size
     if not configurator.is_hybrid_swa:
         return _stock_hybrid_bytes(configurator, sizes.max_total_num_tokens)
-    head = configurator._unified_swa_head_geometry()
+    config, (tp_size, dcp_size) = configurator.model_config, _attention_parallel()
     itemsize = configurator.kv_cache_dtype.itemsize
-    full = head.head_num * (head.head_dim + head.v_head_dim) * itemsize
-    swa = head.swa_head_num * (head.swa_head_dim + head.swa_v_head_dim) * itemsize
+    full_heads = config.get_num_kv_heads(tp_size, dcp_size)
+    swa_heads = config.get_swa_num_kv_heads(tp_size)
+    full = full_heads * (config.head_dim + config.v_head_dim) * itemsize
+    swa = swa_heads * (config.swa_head_dim + config.swa_v_head_dim) * itemsize
     layers = configurator.layer_info
     return int(
         full * len(layers.full_attention_layer_ids) * (sizes.full_max_total_num_tokens + page)

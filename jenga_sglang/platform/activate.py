@@ -14,6 +14,10 @@ PLATFORM_CLASS = "jenga_sglang.platform.cpu.JengaCpuPlatform"
 
 def activate() -> str | None:
     """Return the CPU platform's class path, or None to leave the choice to SGLang."""
+    from jenga_sglang import versions
+
+    if not versions.is_supported(versions.installed_sglang()):
+        return None
     if accelerator_is_visible() or another_platform_is_chosen():
         return None
     return PLATFORM_CLASS

@@ -7,6 +7,7 @@ SGLang imports this module while it is itself being imported; anything else impo
 """
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,6 +19,17 @@ from jenga_sglang.platform import defaults
 from jenga_sglang.platform.threads import share_cores
 
 logger = logging.getLogger(__name__)
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def container_limit_bytes() -> int | None:
+    """The most memory that this process's container may use, or None where nothing limits it."""
+    try:
+        text = CONTAINER_LIMIT.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -51,10 +63,8 @@ class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_device_total_memory(self, device_id: int = 0) -> int:
         """Return the bytes this process may use: the machine's, or the container's if less."""
-        from sglang.srt.utils.common import get_instance_memory_status
-
         total_bytes = int(psutil.virtual_memory().total)
-        limit_bytes = get_instance_memory_status("/sys/fs/cgroup/memory.max")
+        limit_bytes = container_limit_bytes()
         return total_bytes if limit_bytes is None else min(total_bytes, limit_bytes)
 
     def get_compile_backend(self, mode: str | None = None) -> str:

@@ -27,7 +27,11 @@ def install() -> None:
     Must run before any of them is imported."""
     from sglang.kernels.ops.attention import triton_gdn_fused_proj as projections
     from sglang.kernels.ops.attention.fla import chunk, fused_recurrent, kda
-    from sglang.kernels.ops.attention.linear import fused_gdn_gating as gating
+
+    try:
+        from sglang.kernels.ops.attention.linear import fused_gdn_gating as gating
+    except ImportError:  # SGLang 0.5.22
+        from sglang.kernels.ops.attention.fla import fused_gdn_gating as gating
 
     chunk.chunk_gated_delta_rule = chunk_gated_delta_rule
     fused_recurrent.fused_recurrent_gated_delta_rule_packed_decode = gated_delta_decode

@@ -11,7 +11,7 @@ import pytest
 from core_builders import grow, make_manager, tokens
 from core_inspector import Histories, snapshot
 from sglang.srt.disaggregation.kv_events import KVEventBatch
-from sglang.srt.mem_cache.events import KVCacheEventRecorder, KvEventLoraNames
+from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from jenga_sglang.adapter.kv_events import KvEvents
@@ -19,6 +19,11 @@ from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.tree import Tokens
+
+try:
+    from sglang.srt.mem_cache.events import KvEventLoraNames
+except ImportError:  # SGLang 0.5.22
+    from sglang.srt.mem_cache.events import LoRANameTable as KvEventLoraNames
 
 PLAIN = Namespace(None, None, None)
 ADAPTER = "0123456789abcdef" * 2  # as long as SGLang's ids

@@ -1,7 +1,9 @@
 """The plug-in fails closed: whatever does not fit ends the start with one line that says why."""
 
 import inspect
+import multiprocessing
 import re
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib.metadata import version
@@ -14,9 +16,10 @@ import torch
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from jenga_sglang import flags, plugin
+from jenga_sglang import command_line, flags, plugin, versions
 from jenga_sglang import hook as hooking
 from jenga_sglang.hook import Hook, always, hooks_of, install
+from jenga_sglang.platform import activate
 from jenga_sglang.refused_flags import REFUSED
 
 SELF = __name__
@@ -47,8 +50,6 @@ def refusal(call: Callable[[], Any]) -> str:
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """This module as hook targets name it, and the registry as it was afterwards."""
-    import sys
-
     monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
     monkeypatch.setattr(HookRegistry, "_patched", set())
     monkeypatch.setattr(hooking, "_installed", set())
@@ -57,13 +58,113 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 class TestVersion:
-    def test_the_supported_one_passes(self) -> None:
-        plugin.check_version("0.5.23")
+    """Beside an SGLang that the hooks were not made for."""
 
-    @pytest.mark.parametrize("other", ["0.5.22", "0.5.24", "0.5.24rc1", "1.0"])
-    def test_any_other_is_refused_by_name(self, other: str) -> None:
-        line = refusal(lambda: plugin.check_version(other))
-        assert f"SGLang {other}" in line and "==0.5.23" in line and "install" in line
+    OTHERS = ("0.5.21", "0.5.24", "0.5.24rc1", "1.0")
+
+    @pytest.fixture
+    def hooked(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What the plug-in does to SGLang."""
+        done: list[str] = []
+        monkeypatch.setattr(plugin, "_make_known", lambda: done.append("made known"))
+        monkeypatch.setattr(sys, "argv", ["launch_server", "--model-path", "m"])
+        monkeypatch.delenv(flags.ACTIVE_VARIABLE, raising=False)
+        return done
+
+    @pytest.mark.parametrize("installed", ["0.5.22", "0.5.22.post1", "0.5.23"])
+    def test_the_supported_ones_pass(
+        self, installed: str, hooked: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(versions, "installed_sglang", lambda: installed)
+        monkeypatch.setattr(command_line, "command_line_problems", lambda: [])
+        plugin.register()
+        assert hooked == ["made known"]
+
+    @pytest.mark.parametrize("other", OTHERS)
+    def test_any_other_is_left_as_it_is_with_one_line(
+        self,
+        other: str,
+        hooked: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(versions, "installed_sglang", lambda: other)
+        plugin.register()
+        assert not hooked
+        (line,) = caplog.messages
+        assert f"SGLang {other}: --memory-backend jenga is made for SGLang" in line
+
+    @pytest.mark.parametrize("flag", [["--memory-backend", "jenga"], ["--memory-backend=jenga"]])
+    @pytest.mark.parametrize("other", OTHERS)
+    def test_a_start_with_the_flag_is_refused(
+        self, other: str, flag: list[str], hooked: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(versions, "installed_sglang", lambda: other)
+        monkeypatch.setattr(sys, "argv", ["launch_server", *flag, "--port", "1"])
+        line = refusal(plugin.register)
+        assert f"SGLang {other}" in line and "install one of these, or leave the flag out" in line
+        assert not hooked
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["--memory-backend"], ["--memory-backend", "default"], ["jenga"]]
+    )
+    def test_a_start_without_it_is_none(self, arguments: list[str]) -> None:
+        assert not flags.is_asked_for(arguments)
+
+    def test_a_process_of_a_jenga_server_is_refused(
+        self, hooked: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(versions, "installed_sglang", lambda: "0.5.24")
+        monkeypatch.setenv(flags.ACTIVE_VARIABLE, "1")
+        assert "SGLang 0.5.24" in refusal(plugin.register)
+
+    def test_processes_that_a_server_spawns_do_not_repeat_the_line(
+        self,
+        hooked: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(versions, "installed_sglang", lambda: "0.5.24")
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda: "the server")
+        plugin.register()
+        assert not hooked and not caplog.messages
+
+    def test_a_command_line_of_another_shape_is_left_as_it_is(
+        self,
+        hooked: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A changed SGLang that says it is a supported one."""
+        changed = [hook("untouched", "parser")]
+        monkeypatch.setattr(command_line, "command_line_hooks", lambda: changed)
+        plugin.register()
+        assert not hooked
+        (line,) = caplog.messages
+        assert "untouched takes ('value',), expected ('parser',). Reinstall sglang" in line
+
+    def test_a_plug_in_that_replaced_the_engines_arguments_goes_first(
+        self,
+        hooked: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        from sglang.srt.entrypoints.engine import Engine
+
+        monkeypatch.setattr(command_line, "command_line_hooks", lambda: [])
+        monkeypatch.setattr(Engine, "server_args_class", dict)
+        plugin.register()
+        assert not hooked
+        (line,) = caplog.messages
+        assert "another plug-in has replaced" in line
+
+    def test_the_cpu_platform_leaves_it_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+        monkeypatch.setattr(activate, "accelerator_is_visible", lambda: False)
+        monkeypatch.setattr(activate, "another_platform_is_chosen", lambda: False)
+        assert activate.activate() == activate.PLATFORM_CLASS
+        monkeypatch.setattr(versions, "installed_sglang", lambda: "0.5.24")
+        assert activate.activate() is None
 
 
 class TestInstall:
@@ -87,7 +188,7 @@ class TestInstall:
     def test_one_bad_hook_refuses_all(self, bad: Hook, said: str, module: ModuleType) -> None:
         original = module.untouched
         line = refusal(lambda: install([hook("untouched", "value"), bad]))
-        assert said in line and "Reinstall sglang==0.5.23" in line
+        assert said in line and "Reinstall sglang>=0.5.22,<0.5.24" in line
         assert module.untouched is original
 
     def test_a_hook_that_sglang_did_not_apply_is_noticed(
@@ -168,7 +269,7 @@ class TestTargets:
     def test_every_hooked_function_is_there_with_the_signature_on_record(self) -> None:
         from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks
 
-        hooks = plugin.command_line_hooks() + runtime_hooks() + http_hooks()
+        hooks = command_line.command_line_hooks() + runtime_hooks() + http_hooks()
         assert len({h.target for h in hooks}) == len(hooks)
         for h in hooks:
             # The plug-in may have hooked this process when SGLang was imported.

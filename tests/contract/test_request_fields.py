@@ -27,7 +27,9 @@ from jenga_sglang.adapter.request_limits import (
 from jenga_sglang.request_checks import CHECKS, SAMPLE_CHECKS, SAMPLING_CHECKS, refusal
 
 MODEL = SimpleNamespace(
-    vocab_size=100, hidden_size=4, hf_config=SimpleNamespace(image_token_index=256, pad_token_id=101)
+    vocab_size=100,
+    hidden_size=4,
+    hf_config=SimpleNamespace(image_token_index=256, pad_token_id=101),
 )
 
 

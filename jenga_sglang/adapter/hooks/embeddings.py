@@ -11,16 +11,18 @@ from sglang.srt.managers import mm_schedule
 from jenga_sglang.adapter.embeddings import PoolEmbeddings
 from jenga_sglang.hook import AFTER, AROUND, hook
 
+BUILD_KV_CACHE = (
+    *("server_args", "model_config", "tp_worker", "page_size", "spec_algorithm"),
+    *("enable_metrics", "enable_kv_cache_events", "enable_hierarchical_cache"),
+    *("hicache_draft_plan", "dynamo_kv_event_format", "kv_event_lora_names"),
+)
+
 
 @hook(
     "sglang.srt.mem_cache.kv_cache_builder.build_kv_cache",
-    (
-        *("server_args", "model_config", "tp_worker", "page_size", "spec_algorithm"),
-        *("enable_metrics", "enable_kv_cache_events", "enable_hierarchical_cache"),
-        *("hicache_draft_plan", "dynamo_kv_event_format", "kv_event_lora_names"),
-        "draft_swa_window",
-    ),
+    (*BUILD_KV_CACHE, "draft_swa_window"),
     AFTER,
+    by_version={"<0.5.23": BUILD_KV_CACHE},
     until="SGLang has a registry of embedding caches",
 )
 def _build_kv_cache(

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks
+from jenga_sglang.command_line import command_line_hooks
 from jenga_sglang.hook import Hook
-from jenga_sglang.plugin import command_line_hooks
 
 PREFIX = "sglang.srt."
 HEAD = "| target | kind | why | can go when |\n|---|---|---|---|"

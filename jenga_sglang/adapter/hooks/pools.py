@@ -47,6 +47,7 @@ def _configure(result: Any, configurator: Any, **kwargs: Any) -> Any:
     "sglang.srt.model_executor.model_runner.ModelRunner.init_kv_cache_configurator",
     ("self", "draft_parallel_layout"),
     AFTER,
+    by_version={"<0.5.23": ("self",)},
     until="the pool says whether it is hybrid",
 )
 def _forget_hybrid_swa(result: None, runner: Any, *args: Any, **kwargs: Any) -> None:

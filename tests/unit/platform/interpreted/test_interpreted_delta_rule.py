@@ -10,7 +10,11 @@ import torch
 import triton.language as tl
 from sglang.kernels.ops.attention import triton_gdn_fused_proj as projections
 from sglang.kernels.ops.attention.fla import fused_norm_gate, fused_recurrent, layernorm_gated
-from sglang.kernels.ops.attention.linear import fused_gdn_gating as gating
+
+try:
+    from sglang.kernels.ops.attention.linear import fused_gdn_gating as gating
+except ImportError:  # SGLang 0.5.22
+    from sglang.kernels.ops.attention.fla import fused_gdn_gating as gating
 from sglang.kernels.ops.elementwise import elementwise
 
 from flashinfer_ext.states import StateLayout, StatePart, state_view

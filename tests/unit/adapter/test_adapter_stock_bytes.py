@@ -1,0 +1,72 @@
+"""The bytes of SGLang's own pools, from which ours take their size, against pools it builds."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+from jenga_sglang.adapter import build
+
+PAGE = 4
+FULL_TOKENS, WINDOW_TOKENS = 40, 16
+
+
+def model_config(
+    *, heads: int, dims: tuple[int, int], swa_heads: int, swa_dims: tuple[int, int]
+) -> SimpleNamespace:
+    """Heads, and the elements of a head's K and V, of either kind of layer."""
+    return SimpleNamespace(
+        get_num_kv_heads=lambda tp_size, dcp_size: heads // tp_size,
+        get_swa_num_kv_heads=lambda tp_size: swa_heads // tp_size,
+        head_dim=dims[0],
+        v_head_dim=dims[1],
+        swa_head_dim=swa_dims[0],
+        swa_v_head_dim=swa_dims[1],
+    )
+
+
+def pool_bytes(config: Any, layers: Any) -> int:
+    """What the buffers of SGLang's pool of two kinds of layers take."""
+    pool = SWAKVPool(
+        size=FULL_TOKENS,
+        size_swa=WINDOW_TOKENS,
+        page_size=PAGE,
+        dtype=torch.bfloat16,
+        head_num=config.get_num_kv_heads(1, 1),
+        head_dim=config.head_dim,
+        v_head_dim=config.v_head_dim,
+        swa_head_num=config.get_swa_num_kv_heads(1),
+        swa_head_dim=config.swa_head_dim,
+        swa_v_head_dim=config.swa_v_head_dim,
+        swa_attention_layer_ids=layers.swa_attention_layer_ids,
+        full_attention_layer_ids=layers.full_attention_layer_ids,
+        device="cpu",
+    )
+    parts = (pool.full_kv_pool, pool.swa_kv_pool)
+    return sum(b.nbytes for p in parts for b in (*p.k_buffer, *p.v_buffer))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        model_config(heads=2, dims=(8, 8), swa_heads=2, swa_dims=(8, 8)),
+        model_config(heads=2, dims=(16, 8), swa_heads=4, swa_dims=(8, 4)),
+    ],
+    ids=["alike", "rows of their own"],
+)
+def test_a_pool_of_full_and_windowed_layers(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = SimpleNamespace(swa_attention_layer_ids=[0, 1, 3], full_attention_layer_ids=[2])
+    monkeypatch.setattr(build, "_attention_parallel", lambda: (1, 1))
+    configurator = SimpleNamespace(
+        is_hybrid_swa=True,
+        model_config=config,
+        kv_cache_dtype=torch.bfloat16,
+        layer_info=layers,
+        pool_page_size=PAGE,
+    )
+    sizes = SimpleNamespace(
+        full_max_total_num_tokens=FULL_TOKENS, swa_max_total_num_tokens=WINDOW_TOKENS
+    )
+    assert build.stock_pool_bytes(configurator, sizes) == pool_bytes(config, layers)
