@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from jenga_sglang import settings_command
+from jenga_sglang.doctor import command as doctor
 from jenga_sglang.plan import command as plan
 from jenga_sglang.watch import explain, report, top
 
-COMMANDS = (plan, top, report, explain, settings_command)
+COMMANDS = (plan, doctor, settings_command, top, report, explain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

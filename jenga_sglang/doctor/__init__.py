@@ -1,0 +1,1 @@
+"""`jenga doctor`: whether `--memory-backend jenga` can start in this environment."""
