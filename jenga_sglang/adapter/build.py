@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-from sglang.srt.configs.model_config import is_deepseek_dsa
 from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -19,9 +17,9 @@ from jenga_sglang.adapter.discovery import (
     apply_config_windows,
     attention_layers,
     discover_groups,
-    sees_what_follows,
 )
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.refused_models import refuse_model, refuse_models
 from jenga_sglang.adapter.report import log_start
 from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
 from jenga_sglang.core.admission import fleeting_share, longest_request
@@ -44,7 +42,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     Raises ``SystemExit`` with one line for a model whose layers Jenga cannot serve yet, and for a
     pool that has no room.
     """
-    _refuse_models(configurator)
+    refuse_models(configurator)
     _warn_of_images(configurator)
     max_length = configurator.model_config.context_len
     layers = attention_layers(configurator.model)
@@ -240,23 +238,6 @@ def _attention_parallel() -> tuple[int, int]:
     return get_parallel().attn_tp_size, get_parallel().attn_dcp_size
 
 
-def _refuse_models(configurator: Any) -> None:
-    what = None
-    if is_deepseek_dsa(configurator.model_config.hf_config):
-        what = "sparse latent attention (DSA)"
-    elif hasattr(configurator.model, "_build_cross_attention_custom_mask"):
-        what = "cross-attention that shows a token some of the images only"
-    elif any(map(sees_what_follows, attention_layers(configurator.model))):
-        what = "attention to tokens that follow"
-    elif configurator.kv_cache_dtype not in _KV_DTYPES:
-        raise refuse(
-            f"--kv-cache-dtype {configurator.kv_cache_dtype_str}",
-            f"does not work with {flags.FLAG} jenga yet; use auto, bfloat16 or fp8_e5m2/e4m3",
-        )
-    if what:
-        raise refuse_model(configurator, what)
-
-
 def _warn_of_images(configurator: Any) -> None:
     """SGLang has a mask for images only where its own Triton or FA4 backend reads them."""
     if hasattr(configurator.model, "prepare_attn_masks"):
@@ -265,18 +246,3 @@ def _warn_of_images(configurator: Any) -> None:
             "SGLang's own attention backends; this model was trained to see the whole image.",
             flags.FLAG,
         )
-
-
-def refuse_model(configurator: Any, what: str) -> SystemExit:
-    """The one line for a model that has ``what``."""
-    names = ", ".join(configurator.model_config.hf_config.architectures)
-    return refuse(f"{flags.FLAG} jenga", f"{names} has {what}, which Jenga does not serve yet")
-
-
-_KV_DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)

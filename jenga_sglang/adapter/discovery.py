@@ -71,10 +71,16 @@ class LatentRow:
 
 
 def attention_layers(model: torch.nn.Module) -> list[Any]:
-    """The model's `RadixAttention` modules that keep KV, in order of construction."""
+    """The model's `RadixAttention` modules that keep KV, in order of construction.
+
+    SGLang's Transformers backend keeps them by layer in a dict, which torch does not look into.
+    """
     from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-    found = (m for m in model.modules() if isinstance(m, RadixAttention))
+    found = []
+    for module in model.modules():
+        held = getattr(module, "attention_instances", None) or {}
+        found += [m for m in (module, *held.values()) if isinstance(m, RadixAttention)]
     return [m for m in found if m.attn_type != AttentionType.ENCODER_ONLY]
 
 

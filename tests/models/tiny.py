@@ -111,6 +111,8 @@ ARCHITECTURES = {
     ),
     "cohere2": Architecture("Cohere2", "Cohere2", "wwwfwwwf", {"logit_scale": 1.0}),
     "olmo3": Architecture("Olmo3", "Olmo3", "wwwfwwwf"),
+    # SGLang has no class for it: its Transformers backend serves it. Every other layer rotates.
+    "smollm3": Architecture("SmolLM3", "SmolLM3", "ffff", {"no_rope_layer_interval": 2}),
     # SGLang's classes of these two ignore the window; Qwen2 has it in its upper layers only.
     "phi3": Architecture("Phi3", "Phi3", "ffff", {"sliding_window": WINDOW}),
     "qwen2": Architecture(

@@ -9,25 +9,96 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from transformers import PreTrainedConfig
 
 from jenga_sglang.adapter.build import build_pools
+from jenga_sglang.adapter.discovery import attention_layers
+
+WAY_OUT = "leave the flag out to serve it from SGLang's own pools."
 
 
-def configurator(*kinds: AttentionType) -> Any:
-    """What SGLang builds pools with, of a model with a layer of each kind."""
+def attention(number: int, **kwargs: Any) -> RadixAttention:
+    return RadixAttention(2, 16, 1.0, 2, layer_id=number, **kwargs)
+
+
+def configurator(
+    *layers: RadixAttention, architecture: str = "LlamaForCausalLM", **fields: Any
+) -> Any:
+    """What SGLang builds pools with, of a model with these layers; ``fields`` are its own."""
     model = torch.nn.Module()
-    model.layers = torch.nn.ModuleList(
-        RadixAttention(2, 16, 1.0, 2, layer_id=number, attn_type=kind)
-        for number, kind in enumerate(kinds)
-    )
-    config = PreTrainedConfig(architectures=["Gemma3TextModel"])
-    return SimpleNamespace(model=model, model_config=SimpleNamespace(hf_config=config))
+    model.layers = torch.nn.ModuleList(layers or [attention(0)])
+    config = PreTrainedConfig(architectures=[architecture])
+    known = {
+        "model": model,
+        "model_config": SimpleNamespace(hf_config=config),
+        "layer_info": SimpleNamespace(full_attention_layer_ids=[], swa_attention_layer_ids=[]),
+        "is_hybrid_swa": False,
+        "kv_cache_dtype": torch.bfloat16,
+    }
+    return SimpleNamespace(**(known | fields))
+
+
+def refusal(configurator: Any) -> str:
+    """The line that ends the start."""
+    with pytest.raises(SystemExit) as refused:
+        build_pools(configurator, sizes=None)
+    line = str(refused.value)
+    assert "\n" not in line
+    return line
 
 
 def test_layers_that_see_what_follows() -> None:
     """EmbeddingGemma's; a backend that reads prefixes would give other embeddings."""
-    with pytest.raises(SystemExit) as refused:
-        build_pools(
-            configurator(AttentionType.DECODER, AttentionType.DECODER_BIDIRECTIONAL), sizes=None
+    line = refusal(
+        configurator(
+            attention(0),
+            attention(1, attn_type=AttentionType.DECODER_BIDIRECTIONAL),
+            architecture="Gemma3TextModel",
         )
-    line = str(refused.value)
+    )
     assert line.startswith("jenga-sglang: --memory-backend jenga: Gemma3TextModel has ")
-    assert "tokens that follow" in line and "\n" not in line
+    assert "tokens that follow" in line and line.endswith(WAY_OUT)
+
+
+def test_an_encoder_behind_the_transformers_backend() -> None:
+    """SGLang marks its layers as cross-attention, for want of an encoder to read."""
+    line = refusal(configurator(attention(0, is_cross_attention=True), architecture="Encoder"))
+    assert "Encoder has attention to tokens that follow" in line
+
+
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [
+        ("DeepseekV4ForCausalLM", "compressed tokens"),
+        ("MiniMaxM3SparseForCausalLM", "an index of keys"),
+        ("MiniMaxM3SparseForConditionalGeneration", "an index of keys"),
+        ("Qwen4ExpForConditionalGeneration", "n-grams"),
+        ("SarvamMLAForCausalLM", "write to SGLang's pool themselves"),
+        ("Dots3NoteForCausalLM", "write to SGLang's pool themselves"),
+    ],
+)
+def test_classes_with_memory_of_their_own(architecture: str, what: str) -> None:
+    line = refusal(configurator(architecture=architecture))
+    assert line.startswith(f"jenga-sglang: --memory-backend jenga: {architecture} has ")
+    assert what in line and line.endswith(WAY_OUT)
+
+
+def test_a_window_pool_of_layers_that_sglang_does_not_name() -> None:
+    """No list of layers: the bytes of stock's pools, which ours must equal, are unknown."""
+    unnamed = SimpleNamespace(full_attention_layer_ids=None, swa_attention_layer_ids=None)
+    line = refusal(configurator(architecture="New", layer_info=unnamed, is_hybrid_swa=True))
+    assert "New has pools of SGLang's that are not sized by layers" in line
+
+
+def test_a_dtype_of_keys_and_values_without_float_pages() -> None:
+    line = refusal(configurator(kv_cache_dtype=torch.uint8, kv_cache_dtype_str="fp4_e2m1"))
+    assert line.startswith("jenga-sglang: --kv-cache-dtype fp4_e2m1: ")
+
+
+def test_layers_of_the_transformers_backend_are_found() -> None:
+    """It keeps them in a plain dict, out of `modules()`."""
+    backend = torch.nn.Module()
+    layers = {number: attention(number) for number in (0, 1)}
+    backend.attention_instances = layers
+    encoder = attention(2, attn_type=AttentionType.ENCODER_ONLY)
+    backend.vision = torch.nn.ModuleList([encoder])
+    whole = torch.nn.Module()
+    whole.language_model = backend
+    assert attention_layers(whole) == list(layers.values())
