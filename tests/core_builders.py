@@ -6,7 +6,7 @@ import numpy as np
 
 from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.tree import Tokens

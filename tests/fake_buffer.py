@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jenga_sglang.core.geometry import Geometry, GroupGeometry
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 
 Hashes = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]

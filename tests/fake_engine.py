@@ -15,7 +15,7 @@ from fake_buffer import Buffer, Hashes, history_hashes
 from numpy.typing import NDArray
 
 from jenga_sglang.core.geometry import Geometry, GroupGeometry
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.live_groups import register_group, retire_group
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin

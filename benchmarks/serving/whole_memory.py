@@ -11,17 +11,24 @@ from typing import Any
 
 from sglang.srt.plugins import load_plugins
 
-from jenga_sglang.core.dependency import Dependency, Full, Range, SlidingWindow
+from jenga_sglang.core.dependency import Dependency, Full, TableTrim
+from jenga_sglang.core.ranges import Range
 
 
 @dataclass(frozen=True)
 class KeptWholly(Dependency):
-    """Needs every token, though attention reads those of ``read`` only."""
+    """Keeps every token, though attention reads those that ``read`` reads only."""
 
-    read: SlidingWindow
+    read: Dependency
 
     def needed(self, length: int) -> tuple[Range, ...]:
         return Full().needed(length)
+
+    def visible(self, position: int) -> tuple[Range, ...]:
+        return self.read.visible(position)
+
+    def trim(self) -> TableTrim | None:
+        return self.read.trim()
 
     def peak_tokens(self, length: int) -> int:
         return length
@@ -31,22 +38,16 @@ class KeptWholly(Dependency):
 
 
 def keep_windows_wholly() -> None:
-    """Patch discovery and the torch backend. Raises ``AttributeError`` if they have changed."""
-    from jenga_sglang.adapter import discovery, torch_backend
+    """Patch discovery. Raises ``AttributeError`` if it has changed."""
+    from jenga_sglang.adapter import discovery
 
     dependency_of = discovery._dependency
-    first_visible, visible = torch_backend.first_visible, torch_backend.visible
 
     def kept(layer: Any, chunk: int | None) -> Dependency:
         found = dependency_of(layer, chunk)
-        return KeptWholly(found) if isinstance(found, SlidingWindow) else found
-
-    def read(dependency: Dependency) -> Dependency:
-        return dependency.read if isinstance(dependency, KeptWholly) else dependency
+        return found if layer.sliding_window_size in (None, -1) else KeptWholly(found)
 
     discovery._dependency = kept
-    torch_backend.first_visible = lambda d, position: first_visible(read(d), position)
-    torch_backend.visible = lambda d, queries, first: visible(read(d), queries, first)
 
 
 # SGLang's scheduler is a spawned process, which imports this module under the second name.

@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.allocation import alloc_req_slots
 from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
 from jenga_sglang.core.corrupt import agree
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.stats import describe_room
 

@@ -90,7 +90,7 @@ class DeviceBackend(AttentionBackend):
         self.groups = sorted(self.layers)
         self._check_groups()
         self._chunks = sorted({t.chunk_tokens for t in map(self.trim, self.groups)} - {0})
-        self._reads_encoder = any(map(self.reads_encoder, self.groups))
+        self._has_encoder = any(map(self.of_encoder, self.groups))
         self._specs = [self._table_spec(g) for g in self.groups]
         self._copy = PageTableCopy(pool.manager, self.groups, self.device)
         self._eager = self._tables()
@@ -172,14 +172,14 @@ class DeviceBackend(AttentionBackend):
         """What the group's table has of a history."""
         return trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
 
-    def reads_encoder(self, group: int) -> bool:
+    def of_encoder(self, group: int) -> bool:
         """Whether the group's layers read what an encoder made, and nothing of the text."""
-        return self.pool.manager.dependencies[group].reads_encoder
+        return group in self.pool.manager.memory.encoder_groups
 
     def _table_spec(self, group: int) -> TableSpec:
         chunk = self.trim(group).chunk_tokens
         row = 1 + self._chunks.index(chunk) if chunk else 0
-        of_encoder = self.reads_encoder(group)
+        of_encoder = self.of_encoder(group)
         return replace(
             self.table_spec(group),
             num_stripes=self.pool.manager.memory.stripes[group],
@@ -250,7 +250,7 @@ class DeviceBackend(AttentionBackend):
             rows += [self.chunk_rows(kv_lens, q_lens, chunk) for chunk in self._chunks]
             num_tokens = int(q_lens.sum())
         encoder = None
-        if self._reads_encoder:
+        if self._has_encoder:
             lengths = encoder_lengths(forward_batch, batch)
             rows.append(Rows.encoder(lengths, ones if is_decode else q_lens))
             encoder = self._encoder_inputs(forward_batch, lengths, is_decode)

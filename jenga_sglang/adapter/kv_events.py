@@ -24,7 +24,7 @@ from sglang.srt.mem_cache.utils import get_hash_str, hash_str_to_int64
 
 from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.core.corrupt import none
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.memory import TreeChange
 from jenga_sglang.core.tree import Tokens

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flashinfer_ext.staging import PinnedRing
 from jenga_sglang.core.corrupt import present
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.memory import Memory
 

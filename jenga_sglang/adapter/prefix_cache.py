@@ -28,7 +28,7 @@ from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.kv_events import KvEvents
 from jenga_sglang.adapter.metrics import JengaMetrics
 from jenga_sglang.adapter.namespace import Namespace
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit, Pin

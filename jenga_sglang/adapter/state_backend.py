@@ -41,7 +41,7 @@ from jenga_sglang.adapter.states import (
     working_pages,
 )
 from jenga_sglang.core.corrupt import agree, present
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.pin import Pin, StateCopy
 from jenga_sglang.refusal import refuse
 

@@ -19,7 +19,7 @@ from flashinfer_ext.states import StateLayout, StatePart, state_view
 from jenga_sglang.core.corrupt import agree, present
 from jenga_sglang.core.dependency import LastState
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.pin import Pin, StateCopy
 
 

@@ -17,13 +17,7 @@ from flashinfer_ext.table_spec import BatchInputs, GroupTables, TableSpec
 from flashinfer_ext.tables import TableBuilder
 from flashinfer_ext.trim import HostCounts, Trim, host_counts, max_entries, split_at_chunks
 from jenga_sglang.adapter.page_tables import STEPS_IN_FLIGHT, PageTableCopy
-from jenga_sglang.core.dependency import (
-    ChunkedLocal,
-    CrossAttention,
-    Dependency,
-    Full,
-    SlidingWindow,
-)
+from jenga_sglang.core.dependency import Dependency
 
 INT_BYTES = 4
 
@@ -31,16 +25,12 @@ INT_BYTES = 4
 def trim_of(dependency: Dependency, entry_tokens: int) -> Trim:
     """The dependency as table parameters.
 
-    Raises ``ValueError`` for one that no trim expresses; the message says which.
+    Raises ``ValueError`` for one that no kernel has a mask for; the message says which.
     """
-    match dependency:
-        case Full() | CrossAttention():
-            return Trim(entry_tokens)
-        case SlidingWindow(window=window, sink_tokens=0):
-            return Trim(entry_tokens, window_left=window - 1)
-        case ChunkedLocal(chunk=chunk):
-            return Trim(entry_tokens, chunk_tokens=chunk)
-    raise ValueError(f"its kernels know full, windowed and chunked attention, not {dependency}")
+    trim = dependency.trim()
+    if trim is None:
+        raise ValueError(f"its kernels know full, windowed and chunked attention, not {dependency}")
+    return Trim(entry_tokens, **trim._asdict())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from jenga_sglang import flags
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.dependency import Dependency
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.ranges import Range
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
@@ -63,6 +64,17 @@ class QueryBlock:
     mask: torch.Tensor | None
 
 
+class DecodeMember(NamedTuple):
+    """One request of a bucket: its number in the batch, the small pages that hold its tokens
+    ``[base, stop)``, and which of those tokens its query reads."""
+
+    index: int
+    pages: Ids
+    visible: tuple[Range, ...]
+    base: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class DecodeBucket:
     """Requests with histories of like length, padded to one: ``rows`` (B,), ``pages`` (B, n),
@@ -82,6 +94,7 @@ class Part:
     rows: list[Row]
     virtual: Ids
     slots: torch.Tensor
+    of_encoder: bool = False
 
     @property
     def num_queries(self) -> int:
@@ -160,7 +173,7 @@ class JengaTorchBackend(AttentionBackend):
         ]
         encoder = None
         if forward_batch.encoder_lens is not None:
-            encoder = self._part(self._encoder_rows(forward_batch, indices))
+            encoder = self._part(self._encoder_rows(forward_batch, indices), of_encoder=True)
         self._plan = BatchPlan(self._part(rows), encoder, decode)
 
     def _encoder_rows(self, forward_batch: ForwardBatch, indices: Sequence[int]) -> list[Row]:
@@ -172,11 +185,11 @@ class JengaTorchBackend(AttentionBackend):
             for index, length, known in zip(indices, lengths, cached, strict=True)
         ]
 
-    def _part(self, rows: list[Row]) -> Part:
+    def _part(self, rows: list[Row], *, of_encoder: bool = False) -> Part:
         positions = [np.arange(r.start, r.stop) for r in rows]
         virtual = [r.virtual[p // self.page_size] for r, p in zip(rows, positions, strict=True)]
         slots = np.concatenate(positions) % self.page_size
-        return Part(rows, np.concatenate(virtual), self._to_device(slots))
+        return Part(rows, np.concatenate(virtual), self._to_device(slots), of_encoder)
 
     def _virtual(self, row: int, length: int, *, of_encoder: bool = False) -> Ids:
         """The pages of ``length`` tokens of a request's text, or of an encoder's before it."""
@@ -229,9 +242,13 @@ class JengaTorchBackend(AttentionBackend):
         new = q.new_zeros if layer.is_cross_attention or is_padded else q.new_empty
         out = new((q.shape[0], layer.tp_q_head_num, layer.v_head_dim))
         if plan.decode:
-            self._run_decode(q, out, layer, plan, key, sinks)
+            if key not in plan.buckets:
+                plan.buckets[key] = self._decode_buckets(part, key)
+            self._run_decode(q, out, layer, plan.buckets[key], sinks)
         else:
-            self._run_extend(q, out, layer, plan, key, sinks)
+            if key not in plan.blocks:
+                plan.blocks[key] = self._query_blocks(plan.text, part, key)
+            self._run_extend(q, out, layer, plan.blocks[key], sinks)
         return out.view(q.shape[0], -1)
 
     def _run_extend(
@@ -239,14 +256,11 @@ class JengaTorchBackend(AttentionBackend):
         q: torch.Tensor,
         out: torch.Tensor,
         layer: RadixAttention,
-        plan: BatchPlan,
-        key: tuple[int, int],
+        blocks: Sequence[QueryBlock],
         sinks: torch.Tensor | None,
     ) -> None:
-        if key not in plan.blocks:
-            plan.blocks[key] = self._query_blocks(plan, key)
         k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
-        for block in plan.blocks[key]:
+        for block in blocks:
             window = slice(block.skip, block.skip + block.keep)
             k = k_pages.index_select(0, block.pages).flatten(0, 1)[window].to(q.dtype)
             v = v_pages.index_select(0, block.pages).flatten(0, 1)[window].to(q.dtype)
@@ -262,15 +276,16 @@ class JengaTorchBackend(AttentionBackend):
             )
             out[block.q_start : block.q_stop] = attended.squeeze(0).transpose(0, 1)
 
-    def _query_blocks(self, plan: BatchPlan, key: tuple[int, int]) -> list[QueryBlock]:
+    def _query_blocks(self, text: Part, read: Part, key: tuple[int, int]) -> list[QueryBlock]:
+        """The queries of ``text`` against what they read of the text or of an encoder."""
         dependency = self.pool.manager.dependencies[key[0]]
         blocks: list[QueryBlock] = []
         offset = 0
-        for index, row in enumerate(plan.text.rows):
-            if not dependency.reads_encoder:
+        for row, keys in zip(text.rows, read.rows, strict=True):
+            if read is text:
                 blocks += self._row_blocks(row, offset, dependency, key)
-            elif plan.encoder and plan.encoder.rows[index].stop:
-                blocks.append(self._cross_block(row, plan.encoder.rows[index], offset, key))
+            elif keys.stop:
+                blocks.append(self._cross_block(row, keys, offset, key))
             offset += row.stop - row.start
         return blocks
 
@@ -283,18 +298,18 @@ class JengaTorchBackend(AttentionBackend):
     def _row_blocks(
         self, row: Row, offset: int, dependency: Dependency, key: tuple[int, int]
     ) -> list[QueryBlock]:
-        reach = row.stop - 1 - first_visible(dependency, row.stop - 1)
-        whole = row.start == 0 and reach == row.stop - 1
+        whole = row.start == 0 and is_causal(dependency, row.stop)
+        reach = row.stop - 1 - dependency.visible(row.stop - 1)[0].start
         step = row.stop if whole else min(max(reach, FEWEST_QUERIES), MOST_QUERIES)
         blocks = []
         for start in range(row.start, row.stop, step):
             stop = min(start + step, row.stop)
-            first = first_visible(dependency, start)
+            first, mask = 0, None
+            if not whole:
+                first, seen = visible(dependency, range(start, stop))
+                mask = self._to_device(seen)
             page = first // self.page_size
             pages = row.virtual[page : -(-stop // self.page_size)]
-            mask = None
-            if not whole:
-                mask = self._to_device(visible(dependency, range(start, stop), first))
             q_start = offset + start - row.start
             blocks.append(
                 QueryBlock(
@@ -313,15 +328,12 @@ class JengaTorchBackend(AttentionBackend):
         q: torch.Tensor,
         out: torch.Tensor,
         layer: RadixAttention,
-        plan: BatchPlan,
-        key: tuple[int, int],
+        buckets: Sequence[DecodeBucket],
         sinks: torch.Tensor | None,
     ) -> None:
-        if key not in plan.buckets:
-            plan.buckets[key] = self._decode_buckets(plan.part(layer).rows, key)
         k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
         heads = layer.tp_k_head_num
-        for bucket in plan.buckets[key]:
+        for bucket in buckets:
             k = self._gather(k_pages, bucket, q.dtype)
             v = self._gather(v_pages, bucket, q.dtype)
             # Query heads that share a KV head run as rows of one query block.
@@ -347,35 +359,37 @@ class JengaTorchBackend(AttentionBackend):
         gathered.flatten(0, 1).index_fill_(0, bucket.unwritten, 0.0)
         return gathered.transpose(1, 2)
 
-    def _decode_buckets(self, rows: Sequence[Row], key: tuple[int, int]) -> list[DecodeBucket]:
+    def _decode_buckets(self, part: Part, key: tuple[int, int]) -> list[DecodeBucket]:
         dependency = self.pool.manager.dependencies[key[0]]
-        members: dict[int, list[tuple[int, Ids, int, int]]] = defaultdict(list)
-        for index, row in enumerate(rows):
+        members: dict[int, list[DecodeMember]] = defaultdict(list)
+        for index, row in enumerate(part.rows):
             if not row.stop:
                 continue
-            first = first_visible(dependency, row.stop - 1)
-            page = first // self.page_size
+            ranges = (Range(0, row.stop),) if part.of_encoder else dependency.visible(row.stop - 1)
+            page = ranges[0].start // self.page_size
             pages = self.pool.small_pages(*key, row.virtual[page:])
-            base = page * self.page_size
             # Padding to the next power of two at most doubles the work of a bucket.
             bucket = (len(pages) - 1).bit_length()
-            members[bucket].append((index, pages, first - base, row.stop - base))
+            members[bucket].append(
+                DecodeMember(index, pages, ranges, page * self.page_size, row.stop)
+            )
         return [self._bucket(members[size]) for size in sorted(members)]
 
-    def _bucket(self, members: list[tuple[int, Ids, int, int]]) -> DecodeBucket:
-        longest = max(len(pages) for _, pages, _, _ in members)
+    def _bucket(self, members: list[DecodeMember]) -> DecodeBucket:
+        longest = max(len(m.pages) for m in members)
         table = np.zeros((len(members), longest), np.int64)
-        for i, (_, pages, _, _) in enumerate(members):
-            table[i, : len(pages)] = pages
-        first = np.array([m[2] for m in members])[:, None]
-        stop = np.array([m[3] for m in members])[:, None]
+        mask = np.zeros((len(members), longest * self.page_size), np.bool_)
+        for row, seen, member in zip(table, mask, members, strict=True):
+            row[: len(member.pages)] = member.pages
+            for start, stop in member.visible:
+                seen[start - member.base : stop - member.base] = True
+        stop = np.array([m.stop - m.base for m in members])[:, None]
         position = np.arange(longest * self.page_size)
-        mask = (position >= first) & (position < stop)
         # Page 0 is zero throughout, so only the end of the last page can hold foreign bits.
         last_page_end = -(-stop // self.page_size) * self.page_size
         unwritten = np.flatnonzero((position >= stop) & (position < last_page_end))
         return DecodeBucket(
-            self._to_device(np.array([m[0] for m in members])),
+            self._to_device(np.array([m.index for m in members])),
             self._to_device(table),
             self._to_device(mask)[:, None, None, :],
             self._to_device(unwritten),
@@ -397,23 +411,23 @@ def read_latent_rows() -> None:
     registry.register(flags.TORCH_BACKEND, lambda *args: handler.AttnForwardMethod.MLA)
 
 
-def first_visible(dependency: Dependency, position: int) -> int:
-    """The first token that the query at ``position`` reads; itself when it reads no other."""
-    needed = dependency.needed(position)
-    return needed[0].start if needed else position
+def is_causal(dependency: Dependency, length: int) -> bool:
+    """Whether each of the first ``length`` queries reads all tokens up to its own."""
+    # Late ones first, at which a window is known at once.
+    queries = reversed(range(length))
+    return all(dependency.visible(position) == (Range(0, position + 1),) for position in queries)
 
 
-def visible(dependency: Dependency, queries: range, first: int) -> NDArray[np.bool_]:
-    """(queries, keys) bool: which of the tokens ``[first, queries.stop)`` each query reads.
-
-    A query reads what the history before it still needs, and itself.
-    """
+def visible(dependency: Dependency, queries: range) -> tuple[int, NDArray[np.bool_]]:
+    """The first token that any of ``queries`` reads, and a mask (queries, keys) bool: which of the
+    tokens from there to ``queries.stop`` each of them reads."""
+    read = [dependency.visible(position) for position in queries]
+    first = min([ranges[0].start for ranges in read])
     mask = np.zeros((len(queries), queries.stop - first), np.bool_)
-    for row, position in zip(mask, queries, strict=True):
-        for needed in dependency.needed(position):
-            row[max(0, needed.start - first) : max(0, needed.stop - first)] = True
-        row[position - first] = True
-    return mask
+    for row, ranges in zip(mask, read, strict=True):
+        for start, stop in ranges:
+            row[start - first : stop - first] = True
+    return first, mask
 
 
 def attend(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from jenga_sglang.core.ids import ceil_div
 from jenga_sglang.core.manager import Manager
 
 # -- what a request takes -------------------------------------------------------------------------
@@ -37,9 +38,9 @@ def request_pages(
             pages.append(encoder + int(g in memory.state_groups))
             continue
         ranges = max(1, len(dependency.needed(length)))
-        held = -(-(dependency.peak_tokens(length) + fresh) // page_size) + 1 + ranges
+        held = ceil_div(dependency.peak_tokens(length) + fresh, page_size) + 1 + ranges
         pinned = sum(r.size for r in manager.page_ranges(g, prefix))
-        pages.append(max(0, min(-(-length // page_size), held) - pinned))
+        pages.append(max(0, min(ceil_div(length, page_size), held) - pinned))
     return pages
 
 
@@ -104,7 +105,7 @@ def fleeting_share(manager: Manager, tokens: int) -> float:
     pages = [0] * len(manager.dependencies)
     for g in manager.memory.row_groups:
         if g in manager.forgetful:
-            pages[g] = -(-tokens // manager.page_size)
+            pages[g] = ceil_div(tokens, manager.page_size)
     return sum(in_large_pages(manager, pages)) / manager.memory.large.num_large
 
 
@@ -180,6 +181,6 @@ def _large_beside_used(manager: Manager, pages: Sequence[int]) -> list[int]:
     """Large pages that each group would have to take, its own usable pages spent first."""
     books = manager.memory.large
     return [
-        -(-max(0, n * s - books.num_usable(g)) // books.small_per_large[g])
+        ceil_div(max(0, n * s - books.num_usable(g)), books.small_per_large[g])
         for g, (n, s) in enumerate(zip(pages, manager.memory.stripes, strict=True))
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.ids import ceil_div
 
 
 def ideal_bytes(spec: LayerGroupSpec, length: int) -> int:
@@ -26,6 +27,6 @@ def small_pages(group: GroupGeometry, length: int) -> int:
 def large_pages(groups: Sequence[GroupGeometry], large_page_bytes: int, length: int) -> int:
     """Large pages that one request takes when it shares none with another."""
     return sum(
-        -(-small_pages(group, length) // (large_page_bytes // group.small_page_bytes))
+        ceil_div(small_pages(group, length), large_page_bytes // group.small_page_bytes)
         for group in groups
     )

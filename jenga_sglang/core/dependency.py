@@ -1,15 +1,22 @@
-"""One pure function per dependency: which tokens does a layer still need?
+"""What a layer keeps of a sequence, and what it reads: one class for every kind of layer.
 
-``needed(length)`` answers for a history of ``length`` computed tokens: the tokens that the
-*next* token (at position ``length``) and every later one may still read. Prefix hits, frees
-behind the window, eviction, admission and the tests all ask this function and nothing else.
-
-A function is legal when what it needs only ever shrinks behind the front::
+``needed(length)`` answers for a history of ``length`` computed tokens: the tokens that have to be
+*kept*, since the *next* token (at position ``length``) or some later one may still read them.
+Prefix hits, frees behind the window, eviction, admission and the tests all ask this function and
+nothing else. It is legal when it only ever shrinks behind the front::
 
     needed(longer) ∩ [0, length)  ⊆  needed(length)        for longer ≥ length
 
 so a token once let go is never asked for again, and a hole that spoils the prefix of length L
 spoils every shorter prefix that ends after the hole (`core.hit` relies on both).
+
+``visible(position)`` answers for one query: the tokens that it *reads*. It may read less than is
+kept, for a later query may read more (a dilated window keeps what the next queries read)::
+
+    visible(position)  ⊆  needed(position) and position itself
+
+``trim()`` says in integers which part of a page table the kernels read, for a kind that they have a
+mask for. What it says is what ``visible`` says. `check_legal` checks all three.
 """
 
 from __future__ import annotations
@@ -19,25 +26,40 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from jenga_sglang.core.ids import ceil_div
+from jenga_sglang.core.ranges import Range, intersect, non_empty, subtract, union
 
-class Range(NamedTuple):
-    """Half-open interval ``[start, stop)`` of tokens or of pages."""
 
-    start: int
-    stop: int
+class TableTrim(NamedTuple):
+    """What a kernel's causal query reads of its page table, in tokens: itself and ``window_left``
+    tokens before it (-1: all of them), inside its own chunk of ``chunk_tokens`` (0: no chunks)."""
 
-    @property
-    def size(self) -> int:
-        return max(0, self.stop - self.start)
+    window_left: int = -1
+    chunk_tokens: int = 0
+
+    def first(self, position: int) -> int:
+        """The first token that the query at ``position`` reads."""
+        window = max(0, position - self.window_left) if self.window_left >= 0 else 0
+        chunk = position // self.chunk_tokens * self.chunk_tokens if self.chunk_tokens else 0
+        return max(window, chunk)
 
 
 class Dependency(ABC):
-    """What a group of layers still needs. Frozen, hashable, and comparable by value."""
+    """What a group of layers keeps and reads. Frozen, hashable, and comparable by value."""
 
     @abstractmethod
     def needed(self, length: int) -> tuple[Range, ...]:
         """Token ranges that a history of ``length`` tokens still needs: ascending, disjoint,
         non-empty, inside ``[0, length)``."""
+
+    @abstractmethod
+    def visible(self, position: int) -> tuple[Range, ...]:
+        """Token ranges that the query at ``position`` reads, its own token included: ascending,
+        disjoint, non-empty, inside ``[0, position]``. For most kinds `ReadsWhatItKeeps`."""
+
+    def trim(self) -> TableTrim | None:
+        """What the kernels' queries read of their tables; None where no kernel has such a mask."""
+        return None
 
     @abstractmethod
     def peak_tokens(self, length: int) -> int:
@@ -52,9 +74,9 @@ class Dependency(ABC):
         What is no longer needed is let go page by page behind the last whole page, so a range
         that moves with the front holds the partial page at the front on top of its own.
         """
-        own = -(-self.peak_tokens(length) // page_size)
+        own = ceil_div(self.peak_tokens(length), page_size)
         moves = self.peak_tokens(length) < length
-        return min(-(-length // page_size), own + moves)
+        return min(ceil_div(length, page_size), own + moves)
 
     def effective(self, max_length: int) -> Dependency:
         """The same dependency for histories up to ``max_length``, in its simplest form."""
@@ -78,11 +100,21 @@ class Dependency(ABC):
         return DecoderTokens(encoder_tokens, self) if encoder_tokens else self
 
 
+class ReadsWhatItKeeps(Dependency):
+    """A kind whose every query reads all that is kept for it, and itself."""
+
+    def visible(self, position: int) -> tuple[Range, ...]:
+        return tuple(union([*self.needed(position), Range(position, position + 1)]))
+
+
 @dataclass(frozen=True)
-class Full(Dependency):
+class Full(ReadsWhatItKeeps):
     """Every earlier token."""
 
     needs_last = True
+
+    def trim(self) -> TableTrim:
+        return TableTrim()
 
     def needed(self, length: int) -> tuple[Range, ...]:
         return (Range(0, length),) if length > 0 else ()
@@ -95,7 +127,7 @@ class Full(Dependency):
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Dependency):
+class SlidingWindow(ReadsWhatItKeeps):
     """The last ``window`` tokens, the query's own included, as model configs count them.
 
     The next token therefore reads ``window - 1`` tokens of the history. ``sink_tokens`` at the
@@ -114,7 +146,10 @@ class SlidingWindow(Dependency):
         sink = min(self.sink_tokens, length)
         if start <= sink:
             return (Range(0, length),) if length > 0 else ()
-        return _non_empty(Range(0, sink), Range(start, length))
+        return non_empty(Range(0, sink), Range(start, length))
+
+    def trim(self) -> TableTrim | None:
+        return None if self.sink_tokens else TableTrim(window_left=self.window - 1)
 
     @property
     def needs_last(self) -> bool:
@@ -124,8 +159,8 @@ class SlidingWindow(Dependency):
         return min(length, self.window - 1 + self.sink_tokens)
 
     def peak_pages(self, length: int, page_size: int) -> int:
-        sink = -(-self.sink_tokens // page_size)
-        return min(-(-length // page_size), sink + -(-(self.window - 1) // page_size) + 1)
+        sink = ceil_div(self.sink_tokens, page_size)
+        return min(ceil_div(length, page_size), sink + ceil_div(self.window - 1, page_size) + 1)
 
     def effective(self, max_length: int) -> Dependency:
         # A window that never slides is full attention.
@@ -137,7 +172,7 @@ class SlidingWindow(Dependency):
 
 
 @dataclass(frozen=True)
-class ChunkedLocal(Dependency):
+class ChunkedLocal(ReadsWhatItKeeps):
     """The tokens of the current chunk of ``chunk`` tokens (Llama-4's local layers).
 
     A history that ends on a chunk boundary needs nothing: the next token opens a new chunk.
@@ -150,7 +185,10 @@ class ChunkedLocal(Dependency):
             raise ValueError(f"expected chunk >= 1, got {self}")
 
     def needed(self, length: int) -> tuple[Range, ...]:
-        return _non_empty(Range(length // self.chunk * self.chunk, length))
+        return non_empty(Range(length // self.chunk * self.chunk, length))
+
+    def trim(self) -> TableTrim:
+        return TableTrim(chunk_tokens=self.chunk)
 
     def peak_tokens(self, length: int) -> int:
         return min(length, self.chunk - 1)
@@ -158,7 +196,7 @@ class ChunkedLocal(Dependency):
     def peak_pages(self, length: int, page_size: int) -> int:
         # Chunks that end on a page boundary never hold pages of two chunks.
         straddles = self.chunk % page_size != 0
-        return min(-(-length // page_size), -(-self.chunk // page_size) + straddles)
+        return min(ceil_div(length, page_size), ceil_div(self.chunk, page_size) + straddles)
 
     def effective(self, max_length: int) -> Dependency:
         return Full() if self.chunk >= max_length else self
@@ -168,7 +206,7 @@ class ChunkedLocal(Dependency):
 
 
 @dataclass(frozen=True)
-class LastState(Dependency):
+class LastState(ReadsWhatItKeeps):
     """The state after the last token of the history, as recurrent layers keep it.
 
     A state belongs to the page that ends with its token, so a prefix of whole pages can be
@@ -204,6 +242,12 @@ class CrossAttention(Dependency):
     def needed(self, length: int) -> tuple[Range, ...]:
         return EncoderTokens(length).needed(length)
 
+    def visible(self, position: int) -> tuple[Range, ...]:
+        return EncoderTokens(position).visible(position)
+
+    def trim(self) -> TableTrim:
+        return TableTrim()  # of a table that has nothing of the text
+
     def peak_tokens(self, length: int) -> int:
         return length
 
@@ -229,13 +273,16 @@ class EncoderTokens(Dependency):
             raise ValueError(f"expected tokens >= 0, got {self}")
 
     def needed(self, length: int) -> tuple[Range, ...]:
-        return _non_empty(Range(0, min(self.tokens, length)))
+        return non_empty(Range(0, min(self.tokens, length)))
+
+    def visible(self, position: int) -> tuple[Range, ...]:
+        return self.needed(position)
 
     def peak_tokens(self, length: int) -> int:
         return min(self.tokens, length)
 
     def peak_pages(self, length: int, page_size: int) -> int:
-        return -(-self.peak_tokens(length) // page_size)
+        return ceil_div(self.peak_tokens(length), page_size)
 
     def whole(self, length: int) -> int:
         return length if length >= self.tokens else 0
@@ -257,7 +304,14 @@ class DecoderTokens(Dependency):
             raise ValueError(f"expected skipped >= 0, got {self}")
 
     def needed(self, length: int) -> tuple[Range, ...]:
-        ranges = self.text.needed(max(0, length - self.skipped))
+        return self._behind(self.text.needed(max(0, length - self.skipped)))
+
+    def visible(self, position: int) -> tuple[Range, ...]:
+        if position < self.skipped:
+            return ()
+        return self._behind(self.text.visible(position - self.skipped))
+
+    def _behind(self, ranges: tuple[Range, ...]) -> tuple[Range, ...]:
         return tuple(Range(r.start + self.skipped, r.stop + self.skipped) for r in ranges)
 
     def peak_tokens(self, length: int) -> int:
@@ -266,7 +320,7 @@ class DecoderTokens(Dependency):
     def peak_pages(self, length: int, page_size: int) -> int:
         text_pages = self.text.peak_pages(max(0, length - self.skipped), page_size)
         straddles = self.skipped % page_size != 0
-        pages = max(0, -(-length // page_size) - self.skipped // page_size)
+        pages = max(0, ceil_div(length, page_size) - self.skipped // page_size)
         return min(pages, text_pages + straddles)
 
     def effective(self, max_length: int) -> Dependency:
@@ -306,6 +360,9 @@ class Switches(Dependency):
     def needed(self, length: int) -> tuple[Range, ...]:
         return (self.first if length <= self.position else self.then).needed(length)
 
+    def visible(self, position: int) -> tuple[Range, ...]:
+        return (self.first if position <= self.position else self.then).visible(position)
+
     def peak_tokens(self, length: int) -> int:
         before = self.first.peak_tokens(min(length, self.position))
         return before if length <= self.position else max(before, self.then.peak_tokens(length))
@@ -320,16 +377,12 @@ class Switches(Dependency):
         return f"{self.first} to {self.position}, then {self.then}"
 
 
-def _non_empty(*ranges: Range) -> tuple[Range, ...]:
-    return tuple([r for r in ranges if r.start < r.stop])
-
-
 def check_legal(dependency: Dependency, lengths: Iterable[int]) -> None:
     """Raise ``ValueError`` unless ``dependency`` keeps its contract on ``lengths``, in order."""
     previous: set[int] = set()
     previous_length = 0
     for length in sorted(lengths):
-        now = {t for r in dependency.needed(length) for t in range(r.start, r.stop)}
+        now = _tokens(dependency.needed(length))
         if any(t < 0 or t >= length for t in now):
             raise ValueError(f"{dependency} needs tokens outside [0, {length})")
         if grown := sorted(t for t in now - previous if t < previous_length):
@@ -339,60 +392,23 @@ def check_legal(dependency: Dependency, lengths: Iterable[int]) -> None:
             )
         if len(now) > dependency.peak_tokens(length):
             raise ValueError(f"{dependency} needs more than its peak_tokens({length})")
+        _check_visible(dependency, length, now)
         previous, previous_length = now, length
+
+
+def _check_visible(dependency: Dependency, position: int, needed: set[int]) -> None:
+    read = _tokens(dependency.visible(position))
+    if lost := sorted(read - needed - {position}):
+        raise ValueError(f"{dependency} reads token {lost[0]} at {position}, which it had let go")
+    trim = dependency.trim()
+    if trim and read | {position} != set(range(trim.first(position), position + 1)):
+        raise ValueError(f"{dependency} reads other tokens at {position} than {trim}")
+
+
+def _tokens(ranges: Iterable[Range]) -> set[int]:
+    return {t for r in ranges for t in range(r.start, r.stop)}
 
 
 def reads_everything(dependency: Dependency, max_length: int) -> bool:
     """Whether a history of ``max_length`` tokens still needs all of them."""
     return dependency.needed(max_length) == (Range(0, max_length),)
-
-
-def page_ranges(ranges: Iterable[Range], page_size: int) -> tuple[Range, ...]:
-    """The pages that token ``ranges`` touch, as ascending disjoint page ranges."""
-    pages: list[Range] = []
-    for start, stop in ranges:
-        first, last = start // page_size, -(-stop // page_size)
-        if pages and first <= pages[-1].stop:
-            pages[-1] = Range(pages[-1].start, max(pages[-1].stop, last))
-        else:
-            pages.append(Range(first, last))
-    return tuple(pages)
-
-
-def subtract(ranges: Iterable[Range], kept: Iterable[Range]) -> list[Range]:
-    """The parts of ``ranges`` outside ``kept``; both ascending and disjoint."""
-    kept = list(kept)
-    rest: list[Range] = []
-    for start, stop in ranges:
-        for keep in kept:
-            if keep.stop <= start or keep.start >= stop:
-                continue
-            if start < keep.start:
-                rest.append(Range(start, keep.start))
-            start = keep.stop
-        if start < stop:
-            rest.append(Range(start, stop))
-    return rest
-
-
-def intersect(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
-    """The parts of ``ranges`` inside ``others``; both ascending and disjoint."""
-    others = list(others)
-    return [
-        Range(max(a, c), min(b, d)) for a, b in ranges for c, d in others if max(a, c) < min(b, d)
-    ]
-
-
-def union(ranges: Iterable[Range]) -> list[Range]:
-    """``ranges`` in any order as ascending disjoint ranges, merged where they meet."""
-    merged: list[Range] = []
-    for r in sorted(ranges):
-        start, stop = r
-        if start >= stop:
-            continue
-        if merged and start <= merged[-1].stop:
-            if stop > merged[-1].stop:
-                merged[-1] = Range(merged[-1].start, stop)
-        else:
-            merged.append(r)
-    return merged

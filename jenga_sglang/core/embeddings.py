@@ -12,7 +12,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from jenga_sglang.core.large_pages import Ids, each_once
+from jenga_sglang.core.ids import Ids, each_once, round_up
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit
 from jenga_sglang.core.tree import Encoded, Tokens
@@ -94,7 +94,7 @@ class Embeddings:
     def _tokens(self, number: int, num_tokens: int) -> Tokens:
         """Whole pages of tokens that name the embedding."""
         size = self.manager.page_size
-        return np.full(-(-num_tokens // size) * size, number, np.int64)
+        return np.full(round_up(num_tokens, size), number, np.int64)
 
     @staticmethod
     def _namespace(tokens: Tokens) -> Hashable:

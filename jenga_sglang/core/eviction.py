@@ -13,12 +13,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from jenga_sglang.core.dependency import Range
-from jenga_sglang.core.large_pages import Ids, each_once
+from jenga_sglang.core.ids import Ids, ceil_div, each_once
 from jenga_sglang.core.lru import Candidates
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Counters, Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.tree import Node, PrefixTree
 
 # Large pages emptied ahead of need, so that a full pool does not evict page by page: at most so
@@ -91,7 +91,7 @@ class Evictor:
     def _count_large_alone(self, demand: tuple[int, ...]) -> int:
         """Large pages that ``demand`` takes when it goes into no holes at all."""
         per_large = self.memory.large.small_per_large
-        return sum([-(-count // k) for count, k in zip(demand, per_large, strict=True)])
+        return sum([ceil_div(count, k) for count, k in zip(demand, per_large, strict=True)])
 
     def _preferred_large(self, pin: Pin, demand: tuple[int, ...]) -> int:
         """Large pages that ``demand`` takes when it goes into no other request's holes."""
@@ -99,7 +99,7 @@ class Evictor:
         total = 0
         for g, count in enumerate(demand):
             small = max(0, count - large.num_holes_of(g, pin.number))
-            total += -(-small // large.small_per_large[g])
+            total += ceil_div(small, large.small_per_large[g])
         return total
 
     def make_any_room(self, demand: Sequence[int]) -> None:

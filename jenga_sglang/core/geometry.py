@@ -32,6 +32,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from jenga_sglang.core.dependency import Dependency
+from jenga_sglang.core.ids import round_up
 
 ALIGN_BYTES = 16  # kernels load 16 bytes at a time, from the first byte of every small page on
 
@@ -79,7 +80,7 @@ class LayerGroupSpec:
     @property
     def layer_state_bytes(self) -> int:
         """Bytes of one layer's state, every part on a 16-byte boundary; 0 for rows."""
-        return sum(-(-part // ALIGN_BYTES) * ALIGN_BYTES for part in self.state_bytes)
+        return sum(round_up(part, ALIGN_BYTES) for part in self.state_bytes)
 
     def layer_page_bytes(self, page_size: int) -> int:
         """Bytes that one layer adds to a small page."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from jenga_sglang.core.dependency import Dependency, Range
+from jenga_sglang.core.dependency import Dependency
+from jenga_sglang.core.ranges import Range
 
 Needed = Callable[[int, int], Sequence[Range]]
 Refusal = Callable[[int, Range], int | None]

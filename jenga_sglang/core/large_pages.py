@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from jenga_sglang.core.corrupt import agree, distinct, none
 from jenga_sglang.core.geometry import Geometry
-
-# Numpy casts any other integers before it indexes with them: ten times slower for a few.
-Ids = NDArray[np.int64]
+from jenga_sglang.core.ids import Ids, ceil_div, ends_run
 
 _FEW = 8  # so many ids are counted faster one by one
 _NONE: Ids = np.empty(0, np.int64)
@@ -88,7 +86,7 @@ class LargePages:
         needed = 0
         for g, count in enumerate(demand):
             if (fresh := count - self.num_holes(g)) > 0:
-                needed += _ceil_div(fresh, self.small_per_large[g])
+                needed += ceil_div(fresh, self.small_per_large[g])
         return needed - self.num_free
 
     def can_serve(self, demand: Sequence[int]) -> bool:
@@ -96,7 +94,7 @@ class LargePages:
         needed = 0
         for g, count in enumerate(demand):
             if (fresh := count - self.num_usable(g)) > 0:
-                needed += _ceil_div(fresh, self.small_per_large[g])
+                needed += ceil_div(fresh, self.small_per_large[g])
         return needed <= self.num_free + sum(self.num_reclaimable)
 
     # -- transitions ------------------------------------------------------------------------
@@ -178,7 +176,7 @@ class LargePages:
 
     def _take_free_large(self, group: int, count: int, request: int) -> tuple[Ids, Ids]:
         per_large = self.small_per_large[group]
-        large = self._pop_free(_ceil_div(count, per_large))
+        large = self._pop_free(ceil_div(count, per_large))
         self._own(group, large, request, per_large)
         small = large if per_large == 1 else self.small_of(group, large).ravel()
         if holes := small[count:].tolist():
@@ -344,7 +342,7 @@ class LargePages:
                 found[large] = found.get(large, 0) + 1
             return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
         large_pages = np.sort(self.large_of(group, small))
-        last = np.flatnonzero(_ends_run(large_pages))
+        last = np.flatnonzero(ends_run(large_pages))
         counts = last + 1
         counts[1:] -= counts[:-1].copy()
         return large_pages[last], counts
@@ -395,25 +393,3 @@ class LargePages:
             agree(f"group {g}: distinct holes in large page {large}", len({*holes}), missing)
             outside = [p for p in holes if p // per_large != large]
             none(f"group {g}: holes of large page {large} that lie elsewhere", outside)
-
-
-def without_repeats(ids: Ids) -> Ids:
-    """``ids`` without those that the next one is equal to: each once if they ascend."""
-    return ids[_ends_run(ids)]
-
-
-def each_once(ids: Ids) -> Ids:
-    """All of ``ids``, ascending, each once. `numpy.unique` does that by hashing, which takes ten
-    times as long for a thousand."""
-    return without_repeats(np.sort(ids))
-
-
-def _ends_run(ids: Ids) -> NDArray[np.bool_]:
-    """Which ids the next one is not equal to."""
-    ends = np.ones(len(ids), np.bool_)
-    np.not_equal(ids[1:], ids[:-1], out=ends[:-1])
-    return ends
-
-
-def _ceil_div(value: int, divisor: int) -> int:
-    return -(-value // divisor)

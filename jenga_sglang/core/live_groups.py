@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from jenga_sglang.core.dependency import EncoderTokens, page_ranges
+from jenga_sglang.core.dependency import EncoderTokens
 from jenga_sglang.core.geometry import ALIGN_BYTES, Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.ranges import page_ranges
 
 NOTHING = EncoderTokens(0)
 

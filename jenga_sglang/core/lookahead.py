@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from jenga_sglang.core.admission import in_large_pages
 from jenga_sglang.core.dependency import reads_everything
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Hit
 from jenga_sglang.core.tree import Node, Path, PrefixTree, Tokens
@@ -222,8 +222,8 @@ class Lookahead:
         output_tokens = min(max_new_tokens, self.manager.mean_output_tokens)
         own_tokens = min(prompt_tokens, manager.policy.prompt_slack_tokens) + output_tokens
         pages = []
-        for dependency in manager.dependencies:
-            if dependency.reads_encoder:
+        for g, dependency in enumerate(manager.dependencies):
+            if g in manager.memory.encoder_groups:
                 pages.append(0)  # an image is for others to hit
                 continue
             lasts = reads_everything(dependency, manager.max_length)

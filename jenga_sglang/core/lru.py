@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jenga_sglang.core.corrupt import agree, none
-from jenga_sglang.core.large_pages import Ids, each_once, without_repeats
+from jenga_sglang.core.ids import Ids, each_once, without_repeats
 
 _NEVER = np.iinfo(np.int64).max
 _ID_BITS = 32

@@ -25,22 +25,15 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from jenga_sglang.core.corrupt import none
-from jenga_sglang.core.dependency import (
-    Dependency,
-    Range,
-    intersect,
-    page_ranges,
-    reads_everything,
-    subtract,
-    union,
-)
+from jenga_sglang.core.dependency import Dependency, reads_everything
 from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.hit import longest_hit
-from jenga_sglang.core.large_pages import Ids, without_repeats
+from jenga_sglang.core.ids import Ids, ceil_div, round_up, without_repeats
 from jenga_sglang.core.memory import Memory, default_virtual_pages
 from jenga_sglang.core.pin import Counters, Hit, Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.ranges import Range, intersect, page_ranges, subtract, union
 from jenga_sglang.core.recount import check_pins, check_retired, check_tree_pages
 from jenga_sglang.core.states import States, due
 from jenga_sglang.core.tree import Path, PrefixTree, Tokens
@@ -140,10 +133,7 @@ class Manager:
 
     def dependency(self, group: int, encoder_pages: int) -> Dependency:
         """What ``group`` needs of a history whose first ``encoder_pages`` an encoder made."""
-        dependency = self.dependencies[group]
-        if encoder_pages or dependency.reads_encoder:
-            dependency = dependency.after_encoder(encoder_pages * self.page_size)
-        return dependency
+        return self.dependencies[group].after_encoder(encoder_pages * self.page_size)
 
     def _dependencies_after(self, encoder_pages: int) -> Sequence[Dependency]:
         if not encoder_pages and not self.memory.encoder_groups:
@@ -200,7 +190,7 @@ class Manager:
 
     def new_pages(self, pin: Pin, length: int) -> int:
         """Pages that ``pin`` lacks to hold ``length`` tokens."""
-        return max(0, -(-length // self.page_size) - pin.num_pages)
+        return max(0, ceil_div(length, self.page_size) - pin.num_pages)
 
     def can_serve(self, pages: Sequence[int]) -> bool:
         """Whether ``pages`` new pages per group fit once everything cached has gone."""
@@ -304,7 +294,7 @@ class Manager:
             others.append(pin.hit.matched_pages * self.page_size)
         for page in due(start, stop, self.state_interval, others, self.page_size):
             self._save_state(pin, page)
-        if interval := _whole_pages(self.policy.answer_state_tokens, self.page_size):
+        if interval := round_up(self.policy.answer_state_tokens, self.page_size):
             length = stop // interval * interval
             if length > max(start, prompt):
                 self._follow_answer(pin, length // self.page_size, crowded)
@@ -346,7 +336,7 @@ class Manager:
             if reads_everything(self.dependencies[g], self.max_length)
         )
         tokens = max(1, self.policy.state_interval_tokens, state_bytes // max(1, row_bytes))
-        return _whole_pages(tokens, self.page_size)
+        return round_up(tokens, self.page_size)
 
     def _count_hit(self, pin: Pin) -> None:
         pin.touched = True
@@ -641,11 +631,6 @@ class Manager:
         check_pins(self.memory, self.pins.values())
         check_tree_pages(self.memory, self.tree)
         check_retired(self.memory, self.retired)
-
-
-def _whole_pages(tokens: int, page_size: int) -> int:
-    """``tokens``, rounded up to whole pages."""
-    return -(-tokens // page_size) * page_size
 
 
 def _divide(

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from jenga_sglang.core.corrupt import CorruptPool, agree, distinct, none
 from jenga_sglang.core.dependency import Dependency, reads_everything
 from jenga_sglang.core.geometry import Geometry
-from jenga_sglang.core.large_pages import Ids, LargePages, each_once
+from jenga_sglang.core.ids import Ids, ceil_div, each_once
+from jenga_sglang.core.large_pages import LargePages
 from jenga_sglang.core.lru import LruBuckets
 
 # Pages of a history, one part after the other: how many, and the groups that each of them is in.
@@ -483,4 +484,4 @@ def default_virtual_pages(geometry: Geometry, max_requests: int, max_length: int
     if full:
         return max(min(full), encoder)
     pages = sum(geometry.max_pages(g) for g in range(len(geometry.groups)))
-    return pages + max_requests * -(-max_length // geometry.page_size)
+    return pages + max_requests * ceil_div(max_length, geometry.page_size)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jenga_sglang.core.dependency import Range
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.tree import Path
 
 

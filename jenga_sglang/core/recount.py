@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from jenga_sglang.core.corrupt import agree, none
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.tree import PrefixTree

@@ -16,6 +16,7 @@ from itertools import product
 
 from jenga_sglang.core.cost import Cost, Load
 from jenga_sglang.core.geometry import ALIGN_BYTES, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.ids import ceil_div, round_up
 
 GOOD_ALIGN_BYTES = 128  # a cache line; wins ties
 COST_DIGITS = 6
@@ -169,7 +170,7 @@ class Search:
             size
             for base in bases
             for p in set().union(*payloads)
-            if (size := _round_up(p, base)) <= min(bound_bytes, p * (1 + padding))
+            if (size := round_up(p, base)) <= min(bound_bytes, p * (1 + padding))
         }
         return bases | padded
 
@@ -239,7 +240,7 @@ class _Option:
     def _sizes_within(self, large_page_bytes: int) -> Iterator[int]:
         """What may divide the large page, smallest first: by units or by counts, whichever are
         fewer."""
-        fewest = -(-large_page_bytes // self.most_bytes)
+        fewest = ceil_div(large_page_bytes, self.most_bytes)
         densest = large_page_bytes // self.least_bytes
         if densest - fewest < (self.most_bytes - self.least_bytes) // self.unit_bytes:
             return (large_page_bytes // count for count in range(densest, fewest - 1, -1))
@@ -253,7 +254,7 @@ def _options(limits: Limits, spec: LayerGroupSpec, page_size: int) -> list[_Opti
     for stripes in (n for n in range(1, num_layers + 1) if num_layers % n == 0):
         group = GroupGeometry(spec, page_size, stripes)
         payload = group.payload_bytes
-        least = _round_up(payload, unit)
+        least = round_up(payload, unit)
         most = max(least, int(payload * (1 + limits.max_padding)))
         options.append(_Option(group, payload, unit, least, most))
     return options
@@ -265,7 +266,3 @@ def _unit_bytes(limits: Limits, spec: LayerGroupSpec) -> int:
     if limits.keep_row_grid and has_grid:
         return math.lcm(ALIGN_BYTES, spec.k_bytes)
     return ALIGN_BYTES
-
-
-def _round_up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jenga_sglang.core.corrupt import agree, distinct, none
-from jenga_sglang.core.dependency import Range, subtract, union
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.pin import Pin, StateCopy
+from jenga_sglang.core.ranges import Range, subtract, union
 
 
 @dataclass(eq=False)

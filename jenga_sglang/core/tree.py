@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jenga_sglang.core.corrupt import agree, distinct, none, present
-from jenga_sglang.core.large_pages import Ids, each_once
+from jenga_sglang.core.ids import Ids, ceil_div, each_once
 
 Tokens = NDArray[np.int64]
 
@@ -105,7 +105,7 @@ class PrefixTree:
         if namespace not in self._roots:
             root = self._new_node(b"", None, 0, np.empty(0, np.int64), np.empty(0, np.int64))
             if isinstance(namespace, Encoded):
-                root.encoder_pages = -(-namespace.tokens // self.page_size)
+                root.encoder_pages = ceil_div(namespace.tokens, self.page_size)
             self._roots[namespace] = root
         return self._roots[namespace]
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jenga_sglang.core.demand import ideal_bytes, large_pages
-from jenga_sglang.core.dependency import ChunkedLocal, SlidingWindow
 from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.plan.model import Layer, Model
 from jenga_sglang.plan.stock import DEFAULT_STATE_RATIO, DEFAULT_WINDOW_RATIO, STATES_PER_REQUEST
 
 VLLM_BLOCK_TOKENS = 16
+ENDLESS_TOKENS = 1 << 62  # longer than any history
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,9 @@ class _Stock:
 
 
 def _span(layer: Layer) -> int | None:
-    """The most tokens that a window or chunk layer needs; None for other layers."""
-    if isinstance(layer.dependency, SlidingWindow | ChunkedLocal):
-        return layer.dependency.peak_tokens(1 << 62)
-    return None
+    """The most tokens that a layer of KV ever needs; None where there is no such number."""
+    tokens = layer.dependency.peak_tokens(ENDLESS_TOKENS)
+    return tokens if tokens < ENDLESS_TOKENS else None
 
 
 def large_pages_of(name: str, groups: tuple[GroupGeometry, ...], pool_bytes: int) -> Layout:

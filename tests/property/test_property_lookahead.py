@@ -7,7 +7,7 @@ import numpy as np
 from random_pools import random_pool
 from world import World
 
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.lookahead import Lookahead, Wanted
 from jenga_sglang.core.tree import Tokens
 

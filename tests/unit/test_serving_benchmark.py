@@ -13,7 +13,8 @@ from benchmarks.serving.comparison import FULL, QUICK
 from benchmarks.serving.report import speedups, table
 from benchmarks.serving.whole_memory import KeptWholly, keep_windows_wholly
 from jenga_sglang.adapter import discovery, torch_backend
-from jenga_sglang.core.dependency import Full, SlidingWindow
+from jenga_sglang.core.dependency import Full, SlidingWindow, check_legal
+from jenga_sglang.core.ranges import Range
 
 
 @pytest.mark.parametrize("load", [*FULL.loads, *QUICK.loads], ids=lambda load: load.name)
@@ -62,19 +63,15 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_windows_kept_wholly_are_read_as_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in [
-        (discovery, "_dependency"),
-        (torch_backend, "first_visible"),
-        (torch_backend, "visible"),
-    ]:
-        monkeypatch.setattr(module, name, getattr(module, name))  # undone at the end
+    monkeypatch.setattr(discovery, "_dependency", discovery._dependency)  # undone at the end
     keep_windows_wholly()
     layer = SimpleNamespace(is_cross_attention=False, use_irope=False, sliding_window_size=3)
     kept = discovery._dependency(layer, None)
     assert kept == KeptWholly(SlidingWindow(4))
     assert kept.needed(10) == Full().needed(10)
-    assert torch_backend.first_visible(kept, 9) == torch_backend.first_visible(kept.read, 9) == 6
-    assert torch_backend.visible(kept, range(8, 10), 5).tolist() == [
+    check_legal(kept, range(20))
+    assert kept.visible(9) == (Range(6, 10),)
+    assert torch_backend.visible(kept, range(8, 10))[1].tolist() == [
         [True, True, True, True, False],
         [False, True, True, True, True],
     ]

@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from jenga_sglang.adapter.budget import JengaPrefillBudget
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 
 NAMESPACE = (None, None)

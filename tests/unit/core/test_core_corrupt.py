@@ -11,11 +11,12 @@ import pytest
 from core_builders import begin, ids, make_geometry, make_manager, serve, tokens
 
 from jenga_sglang.core.corrupt import CorruptPool, agree, distinct, none, present
-from jenga_sglang.core.dependency import Full, LastState, Range, SlidingWindow
+from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.lru import LruBuckets
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.tree import Node
 
 A, B = tokens(range(100, 106)), tokens(range(200, 206))

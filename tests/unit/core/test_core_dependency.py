@@ -7,18 +7,18 @@ import pytest
 
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
+    CrossAttention,
     DecoderTokens,
     Dependency,
     EncoderTokens,
     Full,
     LastState,
-    Range,
     SlidingWindow,
     Switches,
+    TableTrim,
     check_legal,
-    page_ranges,
-    subtract,
 )
+from jenga_sglang.core.ranges import Range, page_ranges, subtract
 
 LEGAL = [
     Full(),
@@ -32,6 +32,7 @@ LEGAL = [
     ChunkedLocal(6),
     ChunkedLocal(16),
     LastState(),
+    CrossAttention(),
     EncoderTokens(0),
     EncoderTokens(5),
     DecoderTokens(0),
@@ -92,6 +93,34 @@ def test_a_recurrent_layer_needs_the_state_of_the_last_token() -> None:
     assert needed(LastState(), 9) == [(8, 9)]
 
 
+def reads(dependency: Dependency, position: int) -> list[tuple[int, int]]:
+    return [(r.start, r.stop) for r in dependency.visible(position)]
+
+
+def test_a_query_reads_what_is_kept_for_it_and_itself() -> None:
+    assert reads(Full(), 5) == [(0, 6)]
+    assert reads(SlidingWindow(4), 10) == [(7, 11)]
+    assert reads(SlidingWindow(1), 10) == [(10, 11)]
+    assert reads(SlidingWindow(4, sink_tokens=2), 10) == [(0, 2), (7, 11)]
+    assert reads(ChunkedLocal(8), 16) == [(16, 17)]
+
+
+def test_text_reads_text_and_cross_attention_what_the_encoder_made() -> None:
+    assert reads(CrossAttention().after_encoder(4), 9) == [(0, 4)]
+    assert reads(CrossAttention().after_encoder(0), 9) == []
+    assert reads(Full().after_encoder(4), 9) == [(4, 10)]
+    assert reads(SlidingWindow(3).after_encoder(4), 5) == [(4, 6)]
+
+
+def test_kernels_are_told_of_masks_that_they_have() -> None:
+    """A window of 4 reads 3 tokens before the query; sinks no kernel knows."""
+    assert Full().trim() == CrossAttention().trim() == (-1, 0)
+    assert SlidingWindow(4).trim() == (3, 0)
+    assert ChunkedLocal(8).trim() == (-1, 8)
+    assert SlidingWindow(4, sink_tokens=2).trim() is None
+    assert Switches(10, Full(), SlidingWindow(4)).trim() is None
+
+
 def test_an_encoder_and_a_decoder_share_a_history_between_them() -> None:
     assert needed(EncoderTokens(4), 9) == [(0, 4)]
     assert needed(DecoderTokens(4), 9) == [(4, 9)]
@@ -116,9 +145,17 @@ class Listed(Dependency):
 
     table: tuple[tuple[Range, ...], ...]
     peak: int = 99
+    read: tuple[Range, ...] = ()
+    trimmed: TableTrim | None = None
 
     def needed(self, length: int) -> tuple[Range, ...]:
         return self.table[length]
+
+    def visible(self, position: int) -> tuple[Range, ...]:
+        return self.read
+
+    def trim(self) -> TableTrim | None:
+        return self.trimmed
 
     def peak_tokens(self, length: int) -> int:
         return self.peak
@@ -133,8 +170,10 @@ class Listed(Dependency):
         (Listed(((), (Range(0, 1),), (Range(1, 2),), (Range(0, 3),))), "needs token 0 at length 3"),
         (Listed(((), (Range(0, 2),))), "outside"),
         (Listed(((), (Range(0, 1),), (Range(0, 2),)), peak=1), "peak_tokens"),
+        (Listed(((), (), ()), read=(Range(0, 1),)), "reads token 0 at 1, which it had let go"),
+        (Listed(((), (Range(0, 1),)), trimmed=TableTrim(4)), "reads other tokens at 1 than"),
     ],
-    ids=["takes a token back", "looks ahead", "outgrows its peak"],
+    ids=["takes a token back", "looks ahead", "outgrows its peak", "reads what is gone", "misread"],
 )
 def test_a_dependency_that_breaks_its_contract_is_refused(
     dependency: Listed, complaint: str

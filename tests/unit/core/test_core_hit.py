@@ -12,11 +12,10 @@ from jenga_sglang.core.dependency import (
     EncoderTokens,
     Full,
     LastState,
-    Range,
     SlidingWindow,
-    page_ranges,
 )
 from jenga_sglang.core.hit import longest_hit
+from jenga_sglang.core.ranges import Range, page_ranges
 
 NUM_PAGES = 12
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from core_builders import ids
 
-from jenga_sglang.core.large_pages import Ids
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.lru import Candidates, LruBuckets
 
 

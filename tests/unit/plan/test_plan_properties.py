@@ -14,10 +14,10 @@ from jenga_sglang.core.dependency import (
     LastState,
     SlidingWindow,
     check_legal,
-    page_ranges,
 )
 from jenga_sglang.core.geometry import LayerGroupSpec
 from jenga_sglang.core.planner import plan_geometry
+from jenga_sglang.core.ranges import page_ranges
 from jenga_sglang.core.search import SLACK, Limits
 
 GIB = 1 << 30
