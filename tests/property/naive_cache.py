@@ -141,12 +141,14 @@ class NaiveCache:
                 return num_pages, matched
         return 0, matched
 
-    def lengths_within(self, places: Sequence[Set[int]], request: Request) -> list[int]:
-        """Numbers of whole pages of what the request has computed that every group could continue
-        from with pages at ``places``."""
+    def lengths_within(
+        self, places: Sequence[Set[int]], request: Request, length: int
+    ) -> list[int]:
+        """Numbers of whole pages of the request's first ``length`` tokens that every group could
+        continue from with pages at ``places``."""
         return [
             n
-            for n in range(1, request.length // self.page_size + 1)
+            for n in range(1, length // self.page_size + 1)
             if all(
                 self.needed(g, n * self.page_size, request.namespace) <= places[g]
                 and self.is_whole(g, request.namespace, n * self.page_size)

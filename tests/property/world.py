@@ -51,7 +51,7 @@ class World(Pair):
         computed = [(r, r.length, [set(held) for held in r.held], r.gave_way) for r in batch]
         self._open_pages(batch, pick)
         for request, length, held, gave_way in computed:
-            lengths = self.model.lengths_within(held, request)
+            lengths = self.model.lengths_within(held, request, length)
             self._checkpoint(request, length)
             if self.pool.prefix_cache and request.gave_way == gave_way:
                 self._check_prefixes(request, lengths)
@@ -225,7 +225,10 @@ class World(Pair):
         cascaded = self.manager.counters.cascaded.total() - cascaded
         self._check_no_waste(sum(demand), free, cascaded)
         starts = [request.length for request, _ in batch]
-        opens = [self.pins[r].touched and n == r.num_pages * self.page_size + 1 for r, n in batch]
+        opens = [
+            self.pins[r].touched and n - 1 == r.length == r.num_pages * self.page_size
+            for r, n in batch
+        ]
         if batch and all(opens):
             new = self.manager.extend_each([self.pins[request] for request, _ in batch])
             assert len(set(new.tolist())) == len(batch)
