@@ -116,6 +116,11 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="SGLang's overlap schedule: a step is launched before the last one's result is known",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="check leaks and tokens at every step (slow)"
     )
 
@@ -154,6 +159,7 @@ def _spec(options: argparse.Namespace, backend: str, **ratios: float | None) -> 
         chunk_tokens=options.chunk_tokens,
         max_running_requests=options.max_running_requests,
         jenga_policies=dict(p.split("=", 1) for p in getattr(options, "jenga_policy", ())),
+        overlap=options.overlap,
         strict=options.strict,
         **ratios,
     )

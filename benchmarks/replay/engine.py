@@ -96,7 +96,7 @@ def _server_args(spec: RunSpec, folder: str) -> dict[str, Any]:
         "device": "cpu",
         "attention_backend": "torch_native",
         "disable_cuda_graph": True,
-        "disable_overlap_schedule": True,
+        "disable_overlap_schedule": not spec.overlap,
         "enable_mixed_chunk": True,
         "chunked_prefill_size": spec.chunk_tokens,
         "max_running_requests": spec.max_running_requests,

@@ -4,7 +4,8 @@ from typing import Any
 
 from benchmarks.replay.trace import Tokens
 
-# What a chunk of an unfinished prompt returns; SGLang must never keep it.
+# What a chunk of an unfinished prompt returns, and a step past the end of an answer, which overlap
+# launches before it knows; SGLang must never keep it.
 NO_TOKEN = 0
 
 
@@ -33,9 +34,8 @@ class TraceForward:
     def _next_token(self, req: Any, seq_len: int) -> int:
         """Return output number `seq_len - prompt`, where `seq_len` counts this step's token."""
         index = seq_len - len(req.origin_input_ids)
-        if index < 0:
-            return NO_TOKEN
-        return int(self.outputs[req.rid][index])
+        outputs = self.outputs[req.rid]
+        return int(outputs[index]) if 0 <= index < len(outputs) else NO_TOKEN
 
 
 def unfinished_prompts(batch: Any) -> list[tuple[Any, int]]:

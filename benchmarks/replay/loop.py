@@ -1,7 +1,9 @@
 """Drives the scheduler over a trace in simulated time."""
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,24 @@ SAMPLE_STEPS = 16
 Progress = Callable[[Recorder, float], None]
 
 
+@dataclass(frozen=True)
+class Launched:
+    """A batch whose result SGLang has not looked at yet, with what was known at its launch."""
+
+    batch: Any
+    result: Any
+    step: Step
+    running: int
+    seconds: float
+    unfinished: list[tuple[Any, int]]
+
+
 class ReplayLoop:
     """Feeds requests, steps the scheduler, advances the clock by the cost model.
 
     The scheduler decides everything. A step's results count at the step's end, and requests that
-    are due by then are seen by the next step.
+    are due by then are seen by the next step; with ``overlap`` by the one after that, for the
+    next one is launched while the step runs.
     """
 
     def __init__(
@@ -41,6 +56,8 @@ class ReplayLoop:
         recorder: Recorder,
         pool_bytes: Callable[[Any], PoolBytes],
         manager: ManagerClock | None = None,
+        *,
+        overlap: bool = False,
         strict: bool = False,
         before_forward: Callable[[Any], None] = lambda batch: None,
     ) -> None:
@@ -54,10 +71,18 @@ class ReplayLoop:
         self._manager = manager
         self._before_forward = before_forward
         self._oracle = (
-            TokenOracle(recorder.geometry, scheduler.req_to_token_pool.req_to_token)
+            TokenOracle(
+                recorder.geometry, scheduler.req_to_token_pool.req_to_token, self._forward.outputs
+            )
             if strict
             else None
         )
+        self._overlap = overlap
+        self._launched: deque[Launched] = deque()
+        if overlap:
+            # As SGLang's event loop does: it looks into its queue of results as it makes batches.
+            scheduler.enable_skip_finishing_decode = True
+            scheduler.result_queue = deque()
         self._idle_passes = 0
         self._hook()
 
@@ -104,17 +129,20 @@ class ReplayLoop:
         batch = plan.batch_to_run
         scheduler.cur_batch_for_debug = batch
         if batch:
-            self._step(batch)
+            self._launched.append(self._launch(batch))
+        behind = bool(batch) and self._overlap
+        if len(self._launched) > behind:
+            self._account(self._launched.popleft())
             progress(self.recorder, self.now)
-        else:
+        elif not batch:
             self._idle()
         scheduler.last_batch = batch
         if self._oracle is not None:
             with self._untimed():
                 scheduler.invariant_checker.self_check_during_busy()
 
-    def _step(self, batch: Any) -> None:
-        """Run one batch and account for it."""
+    def _launch(self, batch: Any) -> Launched:
+        """Run one batch."""
         self._idle_passes = 0
         step = read_step(batch)
         waiting = self._admitted_outside(batch)
@@ -128,11 +156,22 @@ class ReplayLoop:
             self._oracle.check(batch, step)
         self._before_forward(batch)
         result = self.scheduler.run_batch(batch)
-        self.scheduler.process_batch_result(batch, result)
-        self.now += seconds
-        require_no_early_output(unfinished)
-        self.recorder.step(step, len(batch.reqs) + len(waiting), seconds)
-        self._collect(batch)
+        running = len(batch.reqs) + len(waiting)
+        kept = batch
+        if self._overlap:
+            kept = batch.copy()
+            self.scheduler.result_queue.append((kept, result))
+        return Launched(kept, result, step, running, seconds, unfinished)
+
+    def _account(self, launched: Launched) -> None:
+        """Have SGLang look at a result, and account for the step."""
+        if self._overlap:
+            self.scheduler.result_queue.popleft()
+        self.scheduler.process_batch_result(launched.batch, launched.result)
+        self.now += launched.seconds
+        require_no_early_output(launched.unfinished)
+        self.recorder.step(launched.step, launched.running, launched.seconds)
+        self._collect(launched.batch)
 
     def _seconds(self, step: Step) -> float:
         geometry = self.recorder.geometry

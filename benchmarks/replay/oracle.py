@@ -4,6 +4,7 @@ The dummy model writes no KV. Instead this remembers which token was computed in
 compares at every prompt chunk: a prefix taken from the cache must hold exactly the prompt's tokens.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,14 @@ _NOTHING = -1
 
 
 class TokenOracle:
-    """`check` is called with every batch, after its allocation and before it runs."""
+    """`check` is called with every batch, after its allocation and before it runs. ``answers`` are
+    the outputs of the trace by request: with overlap SGLang has not seen the last token yet."""
 
-    def __init__(self, geometry: Geometry, req_to_token: Any) -> None:
+    def __init__(
+        self, geometry: Geometry, req_to_token: Any, answers: Mapping[str, Tokens]
+    ) -> None:
         self._geometry = geometry
+        self._answers = answers
         self._rows = req_to_token.numpy()
         # Token computed into each id, `_NOTHING` for none; grows with the largest id seen.
         self._stored: Tokens = np.full(1, _NOTHING, dtype=np.int64)
@@ -34,7 +39,7 @@ class TokenOracle:
         offset = 0
         for req, (start, end) in zip(batch.reqs, spans, strict=True):
             ids = written[offset : offset + end - start]
-            self._stored[ids] = _history(req)[start:end]
+            self._stored[ids] = self._history(req)[start:end]
             offset += end - start
         for req, (start, end) in zip(batch.reqs, spans[: len(step.chunks)], strict=False):
             self._check_row(req, start, end)
@@ -43,7 +48,7 @@ class TokenOracle:
         """Compare what a chunk that starts at `start` reads: everything that some group needs."""
         begin = min(group.needed_start(start + 1) for group in self._geometry.row_groups)
         ids = self._rows[req.kv.req_pool_idx, begin:end]
-        if not np.array_equal(self._stored[ids], _history(req)[begin:end]):
+        if not np.array_equal(self._stored[ids], self._history(req)[begin:end]):
             raise ReplayError(f"request {req.rid} reads tokens that are not its own")
 
     def _grow(self, size: int) -> None:
@@ -51,8 +56,7 @@ class TokenOracle:
             more = np.full(max(size, 2 * len(self._stored)) - len(self._stored), _NOTHING)
             self._stored = np.concatenate([self._stored, more])
 
-
-def _history(req: Any) -> Tokens:
-    """Return prompt and output tokens of a request."""
-    parts = [np.array(part, dtype=np.int64) for part in (req.origin_input_ids, req.output_ids)]
-    return np.concatenate(parts)
+    def _history(self, req: Any) -> Tokens:
+        """Return prompt and output tokens of a request."""
+        parts = (req.origin_input_ids, self._answers.get(req.rid, ()))
+        return np.concatenate([np.array(part, dtype=np.int64) for part in parts])

@@ -68,6 +68,7 @@ def describe(spec: RunSpec) -> dict[str, Any]:
         "swa_full_tokens_ratio": spec.swa_full_tokens_ratio,
         "mamba_full_memory_ratio": spec.mamba_full_memory_ratio,
         "jenga_policies": spec.jenga_policies,
+        "overlap": spec.overlap,
         "sglang": version("sglang"),
     }
 

@@ -29,6 +29,7 @@ def replay(spec: RunSpec) -> dict[str, Any]:
         recorder,
         backend.pool_bytes,
         manager,
+        overlap=spec.overlap,
         strict=spec.strict,
         before_forward=backend.before_forward,
     )

@@ -23,6 +23,8 @@ class RunSpec:
     swa_full_tokens_ratio: float | None = None
     mamba_full_memory_ratio: float | None = None
     jenga_policies: dict[str, str] = field(default_factory=dict)
+    # SGLang's default of a server; the committed results are without.
+    overlap: bool = False
     strict: bool = False
 
     @property

@@ -43,6 +43,7 @@ def _run_apart(
             *ratio,
             *(() if spec.page_size_tokens is None else ("--page-size", str(spec.page_size_tokens))),
             *(("--strict",) if spec.strict else ()),
+            *(("--overlap",) if spec.overlap else ()),
         ]
     )
 

@@ -252,7 +252,7 @@ class TestGenerators:
 
 
 def replay(
-    folder: Path, backend: str, geometry: str, kv_bytes: str, trace: list[Request]
+    folder: Path, backend: str, geometry: str, kv_bytes: str, trace: list[Request], *flags: str
 ) -> dict[str, float]:
     """The figures of a strict run in a process of its own."""
     save_trace(folder / "trace.jsonl", trace)
@@ -260,6 +260,7 @@ def replay(
         *(sys.executable, "-m", "benchmarks.replay", "run", "--backend", backend, "--strict"),
         *("--geometry", str(DATA / f"{geometry}.json"), "--kv-bytes", kv_bytes),
         *("--trace", str(folder / "trace.jsonl"), "--json", str(folder / "out.json")),
+        *flags,
     ]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
     result: dict[str, float] = json.loads((folder / "out.json").read_text())
@@ -281,6 +282,17 @@ def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
     assert result["aborted_requests"] == result["retractions"] == result["recomputed_tokens"] == 0
     assert result["decode_tokens"] == 7 + 2 + 2
     assert 0 < result["useful_frac"] <= result["pinned_frac"] <= result["held_frac"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--overlap",)], ids=["one by one", "overlap"])
+def test_a_prompt_that_fills_its_pages_hits_itself(flags: tuple[str], tmp_path: Path) -> None:
+    """A prompt of twice a window of 128, sent three times: all but its last page of 16 is a hit,
+    also where the next token's page is taken before the prompt is in the tree."""
+    turns = [{}, {"after": "a", "gap": 0.1}, {"after": "b", "gap": 0.1}]
+    trace = [request(n, ("doc", 256), **turn) for n, turn in zip("abc", turns, strict=True)]
+    result = replay(tmp_path, "jenga", "gpt-oss-120b", "2GiB", trace, *flags)
+    assert result["hit_rate"] == pytest.approx(2 * 240 / (3 * 256))
 
 
 @pytest.mark.slow
@@ -434,7 +446,7 @@ class TestOracle:
 
     def test_a_prefix_that_holds_other_tokens_is_found(self) -> None:
         rows = torch.tensor([[5, 6, 7], [5, 6, 8]])
-        oracle = TokenOracle(Geometry("full", (FULL,), (0,), SMALL.cost), rows)
+        oracle = TokenOracle(Geometry("full", (FULL,), (0,), SMALL.cost), rows, {})
         oracle.check(self.batch(0, [10, 11, 12], [5, 6, 7]), Step([("r", 0, 3)], []))
         oracle.check(self.batch(1, [10, 11, 13], [8]), Step([("r", 2, 3)], []))
         with pytest.raises(ReplayError, match="not its own"):
