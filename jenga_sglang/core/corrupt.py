@@ -40,8 +40,13 @@ def none(what: str, offenders: Iterable[object]) -> None:
 
 def distinct(what: str, ids: NDArray[np.int64], stop: int) -> None:
     """Raise `CorruptPool` unless each of ``ids`` is from 1 to below ``stop``, and there once."""
-    none(f"{what} outside 1 to {stop - 1}", ids[(ids < 1) | (ids >= stop)])
-    none(f"{what} more than once", np.flatnonzero(np.bincount(ids) > 1))
+    if not len(ids):
+        return
+    if ids.min() < 1 or ids.max() >= stop:
+        none(f"{what} outside 1 to {stop - 1}", ids[(ids < 1) | (ids >= stop)])
+    counts = np.bincount(ids)
+    if counts.max() > 1:
+        none(f"{what} more than once", np.flatnonzero(counts > 1))
 
 
 def present(value: T | None, otherwise: str) -> T:

@@ -233,16 +233,16 @@ class LruBuckets:
         agree("entries in the LRU buckets", self._num_entries, entries)
         late = reclaimable[self._queued_at[reclaimable] > self.time[reclaimable]]
         none("reclaimable large pages queued later than their time, or not at all", late)
-        queued = np.flatnonzero(self._queued_at != _NEVER)
-        valid = [self._valid(time, bucket) for time, bucket in self._buckets.items()]
-        entered = each_once(np.concatenate([*valid, np.empty(0, np.int64)]))
-        none("queued large pages without an entry", np.setdiff1d(queued, entered))
+        lost = self._queued_at != _NEVER
+        for time, bucket in self._buckets.items():
+            for pages in self._valid(time, bucket):
+                lost[pages] = False
+        none("queued large pages without an entry", np.flatnonzero(lost))
 
-    def _valid(self, time: int, bucket: _Bucket) -> Ids:
+    def _valid(self, time: int, bucket: _Bucket) -> list[Ids]:
         """Pages whose valid entry is in the bucket of ``time``, some twice."""
         parts = [run[self._is_current(time, run)] & _ID_MASK for run in bucket.runs]
-        parts += [large[self._queued_at[large] == time] for large in bucket.fresh]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        return parts + [large[self._queued_at[large] == time] for large in bucket.fresh]
 
 
 def _unique(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -414,8 +414,7 @@ class Memory:
         self.lru.check(self.large.reclaimable())
         self._check_virtual(self._free[: self.num_free_virtual])
         for g, table in enumerate(self.table):
-            self._check_table(g, table)
-            self._check_places(g, table)
+            self._check_places(g, *self._check_table(g, table))
 
     def _check_virtual(self, free: Ids) -> None:
         none("pins of virtual page 0, by group", np.flatnonzero(self.pins[:, 0]))
@@ -431,8 +430,9 @@ class Memory:
         known = private + self.num_tree + len(free)
         agree("virtual pages private, in the tree or free", known, self.num_virtual)
 
-    def _check_table(self, group: int, table: Ids) -> None:
-        """Each small page has one virtual page, and the table read backwards says the same."""
+    def _check_table(self, group: int, table: Ids) -> tuple[Ids, Ids]:
+        """Each small page has one virtual page, and the table read backwards says the same. Returns
+        the virtual pages that the group holds, and the small pages, one by one."""
         none(f"group {group}: small pages of virtual page 0", table[0][table[0] != 0])
         rows, stripes = np.nonzero(table)
         none(f"group {group}: virtual pages held in part", rows[(table[rows] == 0).any(axis=1)])
@@ -443,11 +443,11 @@ class Memory:
         )
         tenants = np.count_nonzero(virtual_of)
         agree(f"group {group}: small pages with a virtual page", tenants, len(small))
+        return rows, small
 
-    def _check_places(self, group: int, table: Ids) -> None:
-        """Large pages hold and use what the table and the pins come to."""
-        rows, stripes = np.nonzero(table)
-        large = self.large.large_of(group, table[rows, stripes])
+    def _check_places(self, group: int, rows: Ids, small: Ids) -> None:
+        """Large pages hold and use what the ``small`` pages and the pins of ``rows`` come to."""
+        large = self.large.large_of(group, small)
         owner, pins = self.large.owner, self.pins[group]
         none(f"group {group}: large pages of another owner", large[owner[large] != group])
         owned = np.flatnonzero(owner == group)
@@ -460,7 +460,9 @@ class Memory:
             wrong = owned[booked[owned] != recounted[owned]]
             none(f"group {group}: large pages whose {what} small pages are miscounted", wrong)
         pinned = np.flatnonzero(pins)
-        none(f"group {group}: pinned pages that it does not hold", pinned[table[pinned, 0] == 0])
+        none(
+            f"group {group}: pinned pages that it does not hold", pinned[~self.holds(group, pinned)]
+        )
         none(
             f"group {group}: pages pinned more often than by requests",
             pinned[pins[pinned] > self.pins[-1][pinned]],
