@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from jenga_sglang.plan.fields import ConfigError, Fields
+from jenga_sglang.plan.fields import Fields
+from jenga_sglang.plan.unread import refuse_unread
 
 
 class Kind(Enum):
@@ -40,24 +41,18 @@ _LAYER_TYPES = {
     "mlp": Kind.NONE,
     "moe": Kind.NONE,
 }
-# Fields of models that keep more than rows and states, or rows of another shape per layer.
-_NOT_READ = {
-    "block_configs": "heads that differ from layer to layer in blocks",
-    "compress_ratios": "compressed tokens beside the window",
-    "encoder_layers": "an encoder and a decoder",
-    "index_topk": "an index of keys beside the rows",
-    "local_layer_ids": "a convolution state beside every layer's rows",
-    "sparse_attention_config": "an index of keys beside the rows",
-    "time_step_rank": "states of Mamba-1 and no attention",
-}
+# Models whose layers have several attentions each, with keys and values of their own.
+_ATTENTIONS_PER_LAYER = {"longcat_flash": 2}
 _PATTERN_LETTERS = {"M": Kind.STATE, "*": Kind.FULL, "-": Kind.NONE, "E": Kind.NONE}
 
 
 def read_kinds(config: Fields) -> list[Kind]:
-    """The kind of every layer, first layer first. Raises `ConfigError` on what it cannot read."""
-    for name, what in _NOT_READ.items():
-        if config.has(name):
-            raise ConfigError(f"field '{config.path}{name}': {what}, which this cannot plan")
+    """The kind of every attention or state layer, first one first. Raises `ConfigError` on what it
+    cannot read."""
+    refuse_unread(config)
+    attentions = _ATTENTIONS_PER_LAYER.get(str(config.get("model_type")))
+    if attentions:
+        return [Kind.FULL] * attentions * config.integer("num_layers", "num_hidden_layers")
     read = next(read for names, read in _READERS if all(config.has(name) for name in names))
     return read(config)
 

@@ -20,7 +20,7 @@ from jenga_sglang.core.geometry import LayerGroupSpec, told_apart
 from jenga_sglang.plan.defaults import CLASS_DEFAULTS
 from jenga_sglang.plan.fields import ConfigError, Fields
 from jenga_sglang.plan.kinds import Kind, read_kinds
-from jenga_sglang.plan.rows import read_row
+from jenga_sglang.plan.rows import of_layer, read_row
 from jenga_sglang.plan.states import DTYPE_BYTES, read_state_bytes
 from jenga_sglang.plan.stock import Stock, stock_of
 
@@ -149,7 +149,8 @@ class _Layers:
         found: list[Layer] = []
         for index, kind in enumerate(kinds):
             if kind.is_attention:
-                row = read_row(self.config, kind, self.options.tp, self.item_bytes)
+                config = of_layer(self.config, index)
+                row = read_row(config, kind, self.options.tp, self.item_bytes)
                 dependency = self._dependency(kind, index)
                 shares = index >= first_shared
                 found.append(Layer(index, dependency, row.k_bytes, row.v_bytes, (), shares))
@@ -189,9 +190,11 @@ class _Layers:
 
 def _text_fields(raw: dict[str, Any]) -> Fields:
     """The part of the config that describes the language model, with its class's defaults."""
-    section = next((name for name in _TEXT_SECTIONS if raw.get(name)), None)
-    top = Fields(raw)
-    text = top.section(section) if section else top
+    text = Fields(raw)
+    # A model that speaks as well as hears nests what thinks, and in it the text.
+    for names in (("thinker_config",), _TEXT_SECTIONS):
+        section = next((name for name in names if text.has(name)), None)
+        text = text.section(section) if section else text
     model_type = text.get("model_type") or raw.get("model_type")
     return Fields(text.values, text.path, CLASS_DEFAULTS.get(str(model_type)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jenga_sglang.plan.model import Model
 from jenga_sglang.plan.report import Report
 from jenga_sglang.plan.stock import STATES_PER_REQUEST
 from jenga_sglang.units import human_tokens
@@ -28,12 +29,25 @@ def notes(report: Report) -> list[str]:
             f"States: SGLang sets {STATES_PER_REQUEST} aside per running request (some of them for "
             "its prefix cache) and caps its batch by that; the other rows count the one in use."
         )
-    if not model.stock.is_served:
-        found.append("SGLang 0.5.23 has no such model; its rows are what it would do.")
+    if not model.stock.has_class:
+        found.append(_without_class(model))
     if report.skipped_lengths:
         skipped = ", ".join(human_tokens(n) for n in report.skipped_lengths)
         found.append(f"Left out, longer than the model's {model.max_length:,} tokens: {skipped}.")
     return found
+
+
+def _without_class(model: Model) -> str:
+    """What an architecture without a class of SGLang's own means for the numbers."""
+    name = model.stock.architecture
+    if name == "unknown":
+        return "The config names no architecture, so what SGLang does with it is an estimate."
+    if any(spec.is_state for spec in model.specs) or model.image_tokens:
+        return f"SGLang 0.5.23 has no {name}; its rows are what it would do."
+    return (
+        f"SGLang 0.5.23 has no {name}: all of this is an estimate of what its Transformers backend "
+        "does, if it takes the model."
+    )
 
 
 def _ranges(numbers: list[int]) -> str:

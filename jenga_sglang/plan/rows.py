@@ -15,6 +15,20 @@ class Row(NamedTuple):
     v_bytes: int
 
 
+# What a config class sets for its full layers, where the file lists layers one by one instead.
+_OF_FULL_LAYERS = ("global_head_dim", "num_global_key_value_heads")
+
+
+def of_layer(config: Fields, index: int) -> Fields:
+    """The config as it is for one layer: Transformers lists what differs from the rest in
+    ``per_layer_config``, by the layer's number."""
+    if not config.has("per_layer_config"):
+        return config
+    own = config.section("per_layer_config").section(str(index))
+    defaults = {k: v for k, v in config.defaults.items() if k not in _OF_FULL_LAYERS}
+    return Fields({**config.values, **own.values}, config.path, defaults)
+
+
 def read_row(config: Fields, kind: Kind, tp: int, item_bytes: int) -> Row:
     """The row of a layer of ``kind``; window layers may have a shape of their own."""
     if config.has("kv_lora_rank"):

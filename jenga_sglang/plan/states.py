@@ -29,7 +29,10 @@ def read_state_bytes(config: Fields, tp: int, state_dtype: str | None) -> tuple[
     read = next((read for name, read in _READERS if config.has(name)), None)
     if read is None:
         known = ", ".join(name for name, _ in _READERS)
-        raise ConfigError(f"layers with a state, but none of the fields {config.path}: {known}")
+        raise ConfigError(
+            f"layers with a state, but none of the fields that say its size ({config.path}: "
+            f"{known}): this cannot plan them"
+        )
     conv_items, temporal_items = read(config, tp)
     parts = (conv_items * CONV_ITEM_BYTES, temporal_items * DTYPE_BYTES[dtype])
     return tuple(part for part in parts if part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jenga_sglang.plan.served import served_architectures
+
 # Model classes that pass no window to their attention, whatever the config says.
 IGNORES_WINDOW = frozenset(
     {
@@ -22,6 +24,7 @@ IGNORES_WINDOW = frozenset(
 # ratio of tokens. Everything else with windows keeps every token in every layer.
 WINDOW_POOL = frozenset(
     {
+        "BeamForCausalLM",
         "DiffusionGemmaForBlockDiffusion",
         "Gemma4ForCausalLM",
         "Gemma4ForConditionalGeneration",
@@ -40,18 +43,7 @@ WINDOW_POOL = frozenset(
         "MuseGlimmerForConditionalGeneration",
         "Step3p5ForCausalLM",
         "Step3p7ForConditionalGeneration",
-    }
-)
-
-NOT_SERVED = frozenset(
-    {
-        "BambaForCausalLM",
-        "HymbaForCausalLM",
-        "JambaForCausalLM",
-        "MiniMaxText01ForCausalLM",
-        "Phi4FlashForCausalLM",
-        "RecurrentGemmaForCausalLM",
-        "Zamba2ForCausalLM",
+        "UnlimitedOCRForCausalLM",
     }
 )
 
@@ -64,18 +56,23 @@ STATES_PER_REQUEST = 5
 
 @dataclass(frozen=True)
 class Stock:
-    """What SGLang 0.5.23 does with an architecture."""
+    """What SGLang 0.5.23 does with an architecture.
+
+    ``has_class``: of SGLang's own; others may go through its Transformers backend. True where
+    there is no SGLang to ask.
+    """
 
     architecture: str
     ignores_window: bool
     has_window_pool: bool
-    is_served: bool
+    has_class: bool
 
 
 def stock_of(architecture: str) -> Stock:
+    served = served_architectures()
     return Stock(
         architecture or "unknown",
         architecture in IGNORES_WINDOW,
         architecture in WINDOW_POOL,
-        architecture not in NOT_SERVED,
+        architecture in served or not served,
     )

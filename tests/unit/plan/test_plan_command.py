@@ -48,7 +48,7 @@ def test_the_tables_say_what_was_chosen_and_what_was_not(
         ("gemma-3n-e4b", "Layers 20-34 share the KV of an earlier layer"),
         ("llama-3.2-11b-vision", "6,404 image tokens"),
         ("qwen3.5-27b", "States: SGLang sets 5 aside"),
-        ("jamba-1.5-mini", "SGLang 0.5.23 has no such model"),
+        ("jamba-1.5-mini", "SGLang 0.5.23 has no JambaForCausalLM"),
         ("gemma-2-27b", "longer than the model's 8,192 tokens: 32k, 128k"),
     ],
 )
