@@ -126,11 +126,9 @@ class KvEvents:
     def _lora_name(self, namespace: Namespace) -> str | None:
         if namespace.adapter is None:
             return None
-        names = self._lora_names
-        name: str | None = (names.resolve if self._dynamo_format else names.get)(
-            namespace.extra_key
-        )
-        return name
+        # SGLang 0.5.22 names adapters in Dynamo's format only.
+        name_of = getattr(self._lora_names, "resolve" if self._dynamo_format else "get", None)
+        return name_of(namespace.extra_key) if name_of else None
 
     # -- events -------------------------------------------------------------------------------
 

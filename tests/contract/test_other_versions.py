@@ -55,8 +55,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     facts.mkdir()
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {OTHER}\n")
     path = os.pathsep.join((str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")))
-    # SGLang's own choice of a platform needs an accelerator, or to be told that there is none.
-    return os.environ | {"PYTHONPATH": path, "SGLANG_USE_CPU_ENGINE": "1"}
+    return os.environ | {"PYTHONPATH": path}
 
 
 def test_a_start_without_the_flag_is_stocks_but_for_one_line(
