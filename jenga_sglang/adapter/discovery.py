@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from jenga_sglang.adapter.sglang_views import LayerView
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
     CrossAttention,
@@ -64,7 +65,7 @@ class LatentRow:
     rank: int
     rope_dim: int
 
-    def is_kept_by(self, layer: Any) -> bool:
+    def is_kept_by(self, layer: LayerView) -> bool:
         """Whether ``layer`` attends over latent rows."""
         dims = (layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
         return bool(dims == (1, self.rank + self.rope_dim, self.rank))
@@ -84,14 +85,14 @@ def attention_layers(model: torch.nn.Module) -> list[Any]:
     return [m for m in found if m.attn_type != AttentionType.ENCODER_ONLY]
 
 
-def sees_what_follows(layer: Any) -> bool:
+def sees_what_follows(layer: LayerView) -> bool:
     """Whether a prompt's tokens read later ones in ``layer``: what they keep is no prefix's."""
     from sglang.srt.layers.radix_attention import AttentionType
 
     return bool(layer.attn_type == AttentionType.DECODER_BIDIRECTIONAL)
 
 
-def apply_config_windows(layers: Iterable[Any], config: Any) -> None:
+def apply_config_windows(layers: Iterable[LayerView], config: Any) -> None:
     """Give layers without a window the one that the Hugging Face text ``config`` declares for them.
 
     Every attention backend reads a layer's window off the layer.
@@ -114,7 +115,7 @@ def config_window(config: Any, layer_id: int) -> int | None:
 
 
 def discover_groups(
-    layers: Iterable[Any],
+    layers: Iterable[LayerView],
     *,
     store_dtype: torch.dtype,
     max_length: int,
@@ -141,7 +142,7 @@ def discover_groups(
     return [replace(group, spec=spec) for group, spec in zip(groups, specs, strict=True)]
 
 
-def storing_layers(layers: Iterable[Any], latent: LatentRow | None) -> list[Any]:
+def storing_layers(layers: Iterable[LayerView], latent: LatentRow | None) -> list[LayerView]:
     """``layers`` without those that keep nothing: a model with latent attention may have a second
     module with a layer's id, for prefills that attend over what a row expands to."""
     layers = list(layers)
@@ -151,7 +152,9 @@ def storing_layers(layers: Iterable[Any], latent: LatentRow | None) -> list[Any]
     return [x for x in layers if latent.is_kept_by(x) or x.layer_id not in kept]
 
 
-def _shape(layer: Any, max_length: int, chunk: int | None, latent: LatentRow | None) -> LayerShape:
+def _shape(
+    layer: LayerView, max_length: int, chunk: int | None, latent: LatentRow | None
+) -> LayerShape:
     is_latent = latent is not None and latent.is_kept_by(layer)
     return LayerShape(
         layer.layer_id,
@@ -163,7 +166,7 @@ def _shape(layer: Any, max_length: int, chunk: int | None, latent: LatentRow | N
     )
 
 
-def _dependency(layer: Any, chunk: int | None) -> Dependency:
+def _dependency(layer: LayerView, chunk: int | None) -> Dependency:
     if layer.is_cross_attention:
         return CrossAttention()
     if layer.use_irope and chunk:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from jenga_sglang.adapter.sglang_views import ReqView
 from jenga_sglang.core.corrupt import CorruptPool
 
 # Set on SGLang's `MultimodalInputs` beside `num_image_tokens`, which then counts whole pages.
@@ -41,7 +42,7 @@ def fill_pages(padded: array[int], inputs: Any, page_size: int) -> array[int]:
     return padded[:made] + filler + padded[made:]
 
 
-def page_tokens(req: Any) -> int:
+def page_tokens(req: ReqView) -> int:
     """Tokens of the pages that the encoder's part of a request fills; 0 for text alone."""
     inputs = req.multimodal_inputs
     return 0 if inputs is None else int(inputs.num_image_tokens or 0)

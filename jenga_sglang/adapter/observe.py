@@ -9,11 +9,12 @@ from sglang.srt.runtime_context import get_parallel
 
 from jenga_sglang import questions
 from jenga_sglang.adapter.report import describe
+from jenga_sglang.adapter.sglang_views import SchedulerView
 from jenga_sglang.adapter.waiting import explain, queue_facts
 from jenga_sglang.core.stats import large_page_map
 
 
-def answer(scheduler: Any, question: str) -> GetInternalStateReqOutput:
+def answer(scheduler: SchedulerView, question: str) -> GetInternalStateReqOutput:
     """The answer of this rank, with its number: ranks answer in any order. Reading changes nothing
     in the pool or the cache."""
     if question == questions.STATS:
@@ -29,7 +30,7 @@ def data_parallel_rank() -> int:
     return get_parallel().dp_rank or 0
 
 
-def stats(scheduler: Any) -> dict[str, Any]:
+def stats(scheduler: SchedulerView) -> dict[str, Any]:
     """Everything `/jenga/stats` shows; ``map`` is `core.stats.large_page_map`, as it is."""
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     return describe(pool) | {

@@ -13,6 +13,7 @@ from sglang.srt.arg_groups import model_hook
 
 from flashinfer_ext.limits import KERNELS
 from jenga_sglang import flags, settings
+from jenga_sglang.adapter.sglang_views import ServerArgsView
 from jenga_sglang.core.planner import PAGE_SIZE, default_page_size
 from jenga_sglang.plan.model import ReadOptions, model_from_config
 from jenga_sglang.refusal import refuse
@@ -29,7 +30,7 @@ def settle_page_size(server_args: Any) -> None:
 def refuse_odd_chunks(server_args: Any) -> None:
     """Raise ``SystemExit`` with one line for chunks of a prompt that end inside a page, which
     SGLang would refuse without naming either number."""
-    view = model_hook.resolving_view(server_args)
+    view: ServerArgsView = model_hook.resolving_view(server_args)
     chunk, page = view.chunked_prefill_size, view.page_size
     if not chunk or chunk < 0 or chunk % page == 0:
         return

@@ -13,6 +13,7 @@ from typing import Any
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget, Refusal
+from jenga_sglang.adapter.sglang_views import ReqView, SchedulerView
 from jenga_sglang.core.admission import Weighing
 from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.explain import human_bytes
@@ -31,7 +32,7 @@ class Verdict:
     weighing: dict[str, Any] | None = None
 
 
-def queue_facts(scheduler: Any) -> dict[str, Any]:
+def queue_facts(scheduler: SchedulerView) -> dict[str, Any]:
     """Requests that run and wait, and the one that is next with the reason why it is not in."""
     waiting = scheduler.waiting_queue
     return {
@@ -46,7 +47,7 @@ def queue_facts(scheduler: Any) -> dict[str, Any]:
     }
 
 
-def _waiting(req: Any) -> dict[str, Any]:
+def _waiting(req: ReqView) -> dict[str, Any]:
     return {
         "request_id": req.rid,
         "prompt_tokens": len(req.origin_input_ids),
@@ -56,7 +57,7 @@ def _waiting(req: Any) -> dict[str, Any]:
     }
 
 
-def explain(scheduler: Any, prompt_tokens: int, max_new_tokens: int) -> dict[str, Any]:
+def explain(scheduler: SchedulerView, prompt_tokens: int, max_new_tokens: int) -> dict[str, Any]:
     """Whether a prompt of this length, nothing of it cached, would be admitted in the next pass."""
     return {
         "prompt_tokens": prompt_tokens,
@@ -65,7 +66,7 @@ def explain(scheduler: Any, prompt_tokens: int, max_new_tokens: int) -> dict[str
     }
 
 
-def _why_waiting(scheduler: Any) -> Verdict:
+def _why_waiting(scheduler: SchedulerView) -> Verdict:
     refusal = scheduler.token_to_kv_pool_allocator.refusal
     if scheduler._engine_paused:
         return _PAUSED
@@ -76,7 +77,7 @@ def _why_waiting(scheduler: Any) -> Verdict:
     )
 
 
-def _would_admit(scheduler: Any, prompt_tokens: int, max_new_tokens: int) -> Verdict:
+def _would_admit(scheduler: SchedulerView, prompt_tokens: int, max_new_tokens: int) -> Verdict:
     allocator = scheduler.token_to_kv_pool_allocator
     manager: Manager = allocator.manager
     chunk = scheduler.chunked_prefill_size
@@ -120,7 +121,7 @@ def _would_admit(scheduler: Any, prompt_tokens: int, max_new_tokens: int) -> Ver
     )
 
 
-def _budget(scheduler: Any) -> JengaPrefillBudget:
+def _budget(scheduler: SchedulerView) -> JengaPrefillBudget:
     """The budget of a pass that began now, with what running requests are still promised."""
     allocator = scheduler.token_to_kv_pool_allocator
     decided = allocator.budget
@@ -140,7 +141,7 @@ def _budget(scheduler: Any) -> JengaPrefillBudget:
     return budget
 
 
-def _chunk_ahead(scheduler: Any, budget: JengaPrefillBudget) -> Verdict | None:
+def _chunk_ahead(scheduler: SchedulerView, budget: JengaPrefillBudget) -> Verdict | None:
     req, chunk = scheduler.chunked_req, scheduler.chunked_prefill_size
     if req is None:
         return None
@@ -175,7 +176,7 @@ def _chunking(left: int) -> Verdict:
     )
 
 
-def _no_row(scheduler: Any) -> Verdict | None:
+def _no_row(scheduler: SchedulerView) -> Verdict | None:
     running = len(scheduler.running_batch.reqs)
     if scheduler.chunked_req is not None:
         req = scheduler.chunked_req
@@ -191,7 +192,7 @@ def _no_row(scheduler: Any) -> Verdict | None:
     )
 
 
-def _is_chunking(scheduler: Any) -> bool:
+def _is_chunking(scheduler: SchedulerView) -> bool:
     req = scheduler.chunked_req
     return req is not None and req not in scheduler.running_batch.reqs
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jenga_sglang.core.stats import describe_room
+
+if TYPE_CHECKING:
+    from jenga_sglang.adapter.sglang_views import SchedulerView
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +26,7 @@ class Watchdog:
         self._since = 0.0
         self._said = False
 
-    def look(self, scheduler: Any) -> None:
+    def look(self, scheduler: SchedulerView) -> None:
         """After an admission pass: log once per standstill, as soon as it has lasted."""
         now = self._clock()
         if scheduler.forward_ct != self._forward_passes or not scheduler.waiting_queue:
@@ -33,7 +36,7 @@ class Watchdog:
             logger.warning(standstill(scheduler, now - self._since))
 
 
-def standstill(scheduler: Any, seconds: float) -> str:
+def standstill(scheduler: SchedulerView, seconds: float) -> str:
     """The line: how long, the request that blocks and why, and every group's numbers."""
     from jenga_sglang.adapter.waiting import queue_facts
 

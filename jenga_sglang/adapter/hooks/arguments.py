@@ -10,6 +10,7 @@ from sglang.srt.arg_groups import model_hook
 from jenga_sglang import flags
 from jenga_sglang.adapter.dp_attention import refuse_dp_attention
 from jenga_sglang.adapter.page_size import refuse_odd_chunks, settle_page_size
+from jenga_sglang.adapter.sglang_views import ServerArgsView
 from jenga_sglang.hook import AROUND, hook
 
 # SGLang lists, per model class, which of its own backends have windows or sinks. All three of
@@ -30,7 +31,7 @@ class ListedView:
     prefill_attention_backend = None
     decode_attention_backend = None
 
-    def __init__(self, view: Any) -> None:
+    def __init__(self, view: ServerArgsView) -> None:
         self._view = view
 
     def __getattr__(self, name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jenga_sglang.adapter import batch_alloc
 from jenga_sglang.adapter.encoder import page_tokens
+from jenga_sglang.adapter.sglang_views import ReqView, SchedulerView
 from jenga_sglang.hook import AROUND, hook
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -19,7 +20,9 @@ BATCH = "sglang.srt.managers.schedule_batch"
     AROUND,
     until="the allocator may give a reason for a refusal",
 )
-def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:
+def _init_req_max_new_tokens(
+    original: Callable[..., None], scheduler: SchedulerView, req: ReqView
+) -> None:
     """A prompt that the pool can never serve is refused with the longest that it can."""
     allocator = scheduler.token_to_kv_pool_allocator
     with allocator.asking_with(page_tokens(req)):
@@ -35,7 +38,7 @@ def _init_req_max_new_tokens(original: Callable[..., None], scheduler: Any, req:
     AROUND,
     until="SGLang asks the allocator whether a full batch stays full",
 )
-def _ask_again(original: Callable[..., Any], scheduler: Any, **kwargs: Any) -> Any:
+def _ask_again(original: Callable[..., Any], scheduler: SchedulerView, **kwargs: Any) -> Any:
     """A batch that was full may have room again before a request leaves, for windows slide: ask in
     every pass. The prefix cache sees who waits and who goes on, and the watchdog looks at what
     came of it."""
