@@ -17,7 +17,9 @@ import triton
 from .kernels.kv_write import write_kv
 from .layout import FP8_DTYPES
 
-TILE_ELEMENTS = 4096
+# Of K, and as much of V: a vector of 16 bytes for each thread. More to a program would leave most
+# processors without work in a decode of a few requests.
+TILE_BYTES = 128 * 16
 
 
 @dataclass(frozen=True)
@@ -57,45 +59,74 @@ def kv_write(
     k_cache: (P, T, H, Dk), v_cache: (P, T, H, Dv); any strides, last dim contiguous. Dv may be 0.
     slots: (tokens,) int64. All on one device. Without `scales` an fp8 cache needs fp8 inputs.
     """
-    check_kv_write(k, v, k_cache, v_cache, slots, rope, scales)
-    tokens, heads, dim_k = k.shape
-    dim_v = v.shape[-1]
-    block_k = triton.next_power_of_2(dim_k)
-    block_rows = max(1, TILE_ELEMENTS // block_k)
-    rows = tokens * heads
-    if rows == 0:
-        return
-    # Unused tensors still need an argument; the compiled kernel never touches these.
-    unused = slots
-    write_kv[(triton.cdiv(rows, block_rows),)](
-        k,
-        v,
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
-        k_cache,
-        v_cache,
-        *k_cache.stride()[:3],
-        *v_cache.stride()[:3],
-        slots,
-        rows,
-        rope.positions if rope else unused,
-        rope.cos_sin if rope else unused,
-        rope.cos_sin.stride(0) if rope else 0,
-        scales.k if scales else unused,
-        scales.v if scales else unused,
-        NUM_HEADS=heads,
-        PAGE_TOKENS=k_cache.shape[1],
-        DIM_K=dim_k,
-        DIM_V=dim_v,
-        BLOCK_K=block_k,
-        BLOCK_V=triton.next_power_of_2(max(dim_v, 1)),
-        BLOCK_ROWS=block_rows,
-        ROPE_DIM=rope.cos_sin.shape[1] if rope else 0,
-        INTERLEAVED=rope.interleaved if rope else False,
-        FP8_MAX=torch.finfo(k_cache.dtype).max if scales else 0.0,
-    )
+    KvWriter(k_cache, v_cache, scales).write(k, v, slots, rope)
+
+
+class KvWriter:
+    """`kv_write` for the caches of one layer, checked once per kind of input.
+
+    A forward pass that no graph replays writes every layer's K and V from Python, where the checks
+    are a third of the time before the launch.
+    """
+
+    def __init__(
+        self, k_cache: torch.Tensor, v_cache: torch.Tensor, scales: Fp8Scales | None = None
+    ) -> None:
+        self.caches = (k_cache, v_cache)
+        self.scales = scales
+        self._strides = (*k_cache.stride()[:3], *v_cache.stride()[:3])
+        self._checked: set[object] = set()
+        # Unused tensors still need an argument; the compiled kernel never touches these. Not the
+        # slots: their address moves with the batch, and each alignment would be compiled for.
+        self._scales = (scales.k, scales.v) if scales else (k_cache, k_cache)
+
+    def write(
+        self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, rope: Rope | None = None
+    ) -> None:
+        """Store k and v, (tokens, H, D) each, at their slots, (tokens,) int64."""
+        kind = (k.dtype, v.dtype, k.shape[1:], v.shape[1:], k.stride(2), v.stride(2), slots.dtype)
+        if rope is not None or kind not in self._checked or not len(k) == len(v) == len(slots):
+            check_kv_write(k, v, *self.caches, slots, rope, self.scales)
+            self._checked.add(kind)
+        if len(k):
+            self._launch(k, v, slots, rope)
+
+    def _launch(
+        self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, rope: Rope | None
+    ) -> None:
+        k_cache, v_cache = self.caches
+        tokens, heads, dim_k = k.shape
+        dim_v = v.shape[2]
+        block_k = triton.next_power_of_2(dim_k)
+        block_rows = max(1, TILE_BYTES // (block_k * k_cache.itemsize))
+        rows = tokens * heads
+        write_kv[(triton.cdiv(rows, block_rows),)](
+            k,
+            v,
+            k.stride(0),
+            k.stride(1),
+            v.stride(0),
+            v.stride(1),
+            k_cache,
+            v_cache,
+            *self._strides,
+            slots,
+            rows,
+            rope.positions if rope else k_cache,
+            rope.cos_sin if rope else k_cache,
+            rope.cos_sin.stride(0) if rope else 0,
+            *self._scales,
+            NUM_HEADS=heads,
+            PAGE_TOKENS=k_cache.shape[1],
+            DIM_K=dim_k,
+            DIM_V=dim_v,
+            BLOCK_K=block_k,
+            BLOCK_V=triton.next_power_of_2(max(dim_v, 1)),
+            BLOCK_ROWS=block_rows,
+            ROPE_DIM=rope.cos_sin.shape[1] if rope else 0,
+            INTERLEAVED=rope.interleaved if rope else False,
+            FP8_MAX=torch.finfo(k_cache.dtype).max if self.scales else 0.0,
+        )
 
 
 def check_kv_write(

@@ -14,6 +14,8 @@ from .trim import Trim
 class TableSpec:
     """One group's tables: trim, index arithmetic and capacity.
 
+    `max_entries` bounds one request's entries. `csr_room` bounds those of a batch; 0 is for a batch
+    whose every request is the longest.
     `num_stripes` page tables in a row belong to the group; they share its CSR geometry.
     `batch_row` picks the row of the batch tensors, `loc_row` the row of `out_locs`: a group whose
     lengths or new tokens differ from the others' (cross attention, split chunks) has its own.
@@ -29,11 +31,20 @@ class TableSpec:
     loc_row: int = 0
     csr: bool = True
     dense: bool = True
+    csr_room: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_entries", "page_mul", "write_mul", "num_stripes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
+
+    def csr_entries(self, max_batch: int) -> int:
+        """Entries of one stripe's CSR buffer."""
+        return (self.csr_room or self.max_entries * max_batch) if self.csr else 0
+
+    def dense_entries(self, max_batch: int) -> int:
+        """Entries of one stripe's dense table."""
+        return self.max_entries * max_batch if self.dense else 0
 
 
 def index_multiplier(layout: GroupLayout, view: str) -> int:
@@ -66,7 +77,7 @@ class GroupTables:
     """Output of one group. Tensors are views of the builder's buffers.
 
     indptr: (B + 1,) int32. kv_lens, last_page_len: (B,) int32, after the trim.
-    indices: per stripe (B * max_entries,), the first indptr[B] are valid.
+    indices: per stripe (room for any batch,), the first indptr[B] are valid.
     block_tables: per stripe (B, max_entries). Both have the builder's index dtype.
     slots: per stripe (num tokens,) int64.
     """

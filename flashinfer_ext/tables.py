@@ -27,6 +27,11 @@ from .table_spec import BatchInputs, GroupTables, TableSpec
 NULL_PAGE = 0
 BLOCK_ENTRIES = 256
 BLOCK_SLOTS = 256
+BLOCK_REQUESTS = 256
+# Sizes of batches whose views are kept.
+MOST_VIEWS = 512
+# Programs of one table, about: few requests share them, each by blocks of its entries.
+PROGRAMS = 4096
 
 
 class TableBuilder:
@@ -35,8 +40,8 @@ class TableBuilder:
     `index_dtype` is the dtype of CSR entries and dense tables: int32 for FlashInfer, int64 for
     kernels that multiply an entry by a stride in the entry's own width.
 
-    Entries past a request's count are the null page up to the next multiple of BLOCK_ENTRIES;
-    farther ones keep what an earlier step wrote, which names a page as well.
+    In a dense row entries past a request's count are the null page up to the next multiple of
+    BLOCK_ENTRIES; farther ones keep what an earlier step wrote, which names a page as well.
     """
 
     def __init__(
@@ -61,10 +66,16 @@ class TableBuilder:
         self.max_batch = max_batch
         self.max_tokens = max_tokens
         self.num_tables = sum(spec.num_stripes for spec in specs)
-        self._params_cpu, csr_size, dense_size = _parameter_rows(specs, max_batch)
+        rows, csr_size, dense_size = _parameter_rows(specs, max_batch)
+        self._starts = [
+            (row[kernel.CSR_START.value], row[kernel.DENSE_START.value]) for row in rows
+        ]
+        most_blocks = triton.cdiv(max(spec.max_entries for spec in specs), BLOCK_ENTRIES)
+        self._views: dict[tuple[int, int, int], GroupTables] = {}
+        self._num_parts = max(1, min(most_blocks, PROGRAMS // max_batch))
         groups = len(specs)
         ints = {"dtype": torch.int32, "device": device}
-        self.params = self._params_cpu.to(device)
+        self.params = torch.tensor(rows, **ints)
         self.indptr = torch.zeros((groups, max_batch + 1), **ints)
         self.kv_lens = torch.zeros((groups, max_batch), **ints)
         self.last_page_len = torch.ones((groups, max_batch), **ints)
@@ -94,12 +105,12 @@ class TableBuilder:
         self._check(batch, virtual_rows, page_tables, out_locs)
         requests = batch.kv_lens.shape[1]
         tokens = out_locs.shape[1] if out_locs is not None else 0
-        grid = (requests + triton.cdiv(tokens, BLOCK_SLOTS), self.num_tables)
+        grid = (requests * self._num_parts + triton.cdiv(tokens, BLOCK_SLOTS), self.num_tables)
         if grid[0] == 0:
             self.indptr[:, 0] = 0
             return
-        # Without new tokens no program reads locations; any tensor can stand in for them.
-        locs = out_locs if out_locs is not None else batch.kv_lens
+        # Without new tokens no program reads locations; any tensor of their dtype stands in.
+        locs = out_locs if out_locs is not None else self.slots
         kernel.build_tables[grid](
             batch.req_rows,
             batch.kv_lens,
@@ -107,6 +118,7 @@ class TableBuilder:
             batch.first_pages,
             batch.kv_lens.stride(0),
             requests,
+            self._num_parts,
             locs,
             locs.stride(0),
             tokens,
@@ -127,13 +139,26 @@ class TableBuilder:
             PAGE_TOKENS=self.page_size_tokens,
             ROWS_HOLD_TOKENS=rows_hold_tokens,
             NULL=NULL_PAGE,
-            BLOCK_B=triton.next_power_of_2(max(requests, 1)),
+            BLOCK_B=BLOCK_REQUESTS,
             BLOCK_E=BLOCK_ENTRIES,
             BLOCK_L=BLOCK_SLOTS,
         )
 
     def tables(self, group: int, num_requests: int, num_tokens: int = 0) -> GroupTables:
-        """The buffers of one group as views sized for a batch; no copy, no launch."""
+        """The buffers of one group as views sized for a batch; no copy, no launch.
+
+        The same object for the same sizes: decodes ask for it in every step, and views take longer
+        to make than to find.
+        """
+        sizes = (group, num_requests, num_tokens)
+        made = self._views.get(sizes)
+        if made is None:
+            if len(self._views) >= MOST_VIEWS:
+                self._views.clear()
+            made = self._views[sizes] = self._view(*sizes)
+        return made
+
+    def _view(self, group: int, num_requests: int, num_tokens: int) -> GroupTables:
         spec = self.specs[group]
         first = sum(other.num_stripes for other in self.specs[:group])
         stripes = range(first, first + spec.num_stripes)
@@ -141,17 +166,17 @@ class TableBuilder:
             self.indptr[group, : num_requests + 1],
             self.kv_lens[group, :num_requests],
             self.last_page_len[group, :num_requests],
-            tuple(self._csr(table, spec, num_requests) for table in stripes if spec.csr),
+            tuple(self._csr(table, spec) for table in stripes if spec.csr),
             tuple(self._dense(table, spec, num_requests) for table in stripes if spec.dense),
             tuple(self.slots[table, :num_tokens] for table in stripes),
         )
 
-    def _csr(self, table: int, spec: TableSpec, num_requests: int) -> torch.Tensor:
-        start = int(self._params_cpu[table, kernel.CSR_START.value])
-        return self.indices[start : start + num_requests * spec.max_entries]
+    def _csr(self, table: int, spec: TableSpec) -> torch.Tensor:
+        start = self._starts[table][0]
+        return self.indices[start : start + spec.csr_entries(self.max_batch)]
 
     def _dense(self, table: int, spec: TableSpec, num_requests: int) -> torch.Tensor:
-        start = int(self._params_cpu[table, kernel.DENSE_START.value])
+        start = self._starts[table][1]
         flat = self.dense[start : start + num_requests * spec.max_entries]
         return flat.view(num_requests, spec.max_entries)
 
@@ -214,8 +239,10 @@ def _check_int32(name: str, tensor: torch.Tensor, device: torch.device) -> None:
         )
 
 
-def _parameter_rows(specs: tuple[TableSpec, ...], max_batch: int) -> tuple[torch.Tensor, int, int]:
-    """The kernel's (tables, params) int32 and the lengths of the CSR and the dense buffer."""
+def _parameter_rows(
+    specs: tuple[TableSpec, ...], max_batch: int
+) -> tuple[list[list[int]], int, int]:
+    """The kernel's parameters, one row per table, and the lengths of the CSR and dense buffers."""
     rows = []
     csr_size = dense_size = 0
     for group, spec in enumerate(specs):
@@ -235,8 +262,10 @@ def _parameter_rows(specs: tuple[TableSpec, ...], max_batch: int) -> tuple[torch
             row[kernel.DENSE_START.value] = dense_size if spec.dense else -1
             row[kernel.MAX_ENTRIES.value] = spec.max_entries
             rows.append(row)
-            csr_size += spec.max_entries * max_batch * spec.csr
-            dense_size += spec.max_entries * max_batch * spec.dense
+            csr_size += spec.csr_entries(max_batch)
+            dense_size += spec.dense_entries(max_batch)
     if max(csr_size, dense_size) >= INT32_END:
-        raise ValueError(f"table buffers: expected below 2**31 entries, got {csr_size}")
-    return torch.tensor(rows, dtype=torch.int32), csr_size, dense_size
+        raise ValueError(
+            f"table buffers: expected below 2**31 entries, got {max(csr_size, dense_size)}"
+        )
+    return rows, csr_size, dense_size

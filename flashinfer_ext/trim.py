@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -60,18 +64,23 @@ class HostCounts:
     def num_entries(self) -> int:
         return int(self.indptr_cpu[-1])
 
+    @property
+    def most_entries(self) -> int:
+        """Entries of the request that has most."""
+        return int(np.diff(self.indptr_cpu.numpy()).max(initial=0))
 
-def first_tokens(trim: Trim, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> torch.Tensor:
+
+def first_tokens(trim: Trim, kv_lens: Ints, q_lens: Ints) -> Ints:
     """Position of the first token that the first query of each request sees.
 
-    kv_lens, q_lens: (B,) int32 or int64, same device. Returns (B,), same dtype and device.
+    kv_lens, q_lens: (B,) integers. Returns (B,), of kv_lens' dtype.
     """
-    first_query = (kv_lens - q_lens.clamp(min=1)).clamp(min=0)
-    start = torch.zeros_like(kv_lens)
+    first_query = np.maximum(kv_lens - np.maximum(q_lens, 1), 0)
+    start = np.zeros_like(kv_lens)
     if trim.window_left >= 0:
-        start = (first_query - trim.window_left).clamp(min=0)
+        start = np.maximum(first_query - trim.window_left, 0)
     if trim.chunk_tokens > 0:
-        start = torch.maximum(start, first_query // trim.chunk_tokens * trim.chunk_tokens)
+        start = np.maximum(start, first_query // trim.chunk_tokens * trim.chunk_tokens)
     return start
 
 
@@ -82,13 +91,14 @@ def host_counts(trim: Trim, kv_lens_cpu: torch.Tensor, q_lens_cpu: torch.Tensor)
     """
     check_host_lengths(kv_lens_cpu, q_lens_cpu)
     unit = trim.entry_tokens
-    kv_lens = kv_lens_cpu.to(torch.int32)
-    first_entries = first_tokens(trim, kv_lens, q_lens_cpu.to(torch.int32)) // unit
+    # On arrays this short an operation of torch takes several times as long as one of numpy.
+    kv_lens, q_lens = (x.numpy().astype(np.int32, copy=False) for x in (kv_lens_cpu, q_lens_cpu))
+    first_entries = first_tokens(trim, kv_lens, q_lens) // unit
     trimmed = kv_lens - first_entries * unit
-    indptr = torch.zeros(kv_lens.numel() + 1, dtype=torch.int32)
-    torch.cumsum((trimmed + unit - 1) // unit, 0, out=indptr[1:])
-    last = (trimmed - 1).clamp(min=0) % unit + 1
-    return HostCounts(indptr, trimmed, last, first_entries)
+    indptr = np.zeros(len(kv_lens) + 1, np.int32)
+    np.cumsum((trimmed + (unit - 1)) // unit, out=indptr[1:])
+    last = np.maximum(trimmed - 1, 0) % unit + 1
+    return HostCounts(*map(torch.from_numpy, (indptr, trimmed, last, first_entries)))
 
 
 def max_entries(trim: Trim, max_kv_tokens: int, max_q_tokens: int) -> int:

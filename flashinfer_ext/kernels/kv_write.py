@@ -1,4 +1,7 @@
-"""KV write: one program per block of (token, head) pairs, K and V of a layer together."""
+"""KV write: one program per block of (token, head) pairs, K and V of a layer together.
+
+Nothing that changes from step to step is part of the compiled code.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -51,7 +54,7 @@ def _quantised(x, scale, FP8_MAX: tl.constexpr):
     return tl.minimum(tl.maximum(x, -FP8_MAX), FP8_MAX)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["slots", "positions"])
 def write_kv(
     k,
     v,
@@ -100,6 +103,12 @@ def write_kv(
     mask = live[:, None] & (dim < DIM_K)[None, :]
     heads = k + token * stride_k_token + head * stride_k_head
     x = tl.load(heads[:, None] + dim[None, :], mask=mask, other=0.0)
+    if DIM_V > 0:
+        # Before K is stored: no load may move up over a store that could be to the same place.
+        dim_v = tl.arange(0, BLOCK_V)
+        mask_v = live[:, None] & (dim_v < DIM_V)[None, :]
+        heads_v = v + token * stride_v_token + head * stride_v_head
+        y = tl.load(heads_v[:, None] + dim_v[None, :], mask=mask_v, other=0.0)
     if ROPE_DIM > 0:
         position = tl.load(positions + token, mask=live, other=0)
         x = _rotated(
@@ -115,16 +124,13 @@ def write_kv(
         )
     if FP8_MAX > 0:
         x = _quantised(x, tl.load(k_scale), FP8_MAX)
+        if DIM_V > 0:
+            y = _quantised(y, tl.load(v_scale), FP8_MAX)
     place = _cache_rows(slot, stride_kc_page, stride_kc_token, PAGE_TOKENS) + head * stride_kc_head
     tl.store(k_cache + place[:, None] + dim[None, :], x.to(k_cache.dtype.element_ty), mask=mask)
-
     if DIM_V > 0:
-        dim = tl.arange(0, BLOCK_V)
-        mask = live[:, None] & (dim < DIM_V)[None, :]
-        heads = v + token * stride_v_token + head * stride_v_head
-        x = tl.load(heads[:, None] + dim[None, :], mask=mask, other=0.0)
-        if FP8_MAX > 0:
-            x = _quantised(x, tl.load(v_scale), FP8_MAX)
         place = _cache_rows(slot, stride_vc_page, stride_vc_token, PAGE_TOKENS)
         place += head * stride_vc_head
-        tl.store(v_cache + place[:, None] + dim[None, :], x.to(v_cache.dtype.element_ty), mask=mask)
+        tl.store(
+            v_cache + place[:, None] + dim_v[None, :], y.to(v_cache.dtype.element_ty), mask=mask_v
+        )

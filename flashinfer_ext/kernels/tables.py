@@ -1,4 +1,8 @@
-"""Page tables: one program per (request, table) and per (block of new tokens, table)."""
+"""Page tables: a few programs per (request, table), and one per (block of new tokens, table).
+
+Nothing that changes from step to step is part of the compiled code: a server that met a batch of a
+new size would wait for the compiler.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -24,7 +28,7 @@ NUM_PARAMS = tl.constexpr(13)
 
 @triton.jit
 def _first_entries(kv_lens, q_lens, param):
-    """Entries cut off the front; kv_lens and q_lens are one block of requests."""
+    """Entries cut off the front; kv_lens and q_lens are numbers or blocks of them."""
     window_left = tl.load(param + WINDOW_LEFT)
     chunk_tokens = tl.load(param + CHUNK_TOKENS)
     first_query = tl.maximum(kv_lens - tl.maximum(q_lens, 1), 0)
@@ -32,6 +36,21 @@ def _first_entries(kv_lens, q_lens, param):
     chunk = tl.maximum(chunk_tokens, 1)
     chunk_start = tl.where(chunk_tokens > 0, first_query // chunk * chunk, 0)
     return tl.maximum(window_start, chunk_start) // tl.load(param + ENTRY_TOKENS)
+
+
+@triton.jit
+def _entries_before(request, kv_lens, q_lens, param, entry_tokens, BLOCK_B: tl.constexpr):
+    """Entries of all requests before this one. Every program counts them: cheaper than a second
+    launch for a scan."""
+    total = tl.zeros((BLOCK_B,), tl.int32)
+    for start in range(0, request, BLOCK_B):
+        each = start + tl.arange(0, BLOCK_B)
+        inside = each < request
+        lens = tl.load(kv_lens + each, mask=inside, other=0)
+        queries = tl.load(q_lens + each, mask=inside, other=0)
+        firsts = _first_entries(lens, queries, param)
+        total += tl.where(inside, tl.cdiv(lens - firsts * entry_tokens, entry_tokens), 0)
+    return tl.sum(total)
 
 
 @triton.jit
@@ -49,12 +68,15 @@ def _request_entries(
     before,
     first_entry,
     count,
+    part,
+    num_parts,
     PAGE_TOKENS: tl.constexpr,
     ROWS_HOLD_TOKENS: tl.constexpr,
     NULL: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """Write the entries of one request: `count` of them to CSR, whole blocks to the dense row."""
+    """Write one part of a request's entries, every num_parts-th block of them: `count` of all go
+    to CSR, whole blocks to the dense row."""
     entry_tokens = tl.load(param + ENTRY_TOKENS)
     page_mul = tl.load(param + PAGE_MUL)
     index_add = tl.load(param + INDEX_ADD)
@@ -64,7 +86,7 @@ def _request_entries(
     first_page = tl.load(first_pages + request)
     row = virtual_rows + tl.load(req_rows + request).to(tl.int64) * row_stride
     dense_row = dense + dense_start + request.to(tl.int64) * max_entries
-    for block in range(0, count, BLOCK_E):
+    for block in range(part * BLOCK_E, count, BLOCK_E * num_parts):
         entry = block + tl.arange(0, BLOCK_E)
         live = entry < count
         token = (first_entry + entry) * entry_tokens
@@ -107,7 +129,23 @@ def _write_slots(
     tl.store(slots + item, tl.where(page < 0, -1, slot), mask=live)
 
 
-@triton.jit
+# Batches of every size, and parts of one tensor whose addresses depend on the batch's size.
+NUMBERS = [
+    "batch_stride",
+    "num_requests",
+    "num_parts",
+    "loc_stride",
+    "num_locs",
+    "row_stride",
+    "table_stride",
+    "num_virtual",
+    "max_batch",
+    "max_tokens",
+]
+PARTS_OF_A_BATCH = ["req_rows", "kv_lens", "q_lens", "first_pages", "locs"]
+
+
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=PARTS_OF_A_BATCH)
 def build_tables(
     req_rows,
     kv_lens,
@@ -115,6 +153,7 @@ def build_tables(
     first_pages,
     batch_stride,
     num_requests,
+    num_parts,
     locs,
     loc_stride,
     num_locs,
@@ -139,55 +178,59 @@ def build_tables(
     BLOCK_E: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """Grid (requests + blocks of new tokens, tables); shapes as in `TableBuilder.build`."""
+    """Grid (requests * num_parts + blocks of new tokens, tables); see `TableBuilder.build`."""
     program = tl.program_id(0)
     table = tl.program_id(1)
     param = table_params + table * NUM_PARAMS
     page_table = page_tables + table.to(tl.int64) * table_stride
-    if program < num_requests:
+    if program < num_requests * num_parts:
+        # Neighbours share a request: what they read of it is in the cache.
+        request = program // num_parts
+        part = program % num_parts
         batch_start = tl.load(param + BATCH_ROW) * batch_stride
         entry_tokens = tl.load(param + ENTRY_TOKENS)
-        # Every program counts the whole batch again: cheaper than a second launch for a scan.
-        each = tl.arange(0, BLOCK_B)
-        inside = each < num_requests
-        lens = tl.load(kv_lens + batch_start + each, mask=inside, other=0)
-        queries = tl.load(q_lens + batch_start + each, mask=inside, other=0)
-        firsts = _first_entries(lens, queries, param)
-        counts = tl.cdiv(lens - firsts * entry_tokens, entry_tokens)
-        before = tl.sum(tl.where(each < program, counts, 0))
-        count = tl.sum(tl.where(each == program, counts, 0))
-        first_entry = tl.sum(tl.where(each == program, firsts, 0))
-        trimmed = tl.sum(tl.where(each == program, lens, 0)) - first_entry * entry_tokens
-        if tl.load(param + IS_FIRST_STRIPE) > 0:
-            group = tl.load(param + GROUP)
-            indptr = out_indptr + group * (max_batch + 1)
-            tl.store(indptr, 0, mask=program == 0)
-            tl.store(indptr + program + 1, before + count)
-            tl.store(out_kv_lens + group * max_batch + program, trimmed)
-            last = tl.maximum(trimmed - 1, 0) % entry_tokens + 1
-            tl.store(out_last_page_len + group * max_batch + program, last)
-        _request_entries(
-            program,
-            req_rows + batch_start,
-            first_pages + batch_start,
-            virtual_rows,
-            row_stride,
-            page_table,
-            num_virtual,
-            param,
-            indices,
-            dense,
-            before,
-            first_entry,
-            count,
-            PAGE_TOKENS,
-            ROWS_HOLD_TOKENS,
-            NULL,
-            BLOCK_E,
-        )
+        kv_len = tl.load(kv_lens + batch_start + request)
+        q_len = tl.load(q_lens + batch_start + request)
+        first_entry = _first_entries(kv_len, q_len, param)
+        trimmed = kv_len - first_entry * entry_tokens
+        count = tl.cdiv(trimmed, entry_tokens)
+        # The first part writes the numbers as well, of a request without entries too.
+        if part * BLOCK_E < tl.maximum(count, 1):
+            before = _entries_before(
+                request, kv_lens + batch_start, q_lens + batch_start, param, entry_tokens, BLOCK_B
+            )
+            if (tl.load(param + IS_FIRST_STRIPE) > 0) & (part == 0):
+                group = tl.load(param + GROUP)
+                indptr = out_indptr + group * (max_batch + 1)
+                tl.store(indptr, 0, mask=request == 0)
+                tl.store(indptr + request + 1, before + count)
+                tl.store(out_kv_lens + group * max_batch + request, trimmed)
+                last = tl.maximum(trimmed - 1, 0) % entry_tokens + 1
+                tl.store(out_last_page_len + group * max_batch + request, last)
+            _request_entries(
+                request,
+                req_rows + batch_start,
+                first_pages + batch_start,
+                virtual_rows,
+                row_stride,
+                page_table,
+                num_virtual,
+                param,
+                indices,
+                dense,
+                before,
+                first_entry,
+                count,
+                part,
+                num_parts,
+                PAGE_TOKENS,
+                ROWS_HOLD_TOKENS,
+                NULL,
+                BLOCK_E,
+            )
     else:
         _write_slots(
-            program - num_requests,
+            program - num_requests * num_parts,
             locs + tl.load(param + LOC_ROW).to(tl.int64) * loc_stride,
             num_locs,
             page_table,

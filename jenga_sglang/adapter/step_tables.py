@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import le
 
 import torch
 
@@ -117,13 +118,19 @@ class StepTables:
         self._page_size = page_size
         self._index_dtype = index_dtype
         self._fixed = max_batch is not None
+        self._builder: TableBuilder | None = None
         self._num_rows = 1 + max(spec.batch_row for spec in specs)
         if max_batch is not None:
             longest = req_to_token.shape[1]
             entries = [max_entries(spec.trim, longest, 1) for spec in specs]
             self._make(max_batch, max_batch, entries)
         else:
-            self._make(1, 1, [1] * len(specs))
+            self._make(1, 1, [1] * len(specs), [1] * len(specs))
+
+    @property
+    def builder(self) -> TableBuilder:
+        assert self._builder is not None
+        return self._builder
 
     @property
     def num_bytes(self) -> int:
@@ -173,13 +180,15 @@ class StepTables:
         ]
 
     def _fit(self, batch: int, tokens: int, counts: Sequence[HostCounts]) -> None:
-        """Make larger buffers where these are too small. A request's row in them has room for the
-        longest request of any step so far."""
-        longest = [int(count.indptr_cpu.diff().max()) for count in counts]
+        """Make larger buffers where these are too small: for the most entries that a request of
+        any step so far had, and that any step had in all."""
         builder = self.builder
+        longest = [count.most_entries for count in counts]
+        totals = [count.num_entries for count in counts]
         room = [spec.max_entries for spec in builder.specs]
+        rooms = [spec.csr_room or spec.max_entries * builder.max_batch for spec in builder.specs]
         fits = batch <= builder.max_batch and tokens <= builder.max_tokens
-        if fits and all(n <= most for n, most in zip(longest, room, strict=True)):
+        if fits and all(map(le, longest, room)) and all(map(le, totals, rooms)):
             return
         if self._fixed:
             raise ValueError(
@@ -189,13 +198,27 @@ class StepTables:
         self._make(
             _grown(batch, builder.max_batch),
             _grown(tokens, builder.max_tokens),
-            [_grown(n, most) for n, most in zip(longest, room, strict=True)],
+            list(map(_grown, longest, room)),
+            list(map(_grown, totals, rooms)),
         )
 
-    def _make(self, batch: int, tokens: int, entries: Sequence[int]) -> None:
+    def _make(
+        self,
+        batch: int,
+        tokens: int,
+        entries: Sequence[int],
+        csr_rooms: Sequence[int] | None = None,
+    ) -> None:
         device = self._copy.entries.device
-        specs = [replace(spec, max_entries=n) for spec, n in zip(self._specs, entries, strict=True)]
-        self.builder = TableBuilder(
+        specs = [
+            replace(spec, max_entries=n, csr_room=room)
+            for spec, n, room in zip(
+                self._specs, entries, csr_rooms or [0] * len(entries), strict=True
+            )
+        ]
+        # The device need not hold both at once.
+        self._builder = None
+        self._builder = TableBuilder(
             tuple(specs), self._page_size, batch, tokens, device, self._index_dtype
         )
         numbers = self._num_rows * batch

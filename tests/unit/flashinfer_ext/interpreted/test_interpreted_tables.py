@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from flashinfer_ext import GroupLayout, reference
 from flashinfer_ext.table_spec import BatchInputs, TableSpec, index_multiplier
-from flashinfer_ext.tables import BLOCK_ENTRIES, TableBuilder
+from flashinfer_ext.tables import BLOCK_ENTRIES, BLOCK_REQUESTS, PROGRAMS, TableBuilder
 from flashinfer_ext.trim import Trim, host_counts, max_entries
 
 NUM_VIRTUAL = 40
@@ -151,13 +151,56 @@ def test_entries_past_the_end_are_the_null_page() -> None:
     assert not row[3:BLOCK_ENTRIES].any()
 
 
-def test_a_request_of_many_blocks_is_written_whole() -> None:
+@pytest.mark.parametrize("room_for_requests", [1, PROGRAMS // 2, PROGRAMS])
+def test_a_request_of_many_blocks_is_written_whole(room_for_requests: int) -> None:
+    """By as many programs as it has blocks, by fewer, and by one."""
     pages = 2 * BLOCK_ENTRIES + 3
-    builder = TableBuilder((TableSpec(Trim(2), pages),), 2, 1, 1, "cpu")
+    spec = TableSpec(Trim(2), pages, dense=False, csr_room=pages)
+    builder = TableBuilder((spec,), 2, room_for_requests, 1, "cpu")
     rows = torch.arange(pages, dtype=torch.int32)[None].flip(1).contiguous()
     builder.build(single(2 * pages), rows, rows + 1)
     expected = (rows + 1)[0][rows[0].long()].tolist()
     assert builder.tables(0, 1).indices[0].tolist() == expected
+
+
+def test_more_requests_than_a_block_of_them_are_counted_one_after_the_other() -> None:
+    requests = BLOCK_REQUESTS + 3
+    lens = 1 + torch.arange(requests, dtype=torch.int32) % 7
+    builder = TableBuilder((TableSpec(Trim(2), 4),), 2, requests, 1, "cpu")
+    zeros = torch.zeros_like(lens)
+    batch = BatchInputs(zeros[None], lens[None], zeros[None], zeros[None])
+    rows = torch.arange(4, dtype=torch.int32)[None]
+    builder.build(batch, rows, rows + 1)
+    counts = host_counts(Trim(2), lens, zeros)
+    built = builder.tables(0, requests)
+    assert torch.equal(built.indptr, counts.indptr_cpu)
+    first, end = counts.indptr_cpu[-2:].tolist()
+    assert built.indices[0][first:end].tolist() == [1, 2, 3, 4][: end - first]
+
+
+def test_stripes_have_room_for_a_batch_and_not_for_its_longest_request_each_time() -> None:
+    spec = TableSpec(Trim(4), 1000, num_stripes=2, dense=False, csr_room=7)
+    builder = TableBuilder((spec,), 4, 50, 1, "cpu")
+    assert builder.indices.numel() == 2 * 7 and not builder.dense.numel()
+    rows = torch.arange(3, dtype=torch.int32)[None]
+    builder.build(single(9), rows, torch.cat([rows + 5, rows + 8]))
+    first, second = builder.tables(0, 1).indices
+    assert (first[:3].tolist(), second[:3].tolist()) == ([5, 6, 7], [8, 9, 10])
+
+
+def test_views_of_a_size_are_made_once_and_not_kept_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flashinfer_ext.tables.MOST_VIEWS", 3)
+    builder = TableBuilder((TableSpec(Trim(4), 4), TableSpec(Trim(4), 2)), 4, 8, 8, "cpu")
+    assert builder.tables(0, 2, 2) is builder.tables(0, 2, 2)
+    sizes = [(1, 2, 2), (0, 3, 2), (0, 2, 3), (0, 8, 8)]
+    for group, requests, tokens in sizes:
+        views = builder.tables(group, requests, tokens)
+        assert views.kv_lens.data_ptr() == builder.kv_lens[group].data_ptr()
+        assert views.block_tables[0].shape == (requests, builder.specs[group].max_entries)
+        assert views.slots[0].shape == (tokens,)
+    assert len(builder._views) <= 3
 
 
 @pytest.mark.parametrize("rows_hold_tokens", [False, True])
