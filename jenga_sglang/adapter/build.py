@@ -22,7 +22,9 @@ from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.refused_models import refuse_model, refuse_models
 from jenga_sglang.adapter.report import log_start
 from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
+from jenga_sglang.adapter.table_bytes import captured_requests, token_table_excess_bytes
 from jenga_sglang.core.admission import fleeting_share, longest_request
+from jenga_sglang.core.explain import human_bytes
 from jenga_sglang.core.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.planner import plan_geometry
@@ -59,14 +61,8 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     states = discover_states(config) if config is not None else None
     if not groups and states is None:
         raise refuse_model(configurator, "no layer that keeps anything")
-    pool_bytes = stock_pool_bytes(configurator, sizes)
-    geometry = choose_geometry(
-        tuple(g.spec for g in (*groups, states) if g),
-        configurator.page_size,
-        pool_bytes,
-        max_length,
-        settings.current().layout,
-    )
+    specs = tuple(g.spec for g in (*groups, states) if g)
+    geometry = geometry_beside_tables(configurator, sizes, specs)
     manager = Manager(
         geometry,
         max_requests=sizes.max_running_requests,
@@ -110,6 +106,36 @@ def _request_rows(configurator: Any, sizes: Any, pool: JengaKVPool) -> ReqToToke
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
     )
+
+
+def geometry_beside_tables(
+    configurator: Any, sizes: Any, specs: tuple[LayerGroupSpec, ...]
+) -> Geometry:
+    """How the pool is cut: of the bytes of SGLang's own pools, but for what tables of captured
+    decodes take beyond SGLang's own. A user who gives a number of tokens gets their bytes.
+
+    Raises ``SystemExit`` when they are too few to cut at all.
+    """
+    max_length = configurator.model_config.context_len
+    pool_bytes = stock_pool_bytes(configurator, sizes)
+
+    def cut(given_bytes: int) -> Geometry:
+        layout = settings.current().layout
+        return choose_geometry(specs, configurator.page_size, given_bytes, max_length, layout)
+
+    geometry = cut(pool_bytes)
+    captured = captured_requests(sizes.max_running_requests)
+    if not captured or get_schedule().max_total_tokens is not None:
+        return geometry
+    longest = max_length + get_req_to_token_extra_context_len()
+    excess_bytes = token_table_excess_bytes(geometry.groups, captured, longest)
+    if not excess_bytes:
+        return geometry
+    logger.info(
+        "Page tables of captured decodes take %s more than SGLang's: the pool is smaller by that",
+        human_bytes(excess_bytes),
+    )
+    return cut(pool_bytes - excess_bytes)
 
 
 def choose_geometry(

@@ -18,6 +18,7 @@ from flashinfer_ext.table_spec import BatchInputs, GroupTables, TableSpec
 from flashinfer_ext.tables import TableBuilder
 from flashinfer_ext.trim import HostCounts, Trim, host_counts, max_entries, split_at_chunks
 from jenga_sglang.adapter.page_tables import STEPS_IN_FLIGHT, PageTableCopy
+from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.dependency import Dependency
 
 INT_BYTES = 4
@@ -129,8 +130,7 @@ class StepTables:
 
     @property
     def builder(self) -> TableBuilder:
-        assert self._builder is not None
-        return self._builder
+        return present(self._builder, "the tables have not been made yet")
 
     @property
     def num_bytes(self) -> int:
