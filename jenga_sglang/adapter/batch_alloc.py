@@ -6,7 +6,7 @@ the batch needs in every group, all or nothing, and then hand pages to requests.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.allocation import alloc_req_slots
 
 from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
+from jenga_sglang.adapter.staged import to_device, write_rows
 from jenga_sglang.core.corrupt import agree
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.pin import Pin
@@ -46,21 +47,26 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
         cache, [(p, cache.manager.new_pages(p, n)) for p, n in zip(pins, lengths, strict=True)]
     )
 
-    new_ids = []
-    for req, pin, row, start, length, holds_kv in zip(
-        batch.reqs, pins, rows, batch.prefix_lens, lengths, continuing, strict=True
+    new_ids, written = [], []
+    firsts = [
+        start if holds_kv else 0
+        for start, holds_kv in zip(batch.prefix_lens, continuing, strict=True)
+    ]
+    for req, pin, row, start, first, length in zip(
+        batch.reqs, pins, rows, batch.prefix_lens, firsts, lengths, strict=True
     ):
         cache.manager.extend(pin, length, publish=not req.skip_radix_cache_insert)
         cache.last_page[row] = pin.row[-1]
         ids = cache.token_ids(pin.row)[:length]
-        _write_row(batch, row, start if holds_kv else 0, ids)
+        written.append(ids[first:])
         new_ids.append(ids[start:].astype(np.int64))
         req.kv.kv_allocated_len = req.kv.kv_committed_len = length
+    write_rows(batch.req_to_token_pool.req_to_token, rows, firsts, written)
     for req, start, length in zip(batch.reqs, batch.prefix_lens, lengths, strict=True):
         cache.save_states(req, start, length)
     rows_cpu = torch.tensor(rows, dtype=torch.int64)
-    out = torch.from_numpy(np.concatenate(new_ids))
-    return _to_device(out, batch), _to_device(rows_cpu, batch), rows_cpu
+    out = to_device(np.concatenate(new_ids), batch.device)
+    return out, to_device(rows_cpu, batch.device), rows_cpu
 
 
 def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
@@ -72,7 +78,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     offsets = _encoder_tokens(batch)
     if offsets is not None:
         lengths = lengths + offsets
-        places = places + _to_device(torch.from_numpy(offsets), batch)
+        places = places + to_device(offsets, batch.device)
     rows = batch.req_pool_indices_cpu.numpy()
     slots = lengths % cache.page_size
     _open_pages(cache, batch.reqs, rows, lengths, (slots == 0).nonzero()[0].tolist())
@@ -80,7 +86,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         for index in np.flatnonzero(slots == cache.page_size - 1).tolist():
             req, length = batch.reqs[index], int(lengths[index])
             cache.save_states(req, length, length + 1)
-    out = _to_device(torch.from_numpy(cache.last_page[rows] * cache.page_size + slots), batch)
+    out = to_device(cache.last_page[rows] * cache.page_size + slots, batch.device)
     batch.req_to_token_pool.write((batch.req_pool_indices, places), out.to(torch.int32))
     for req in batch.reqs:
         kv = req.kv
@@ -116,13 +122,3 @@ def _reserve(cache: JengaPrefixCache, demands: list[tuple[Pin, int]]) -> None:
         raise RuntimeError(
             f"jenga: {pages} pages were admitted but do not fit. {describe_room(cache.manager)}"
         )
-
-
-def _write_row(batch: ScheduleBatch, row: int, start: int, ids: Any) -> None:
-    values = torch.from_numpy(ids[start:])
-    where = (row, slice(start, len(ids)))
-    batch.req_to_token_pool.write(where, _to_device(values, batch))
-
-
-def _to_device(tensor: torch.Tensor, batch: ScheduleBatch) -> torch.Tensor:
-    return tensor.to(batch.device, non_blocking=True)

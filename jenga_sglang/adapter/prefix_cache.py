@@ -28,6 +28,7 @@ from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.kv_events import KvEvents
 from jenga_sglang.adapter.metrics import JengaMetrics
 from jenga_sglang.adapter.namespace import Namespace
+from jenga_sglang.adapter.staged import to_device
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
@@ -241,7 +242,7 @@ class JengaPrefixCache(BasePrefixCache):
         start, stop = first + int(changed[0]), first + int(changed[-1]) + 1
         row = self.token_ids(pin.row[start:stop])
         where = (req.kv.req_pool_idx, slice(start * self.page_size, stop * self.page_size))
-        self.req_to_token_pool.write(where, torch.from_numpy(row).to(self.device))
+        self.req_to_token_pool.write(where, to_device(row, self.device))
         self.last_page[req.kv.req_pool_idx] = pin.row[-1]
 
     def token_ids(self, virtual: Ids) -> NDArray[np.int32]:
@@ -251,7 +252,7 @@ class JengaPrefixCache(BasePrefixCache):
 
     def prefix_device_indices(self, req: Req) -> torch.Tensor:
         pages = self.manager.tree.pages(req.last_node.path)
-        return torch.from_numpy(self.token_ids(pages)[: req.prefix_len]).to(self.device).long()
+        return to_device(self.token_ids(pages)[: req.prefix_len], self.device).long()
 
     # -- chunks and decoding ------------------------------------------------------------------
 
