@@ -73,7 +73,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--set",
         choices=sorted(SETS),
         default="variants",
-        help="variants: this package's own (default); stock: FlashInfer's; gpu: of the GPU tests",
+        help="variants: this package's own (default); stock: FlashInfer's; gpu: of the GPU tests; "
+        "all of these",
     )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help=f"default: {DEFAULT_OUT}")
     parser.add_argument("--verbose", action="store_true", help="show the compiler's commands")

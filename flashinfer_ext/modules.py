@@ -51,7 +51,18 @@ def gpu_test_modules() -> list[Module]:
     return modules
 
 
-SETS = {"variants": variant_modules, "stock": stock_modules, "gpu": gpu_test_modules}
+def all_modules() -> list[Module]:
+    """Everything that a set names, once."""
+    makers = (variant_modules, stock_modules, gpu_test_modules)
+    return list({module.name: module for make in makers for module in make()}.values())
+
+
+SETS = {
+    "variants": variant_modules,
+    "stock": stock_modules,
+    "gpu": gpu_test_modules,
+    "all": all_modules,
+}
 
 
 def of_variant(variant: Variant) -> Module:

@@ -22,18 +22,24 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+# Where FlashInfer looks as well when nothing says where the toolkit is.
+USUAL_HOME = Path("/usr/local/cuda")
+
 
 class ToolchainError(RuntimeError):
     """Something needed for compiling is missing; the message says what would help."""
 
 
 def find_cuda_home(environment: Mapping[str, str]) -> Path:
-    """Folder of the CUDA toolkit: CUDA_HOME, or the one that the `nvcc` on the PATH belongs to."""
+    """Folder of the CUDA toolkit: CUDA_HOME, the one that the `nvcc` on the PATH belongs to, or the
+    usual one."""
     named = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
     if named:
         home = Path(named)
     elif nvcc := shutil.which("nvcc", path=environment.get("PATH")):
         home = _home_of(nvcc)
+    elif (USUAL_HOME / "bin" / "nvcc").exists():
+        home = USUAL_HOME
     else:
         raise ToolchainError("no nvcc on the PATH: install a CUDA toolkit or set CUDA_HOME")
     if not (home / "bin" / "nvcc").exists():

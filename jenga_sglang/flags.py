@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from jenga_sglang import settings
@@ -113,10 +114,37 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
         )
     backend = chosen.pop() if chosen else default_attention_backend(values.get("device"))
     _check_graphs(values, backend)
+    if backend == FLASHINFER_BACKEND:
+        _check_compiler(values.get("device"))
     values["attention_backend"] = backend
     if backend == TORCH_BACKEND:
         # Page tables are read on the host for every batch, which no captured graph can do.
         values["disable_cuda_graph"] = True
+
+
+def _check_compiler(device: str | None) -> None:
+    """FlashInfer compiles a kernel when a batch first needs it, long after the weights were loaded.
+    Modules that were compiled before are not listed anywhere: whoever names them is trusted."""
+    import torch
+
+    from flashinfer_ext import toolchain
+
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return
+    if settings.current().flashinfer_modules or find_spec("flashinfer_jit_cache"):
+        return
+    try:
+        toolchain.find_cuda_home(os.environ)
+    except toolchain.ToolchainError as error:
+        major, minor = torch.cuda.get_device_capability()
+        arch = f"{major}.{minor}{'a' if major >= 9 else ''}"
+        raise refuse(
+            f"--attention-backend {FLASHINFER_BACKEND}",
+            f"compiles its kernels at the first start: {error}; or compile them where that is, "
+            f"with `python -m flashinfer_ext.aot --arch {arch} --set all --out FOLDER`, "
+            f"and set {settings.name_of('flashinfer_modules')}=FOLDER/{arch}; or choose "
+            f"--attention-backend {TRITON_BACKEND}",
+        ) from error
 
 
 def _check_graphs(values: MutableMapping[str, Any], attention_backend: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from jenga_sglang import command_line, flags, plugin, versions
+from flashinfer_ext import toolchain
+from jenga_sglang import command_line, flags, plugin, settings, versions
 from jenga_sglang import hook as hooking
 from jenga_sglang.hook import Hook, always, hooks_of, install
 from jenga_sglang.platform import activate
@@ -387,6 +389,32 @@ class TestFlag:
             values = {"memory_backend": "jenga", "attention_backend": "jenga_torch", **asked}
             assert "choose disabled" in refusal(lambda v=values: flags.apply_flag(v))
 
+    @pytest.fixture
+    def without_nvcc(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        monkeypatch.setattr(toolchain, "USUAL_HOME", tmp_path)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        for name in ("CUDA_HOME", "CUDA_PATH", settings.name_of("flashinfer_modules")):
+            monkeypatch.delenv(name, raising=False)
+
+    @pytest.mark.parametrize("named", [{}, {"attention_backend": "flashinfer"}])
+    def test_a_missing_compiler_is_told_of_before_the_model_is_loaded(
+        self, named: dict[str, Any], without_nvcc: None
+    ) -> None:
+        line = refusal(lambda: flags.apply_flag({"memory_backend": "jenga", **named}))
+        assert "--attention-backend flashinfer" in line and "no nvcc on the PATH" in line
+        assert "python -m flashinfer_ext.aot --arch 9.0a --set all --out FOLDER" in line
+        assert "JENGA_FLASHINFER_MODULES=FOLDER/9.0a" in line and "triton" in line
+
+    def test_no_compiler_is_needed_for_what_is_compiled_already(
+        self, without_nvcc: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for fields in ({"attention_backend": "triton"}, {"device": "cpu"}):
+            assert flags.apply_flag({"memory_backend": "jenga", **fields})
+        monkeypatch.setenv(settings.name_of("flashinfer_modules"), str(tmp_path))
+        assert flags.apply_flag({"memory_backend": "jenga"})
+
     def test_other_settings_of_graphs_are_left_alone(self) -> None:
         config = {"decode": {"max_bs": 8}, "prefill": {"backend": "disabled"}}
         values: dict[str, Any] = {"memory_backend": "jenga", "cuda_graph_config": config}
@@ -424,9 +452,11 @@ class TestFlag:
         hip: str | None,
         expected: str,
         monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
         monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setenv(settings.name_of("flashinfer_modules"), str(tmp_path))
         values: dict[str, Any] = {"memory_backend": "jenga", "device": device}
         assert flags.apply_flag(values)
         assert values["attention_backend"] == expected

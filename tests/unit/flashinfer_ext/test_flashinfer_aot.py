@@ -17,10 +17,12 @@ BF16 = torch.bfloat16
 
 def test_the_list_needs_neither_compiler_nor_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     names = []
-    for which in ("variants", "stock", "gpu"):
+    for which in ("variants", "stock", "gpu", "all"):
         assert aot.main(["--arch", "9.0a", "--list", "--set", which]) == 0
         listed = capsys.readouterr().out.split()
         assert len(listed) == len(set(listed))
+        if which == "all":
+            assert set(listed) == set(names)
         names += listed
     assert "jenga_sink_fa2_q_bf16_kv_bf16_d_64_64_swa_1" in names
     assert "jenga_page_mask_fa2_q_bf16_kv_bf16_d_128_128_swa_0" in names
@@ -125,7 +127,18 @@ def test_a_wrapper_named_nvcc_is_asked_where_its_toolkit_is(tmp_path: Path) -> N
     assert toolchain.find_cuda_home({"PATH": str(wrapper / "bin")}) == real
 
 
-def test_a_missing_toolkit_is_said_plainly(tmp_path: Path) -> None:
+def test_the_usual_folder_is_looked_at_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = fake_toolkit(tmp_path / "usual")
+    monkeypatch.setattr(toolchain, "USUAL_HOME", usual)
+    assert toolchain.find_cuda_home({"PATH": str(tmp_path)}) == usual
+    other = fake_toolkit(tmp_path / "other")
+    assert toolchain.find_cuda_home({"PATH": "", "CUDA_HOME": str(other)}) == other
+
+
+def test_a_missing_toolkit_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "USUAL_HOME", tmp_path)
     with pytest.raises(toolchain.ToolchainError, match="install a CUDA toolkit or set CUDA_HOME"):
         toolchain.find_cuda_home({"PATH": str(tmp_path)})
     with pytest.raises(toolchain.ToolchainError, match="bin/nvcc"):
