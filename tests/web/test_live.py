@@ -153,19 +153,19 @@ def test_counters_only_rise_and_something_happened(run: Run) -> None:
     for key in ("prompt_tokens", "hit_tokens", "refused_reservations"):
         values = [sample[key] for sample in run.samples]
         assert values == sorted(values)
-    last = run.server.stats()
+    (last,) = run.server.stats()
     assert last["hit_tokens"] > 0 and sum(g["evicted_pages"] for g in last["groups"]) > 0
     assert last["queue"]["head"] is None and last["queue"]["running_requests"] == 0
 
 
 def test_a_prompt_is_explained_before_it_is_sent(run: Run) -> None:
-    short, long = (run.server.explain(n, 16) for n in (100, 100_000))
+    short, long = (run.server.explain(n, 16)[0] for n in (100, 100_000))
     assert (short["answer"], long["answer"]) == ("now", "never")
     assert "it fits" in short["reason"] and "does not fit into the KV pool" in long["reason"]
 
 
 def test_prometheus_says_what_the_page_says(run: Run) -> None:
-    stats = run.server.stats()
+    (stats,) = run.server.stats()
     expected = {"pool_bytes": stats["pool_bytes"], "pool_free_bytes": stats["free_bytes"]}
     expected |= {f"{k}_total": stats[k] for k in ("prompt_tokens", "hit_tokens")}
     for group in stats["groups"]:
@@ -197,7 +197,7 @@ def jenga_metrics(text: str) -> dict[str, float]:
 
 def test_events_name_the_group_and_agree_with_what_is_cached(run: Run) -> None:
     """The flush before the load leaves nothing, so what was stored and not removed is there."""
-    stats = run.server.stats()
+    (stats,) = run.server.stats()
     held: list[set[int]] = [set() for _ in stats["groups"]]
     for event in run.events:
         if event["type"] == "AllBlocksCleared":
@@ -215,7 +215,7 @@ def test_events_name_the_group_and_agree_with_what_is_cached(run: Run) -> None:
 
 def test_the_live_page_in_a_browser(run: Run, browser: Chromium) -> None:
     document = browser.document(f"{run.server.url}/jenga")
-    stats = run.server.stats()
+    (stats,) = run.server.stats()
     assert 'data-state="live"' in document
     assert f'data-cells="{stats["num_large_pages"]}"' in document
     for group in stats["groups"]:
