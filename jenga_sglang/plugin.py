@@ -5,6 +5,9 @@ the flag. So a start with the flag ends with one line wherever the hooks do not 
 without it never does.
 
 Imports nothing of SGLang before its version is known to be one that this package is made for.
+
+Without ``--memory-backend jenga`` only the command line knows of this package; on a machine where
+SGLang finds no platform of its own, so does `jenga_sglang.platform` (its README says what it sets).
 """
 
 from __future__ import annotations

@@ -151,6 +151,14 @@ class Settings:
             "--attention-backend flashinfer",
         )
     )
+    cpu_platform: bool = field(
+        metadata=_about(
+            "1",
+            _switch,
+            "0 keeps this package's platform for machines without a GPU out of every process, as "
+            "if it were not installed",
+        )
+    )
     api_key: str | None = field(
         metadata=_about(
             "",

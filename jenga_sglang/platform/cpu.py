@@ -15,6 +15,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from jenga_sglang import settings
 from jenga_sglang.platform import defaults
 from jenga_sglang.platform.threads import share_cores
 
@@ -32,6 +33,13 @@ def container_limit_bytes() -> int | None:
     return int(text) if text.isdigit() else None
 
 
+NOTICE = (
+    "No accelerator, and no other CPU platform of SGLang's: jenga-sglang's takes this process, "
+    "with or without --memory-backend jenga, and runs it in torch operators. "
+    f"{settings.name_of('cpu_platform')}=0 turns it off."
+)
+
+
 class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
     """Runs the unmodified server on the CPU: no Triton, no graphs, no pinned memory."""
 
@@ -40,15 +48,16 @@ class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Decide what a CPU decides; the user's choices stand where there is a choice."""
-        logger.warning("No accelerator found: SGLang runs on the CPU, with torch operators.")
+        logger.warning(NOTICE)
         defaults.set_attention_backend(server_args)
         defaults.set_lora_backend(server_args)
+        defaults.set_moe_runner(server_args)
         defaults.disable_device_features(server_args)
         defaults.bound_pool(server_args)
         share_cores(server_args.tp_size * server_args.pp_size * server_args.dp_size)
 
     def init_backend(self) -> None:
-        """Give recurrent layers and LoRA operators that run here."""
+        """Give layers and LoRA operators that run here, only where this platform runs."""
         from jenga_sglang.platform import lora, operators
 
         operators.install()

@@ -33,6 +33,13 @@ def set_lora_backend(server_args: Any) -> None:
     server_args.lora_backend = LORA_BACKEND
 
 
+def set_moe_runner(server_args: Any) -> None:
+    """Name the runner whose layout of experts the torch operators read, unless the user named one:
+    for gpt-oss SGLang would choose another, with kernels that are absent here."""
+    if server_args.moe_runner_backend == "auto":
+        server_args.moe_runner_backend = "triton"
+
+
 def disable_device_features(server_args: Any) -> None:
     """Turn off what a CPU has none of, and let an idle scheduler sleep.
 

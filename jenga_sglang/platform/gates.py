@@ -16,6 +16,8 @@ def install() -> None:
     fused_norm_gate.rms_norm_gated = fused_norm
     layernorm_gated.rms_norm_gated = grouped_norm
     elementwise.fused_sigmoid_mul = sigmoid_mul
+    elementwise.fused_gate_sigmoid_mul = shared_expert
+    elementwise.fused_gate_sigmoid_mul_add = add_shared_expert
 
 
 def fused_norm(
@@ -70,6 +72,25 @@ def sigmoid_mul(
     gate = gate.reshape(attn_output.shape).float().sigmoid()
     result = (attn_output.float() * gate).to(attn_output.dtype)
     return attn_output.copy_(result) if inplace else result
+
+
+def shared_expert(
+    hidden_states: torch.Tensor, gate_weight: torch.Tensor, shared_output: torch.Tensor
+) -> torch.Tensor:
+    """``shared_output`` (tokens, hidden) times the sigmoid of each token's gate, the product of
+    ``hidden_states`` (tokens, hidden) and ``gate_weight`` (1, hidden)."""
+    gate = (hidden_states.float() @ gate_weight.reshape(-1, 1).float()).sigmoid()
+    return (shared_output.float() * gate).to(shared_output.dtype)
+
+
+def add_shared_expert(
+    hidden_states: torch.Tensor,
+    gate_weight: torch.Tensor,
+    shared_output: torch.Tensor,
+    final_hidden_states: torch.Tensor,
+) -> None:
+    """Add `shared_expert` to ``final_hidden_states`` (tokens, hidden), in place."""
+    final_hidden_states += shared_expert(hidden_states, gate_weight, shared_output)
 
 
 def _unit_variance(x: torch.Tensor, eps: float) -> torch.Tensor:

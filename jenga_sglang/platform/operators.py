@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch.nn.functional import conv1d, silu, softplus
 
-from jenga_sglang.platform import delta_rule, gates
+from jenga_sglang.platform import (
+    delta_rule,
+    experts,
+    gates,
+    logits,
+    norms,
+    rope,
+    sizes,
+    torch_functions,
+)
 
 PAD_SLOT = -1
 
@@ -31,8 +40,8 @@ def install() -> None:
             causal_conv1d_fn=causal_conv1d_fn,
             causal_conv1d_update=causal_conv1d_update,
         )
-    delta_rule.install()
-    gates.install()
+    for others in (delta_rule, gates, experts, logits, norms, rope, sizes, torch_functions):
+        others.install()
     from sglang.srt.layers.attention.mamba import causal_conv1d, mamba
 
     convolve = causal_conv1d_triton.causal_conv1d_fn

@@ -1,6 +1,7 @@
 """The CPU platform on the installed SGLang: when it takes a process, and what it then serves."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,14 @@ from typing import Any
 
 import pytest
 
+from jenga_sglang import settings
 from jenga_sglang.platform import activate as activation
-from jenga_sglang.platform.defaults import set_attention_backend
+from jenga_sglang.platform.defaults import (
+    DEFAULT_MEMORY_FRACTION,
+    DEFAULT_POOL_TOKENS,
+    set_attention_backend,
+    set_moe_runner,
+)
 from jenga_sglang.platform.threads import core_groups
 
 NO_ACCELERATOR = not activation.accelerator_is_visible()
@@ -22,6 +29,7 @@ def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation, "accelerator_is_visible", lambda: False)
     monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.delenv(settings.name_of("cpu_platform"), raising=False)
     set_installed(monkeypatch, activation.PLATFORM_NAME)
 
 
@@ -55,6 +63,64 @@ class TestActivation:
         set_installed(monkeypatch, activation.PLATFORM_NAME, "vendor")
         monkeypatch.setenv("SGLANG_PLATFORM", activation.PLATFORM_NAME)
         assert activation.activate() == activation.PLATFORM_CLASS
+
+    def test_gives_way_to_a_cpu_build_of_sglangs_kernels(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Its library lies in the package; those of CUDA wheels in folders of it."""
+        spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+        monkeypatch.setattr(activation, "find_spec", lambda name: spec)
+        (tmp_path / "sm90").mkdir()
+        (tmp_path / "sm90" / "common_ops.abi3.so").touch()
+        assert activation.activate() == activation.PLATFORM_CLASS
+        (tmp_path / "common_ops.abi3.so").touch()
+        assert activation.activate() is None
+        monkeypatch.setenv("SGLANG_PLATFORM", activation.PLATFORM_NAME)
+        assert activation.activate() == activation.PLATFORM_CLASS
+
+    def test_works_without_sglangs_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(activation, "find_spec", lambda name: None)
+        assert activation.activate() == activation.PLATFORM_CLASS
+
+    def test_a_variable_turns_it_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("JENGA_CPU_PLATFORM", "0")
+        assert activation.activate() is None
+        for value in ("1", ""):
+            monkeypatch.setenv("JENGA_CPU_PLATFORM", value)
+            assert activation.activate() == activation.PLATFORM_CLASS
+        monkeypatch.setenv("JENGA_CPU_PLATFORM", "no")
+        with pytest.raises(SystemExit, match=r"^jenga-sglang: JENGA_CPU_PLATFORM=no: .*\.$"):
+            activation.activate()
+
+
+def test_the_readme_states_the_pool_and_the_switch() -> None:
+    text = Path(activation.__file__).with_name("README.md").read_text()
+    assert f"{DEFAULT_POOL_TOKENS:,}" in text and f"{DEFAULT_MEMORY_FRACTION}" in text
+    assert "JENGA_CPU_PLATFORM=0" in text
+
+
+UNTOUCHED = """
+import sys
+from sglang.srt.platforms import current_platform
+import sglang.srt.model_executor.model_runner  # where platforms get ready
+ours = [name for name in sys.modules if name.startswith("jenga_sglang")]
+print(type(current_platform).__name__, sorted(ours))
+"""
+
+
+def test_switched_off_it_leaves_sglang_as_it_is() -> None:
+    """No operator is replaced, without a flag too: only the module that was asked is there."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNTOUCHED],
+        env=os.environ | {settings.name_of("cpu_platform"): "0"},
+        capture_output=True,
+        text=True,
+    )
+    loaded = ["jenga_sglang", "jenga_sglang.platform", "jenga_sglang.platform.activate"]
+    last = done.stdout.strip().splitlines()[-1] if done.stdout else ""
+    name, _, modules = last.partition(" ")
+    assert name and name != "JengaCpuPlatform", done.stderr
+    assert modules == str(loaded), done.stderr
 
 
 def test_importing_the_entry_point_loads_no_torch() -> None:
@@ -94,6 +160,13 @@ def test_the_attention_backend_follows_the_memory_backend(
     assert args.attention_backend == chosen
 
 
+@pytest.mark.parametrize(("asked", "chosen"), [("auto", "triton"), ("cutlass", "cutlass")])
+def test_the_runner_of_experts_is_one_whose_layout_torch_reads(asked: str, chosen: str) -> None:
+    args = SimpleNamespace(moe_runner_backend=asked)
+    set_moe_runner(args)
+    assert args.moe_runner_backend == chosen
+
+
 RESOLVE = """
 import json, sys
 from sglang.srt.plugins import load_plugins
@@ -124,8 +197,54 @@ def resolved_arguments(*command_lines: list[str]) -> list[dict[str, Any]]:
     return decisions
 
 
+REPLACED = """
+import inspect, json
+import sglang.srt.model_executor.model_runner  # where platforms get ready
+from sglang.kernels.ops.activation import softcap
+from sglang.srt.configs import update_config
+from sglang.srt.layers import layernorm
+from sglang.srt.layers.moe import fused_moe_native
+from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe as runner
+from sglang.srt.layers.rotary_embedding import factory
+from sglang.srt.models import afmoe, deepseek_v2, glm4_moe, glm4_moe_lite, llama4, minimax_m2
+from sglang.srt.models import qwen2_moe
+import torch
+
+used = (
+    softcap._softcap_logits,
+    update_config.update_intermediate_size,
+    layernorm.Gemma4RMSNorm.forward_native,
+    fused_moe_native.moe_forward_native,
+    fused_moe_native.swiglu_gpt_oss_sigmoid_alpha,
+    runner.fused_moe,
+    factory.get_rope_cpu,
+    afmoe.fused_moe,
+    deepseek_v2.DeepseekV2MoE.__init__,
+    glm4_moe.Glm4MoeSparseMoeBlock.__init__,
+    glm4_moe_lite.Glm4MoeLiteSparseMoeBlock.__init__,
+    llama4.get_rope,
+    minimax_m2.rms_sumsq_serial,
+    minimax_m2.rms_apply_serial,
+    qwen2_moe.fused_gate_sigmoid_mul,
+    qwen2_moe.fused_gate_sigmoid_mul_add,
+    torch.get_device_module,
+    torch.mm,
+)
+bodies = [getattr(f, "__code__", None) or f.__wrapped__.__code__ for f in used]
+print(json.dumps([body.co_filename for body in bodies]))
+"""
+
+
 @pytest.mark.skipif(not NO_ACCELERATOR, reason="the platform stands back from an accelerator")
 class TestOnThisMachine:
+    def test_models_use_the_platforms_operators(self) -> None:
+        """Also modules that SGLang imports after the platform started."""
+        done = subprocess.run([sys.executable, "-c", REPLACED], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        files = json.loads(done.stdout.splitlines()[-1])
+        folder = str(Path(activation.__file__).parent)
+        assert len(files) == 18 and {str(Path(file).parent) for file in files} == {folder}, files
+
     def test_a_model_path_is_enough_and_the_users_own_choices_stand(self, demo_model: Path) -> None:
         model = ["--model-path", str(demo_model)]
         uncut = [*model, "--chunked-prefill-size", "-1"]
