@@ -68,7 +68,7 @@ class DecodeMember(NamedTuple):
     """One request of a bucket: its number in the batch, the small pages that hold its tokens
     ``[base, stop)``, and which of those tokens its query reads."""
 
-    index: int
+    number: int
     pages: Ids
     visible: tuple[Range, ...]
     base: int
@@ -383,13 +383,13 @@ class JengaTorchBackend(AttentionBackend):
             row[: len(member.pages)] = member.pages
             for start, stop in member.visible:
                 seen[start - member.base : stop - member.base] = True
-        stop = np.array([m.stop - m.base for m in members])[:, None]
+        stops = np.array([m.stop - m.base for m in members])[:, None]
         position = np.arange(longest * self.page_size)
         # Page 0 is zero throughout, so only the end of the last page can hold foreign bits.
-        last_page_end = -(-stop // self.page_size) * self.page_size
-        unwritten = np.flatnonzero((position >= stop) & (position < last_page_end))
+        last_page_ends = -(-stops // self.page_size) * self.page_size
+        unwritten = np.flatnonzero((position >= stops) & (position < last_page_ends))
         return DecodeBucket(
-            self._to_device(np.array([m.index for m in members])),
+            self._to_device(np.array([m.number for m in members])),
             self._to_device(table),
             self._to_device(mask)[:, None, None, :],
             self._to_device(unwritten),

@@ -26,7 +26,7 @@ def install() -> None:
 
     for module in (layers, torch_backend):
         vars(module)["torch"] = UnpinnedTorch()
-    torch.Tensor.pin_memory = _stay  # type: ignore[method-assign]
+    torch.Tensor.pin_memory = _stay
 
 
 def _unpinned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
