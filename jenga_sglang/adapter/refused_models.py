@@ -68,9 +68,9 @@ def _sees_what_follows(configurator: Any) -> bool:
     """Also an encoder served by the Transformers backend: its layers call themselves
     cross-attention, and there is no encoder whose output they would read."""
     layers = attention_layers(configurator.model)
-    reads_encoder = getattr(configurator.model_config, "is_encoder_decoder", False)
+    has_encoder = getattr(configurator.model_config, "is_encoder_decoder", False)
     return any(
-        sees_what_follows(layer) or (layer.is_cross_attention and not reads_encoder)
+        sees_what_follows(layer) or (layer.is_cross_attention and not has_encoder)
         for layer in layers
     )
 

@@ -29,6 +29,7 @@ MEANINGLESS = [
     ("JENGA_PREFILL_KERNEL", "fa4", "choose one of fa2, fa3"),
     ("JENGA_DECODE_KERNEL", "fa3", "choose one of fa2, xqa"),
     ("JENGA_FLASHINFER_MODULES", "/no/such/folder", "leave it out"),
+    ("JENGA_CPU_PLATFORM", "no", "choose one of 0, 1"),
 ]
 
 
@@ -78,14 +79,15 @@ class TestValues:
             "JENGA_PREFILL_KERNEL": "fa3",
             "JENGA_DECODE_KERNEL": "xqa",
             "JENGA_FLASHINFER_MODULES": str(tmp_path),
+            "JENGA_CPU_PLATFORM": "0",
             "JENGA_API_KEY": "secret",
             "JENGA_SGLANG_ACTIVE": "1",
             "JENGA_WINDOW": "config",
         }
         assert given.keys() == {v.name for v in settings.variables().values()}
         policies = CachePolicy(hold_hits=False, step_cost_tokens=7)
-        values = (0.0, policies, "exact-lcm", True, True, "fa3", "xqa", tmp_path, "secret", True)
-        assert Settings.read(given) == Settings(*values, "config")
+        values = (0.0, policies, "exact-lcm", True, True, "fa3", "xqa", tmp_path, False, "secret")
+        assert Settings.read(given) == Settings(*values, True, "config")
 
     def test_the_environment_is_read_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert settings.current().decode_kernel == "fa2"
