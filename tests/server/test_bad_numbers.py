@@ -47,13 +47,13 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ),
     ("/generate", {"token_ids_logprob": [10**6]}, ("token_ids_logprob", "32000")),
     ("/generate", sampling(top_k=2**40), ("sampling_params.top_k", "2147483647")),
-    ("/generate", sampling(top_k=2.5), ("sampling_params.top_k is 2.5", "int")),
-    ("/generate", sampling(max_new_tokens=1.5), ("sampling_params.max_new_tokens is 1.5", "int")),
-    ("/generate", sampling(temperature="hot"), ("sampling_params.temperature", "float")),
+    # SGLang's own schema of this endpoint, which names no field.
+    ("/generate", sampling(top_k=2.5), ("`2.5`, expected i64",)),
+    ("/generate", sampling(temperature="hot"), ("expected f64",)),
     ("/generate", sampling(custom_params={"a": [[1]]}), ("sampling_params.custom_params",)),
     (
         "/generate",
-        sampling(max_new_tokens=2**41, min_new_tokens=2**40),
+        sampling(max_new_tokens=None, min_new_tokens=2**40),
         ("sampling_params.min_new_tokens", "2147483647"),
     ),
     (

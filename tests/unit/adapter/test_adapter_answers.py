@@ -8,6 +8,7 @@ from adapter_builders import make_cache
 from core_builders import UNIT_BYTES, begin, grow, tokens
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full, LastState
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
@@ -65,7 +66,7 @@ def test_who_would_not_fit_otherwise_gets_what_followed_an_answer(cache: JengaPr
     """Three pages, a working state and what follows leave seven; six pages and a state do not need
     more, seven do."""
     pin = decode(cache, 3, 9)
-    candidate = cache.lock(cache.manager.miss((None, None)))
+    candidate = cache.lock(cache.manager.miss(Namespace(None, None, None)))
     assert offer(cache, 24) and pin.answer_page
     assert not offer(cache, 28, encoder_pages=0) and pin.answer_page, "a question changes nothing"
     assert offer(cache, 28) and not pin.answer_page

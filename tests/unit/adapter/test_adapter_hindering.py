@@ -12,12 +12,13 @@ from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 
-NAMESPACE = (None, None)
+NAMESPACE = Namespace(None, None, None)
 PAGE, SHARED_PAGES = 4, 6
 PROMPT = tokens(range(PAGE * SHARED_PAGES), range(900, 904))
 

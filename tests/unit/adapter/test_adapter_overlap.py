@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from jenga_sglang.adapter.batch_alloc import alloc_for_decode, alloc_for_extend
+from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 
@@ -38,6 +39,7 @@ class Served:
             rid=str(length),
             kv=SimpleNamespace(holds_kv=False, kv_allocated_len=0, kv_committed_len=0),
             lock=cache.lock(hit.last_device_node),
+            lora_id=None,
             extra_key=None,
             cache_salt=None,
             multimodal_inputs=None,
@@ -127,7 +129,9 @@ def test_what_the_same_prompt_hits_is_as_fresh_as_its_end() -> None:
     served.prefill()
     served.publish()
     served.end()
-    pages = cache.manager.tree.pages(cache.manager.match((None, None), np.arange(384)).path)
+    pages = cache.manager.tree.pages(
+        cache.manager.match(Namespace(None, None, None), np.arange(384)).path
+    )
     memory = cache.manager.memory
     large = [int(memory.large_pages(1, pages[place : place + 1])[0]) for place in range(24)]
     times = memory.lru.time[large]
