@@ -213,7 +213,7 @@ class World(Pair):
         before, places = contents(self.manager), self.large_pages()
         # What is outside the tree is not in the cache yet: given up, it is free at once.
         unpublished = any(self._private_for_others(g) for g in self.model.groups)
-        free = self.manager.memory.large.num_free
+        free, private = self.manager.memory.large.num_free, self._num_private()
         cascaded = self.manager.counters.cascaded.total()
         assert self.manager.reserve(demands) == fits
         self._check_given_up(needed=not fits_at_once)
@@ -223,7 +223,8 @@ class World(Pair):
             return False
         self.evicted(places)
         cascaded = self.manager.counters.cascaded.total() - cascaded
-        self._check_no_waste(sum(demand), free, cascaded)
+        gave_way = private - self._num_private()
+        self._check_no_waste(sum(demand), free, cascaded + gave_way)
         starts = [request.length for request, _ in batch]
         opens = [
             self.pins[r].touched and n - 1 == r.length == r.num_pages * self.page_size
@@ -278,12 +279,15 @@ class World(Pair):
             assert needed or kept == request.for_others
             self.model.give_up_for_others(request, kept)
 
-    def _check_no_waste(self, demand: int, free_before: int, cascaded: int) -> None:
+    def _num_private(self) -> int:
+        return sum(self.model.num_private(g) for g in self.model.groups)
+
+    def _check_no_waste(self, demand: int, free_before: int, gone_with_it: int) -> None:
         """Where a page of any group is one large page, just what is missing is evicted; only what
-        an evicted page made unreachable may go beyond that."""
+        an evicted page made unreachable, and what gave way unpublished, may go beyond that."""
         if self.exact_order and all(s == 1 for s in self.manager.memory.stripes):
             surplus = self.manager.memory.large.num_free - max(free_before, demand)
-            assert 0 <= surplus <= cascaded
+            assert 0 <= surplus <= gone_with_it
 
     def _checkpoint(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:
         tokens = request.tokens[:length]
