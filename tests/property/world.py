@@ -226,11 +226,11 @@ class World(Pair):
         gave_way = private - self._num_private()
         self._check_no_waste(sum(demand), free, cascaded + gave_way)
         starts = [request.length for request, _ in batch]
-        opens = [
+        decodes = not publish and all(
             self.pins[r].touched and n - 1 == r.length == r.num_pages * self.page_size
             for r, n in batch
-        ]
-        if batch and all(opens):
+        )
+        if batch and decodes:
             new = self.manager.extend_each([self.pins[request] for request, _ in batch])
             assert len(set(new.tolist())) == len(batch)
         else:
@@ -240,7 +240,7 @@ class World(Pair):
                 if is_first:
                     self.used(request, request.tree_pages)
                 assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
-        publish = publish and self.pool.prefix_cache and not (batch and all(opens))
+        publish = publish and self.pool.prefix_cache
         for request, length in batch:
             self.model.extend(request, length, publish=publish)
         for (request, length), start in zip(batch, starts, strict=True):
