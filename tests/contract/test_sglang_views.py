@@ -36,7 +36,9 @@ def names_of(cls: type) -> set[str]:
     """Whatever a class or its bases define, declare, or set on ``self``."""
     names: set[str] = set()
     for base in cls.__mro__[:-1]:
-        names |= {*vars(base), *vars(base).get("__annotations__", {}), *set_on_self(base)}
+        names |= {*vars(base), *set_on_self(base)}
+        for fields in ("__annotations__", "__dataclass_fields__", "__struct_fields__"):
+            names |= set(vars(base).get(fields, ()))
     return names
 
 
