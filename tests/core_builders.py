@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import core_inspector as inside
 import numpy as np
 
 from jenga_sglang.core.dependency import Dependency
@@ -94,6 +95,6 @@ def hit_tokens(manager: Manager, history: Tokens, *, namespace: str | None = Non
 
 def held_pages(manager: Manager, group: int, history: Tokens) -> list[int]:
     """Pages of ``history`` that the tree holds for ``group``, by their place in the history."""
-    path = manager.tree.find(None, history)
-    pages = manager.tree.pages(path)
-    return np.flatnonzero(manager.memory.table[group][pages, 0]).tolist()
+    path = inside.find(manager, None, history)
+    pages = inside.path_pages(manager, path)
+    return np.flatnonzero(inside.tables(manager)[group][pages, 0]).tolist()

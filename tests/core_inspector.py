@@ -4,9 +4,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from jenga_sglang.core.large_pages import Ids
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.memory import Memory, TreeChange
 from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.tree import Node, Path, Tokens
 
 
 class Histories:
@@ -145,3 +149,151 @@ def contents(manager: Manager) -> list[object]:
     nodes = [(n.number, n.start, n.tokens.tolist(), n.pages.tolist()) for n in manager.tree]
     holes = [{page: list(small) for page, small in of.items()} for of in large._holes]
     return [[a.tolist() for a in arrays], nodes, holes, memory.now]
+
+
+# -- one fact each -------------------------------------------------------------------------------
+
+
+def num_large(manager: Manager) -> int:
+    return manager.memory.large.num_large
+
+
+def num_free(manager: Manager) -> int:
+    """Large pages that no group owns."""
+    return manager.memory.large.num_free
+
+
+def num_owned(manager: Manager) -> list[int]:
+    """Large pages of each group."""
+    return manager.memory.large.num_owned
+
+
+def num_used(manager: Manager) -> list[int]:
+    """Small pages of each group that running requests pin."""
+    return manager.memory.large.num_used
+
+
+def num_held(manager: Manager) -> list[int]:
+    """Small pages of each group, used or cached."""
+    return manager.memory.large.num_held
+
+
+def small_per_large(manager: Manager) -> list[int]:
+    return manager.memory.large.small_per_large
+
+
+def num_ids(manager: Manager) -> int:
+    """Virtual pages that there are."""
+    return manager.memory.num_virtual
+
+
+def num_free_ids(manager: Manager) -> int:
+    return manager.memory.num_free_virtual
+
+
+def num_in_tree(manager: Manager) -> int:
+    """Virtual pages in the tree."""
+    return manager.memory.num_tree
+
+
+def tables(manager: Manager) -> list[Ids]:
+    """The page table of each group: (virtual pages, stripes) small pages, 0 where there is none."""
+    return manager.memory.table
+
+
+def pin_counts(manager: Manager) -> NDArray[np.int32]:
+    """(groups + 1, virtual pages): pins in each group, and of the virtual pages themselves."""
+    return manager.memory.pins
+
+
+def times(manager: Manager) -> Ids:
+    """The logical time of the last use of each large page."""
+    return manager.memory.lru.time
+
+
+def now(manager: Manager) -> int:
+    return manager.memory.now
+
+
+def tick(manager: Manager) -> int:
+    """Let logical time go on."""
+    return manager.memory.tick()
+
+
+def row_groups(manager: Manager) -> list[int]:
+    return manager.memory.row_groups
+
+
+def state_groups(manager: Manager) -> list[int]:
+    return manager.memory.state_groups
+
+
+def stripes(manager: Manager) -> list[int]:
+    return manager.memory.stripes
+
+
+def record_tree(manager: Manager) -> None:
+    manager.memory.record_tree()
+
+
+def tree_changes(manager: Manager) -> list[TreeChange]:
+    """What the tree's pages have gained and lost since the last call."""
+    return manager.memory.take_tree_changes()
+
+
+def find(manager: Manager, namespace: Hashable, tokens: Tokens) -> Path:
+    """The longest history in the tree that ``tokens`` begins with."""
+    return manager.tree.find(namespace, tokens)
+
+
+def path_pages(manager: Manager, path: Path) -> Ids:
+    """The virtual pages of ``path``."""
+    return manager.tree.pages(path)
+
+
+def pages_of(manager: Manager, tokens: Tokens, namespace: Hashable = None) -> Ids:
+    """The virtual pages of what the tree knows of ``tokens``."""
+    return path_pages(manager, find(manager, namespace, tokens))
+
+
+def roots(manager: Manager) -> dict[Hashable, Node]:
+    """The empty history of every namespace."""
+    return manager.tree._roots
+
+
+def memory(manager: Manager) -> Memory:
+    """The books that begin anew with every reset."""
+    return manager.memory
+
+
+def idle_large(manager: Manager) -> Ids:
+    """Large pages that hold cached pages and nothing else."""
+    return manager.memory.large.reclaimable()
+
+
+def owned_large(manager: Manager, group: int) -> Ids:
+    return np.flatnonzero(manager.memory.large.owner == group)
+
+
+def nodes(manager: Manager) -> list[Node]:
+    return list(manager.tree)
+
+
+def nodes_of(manager: Manager, pages: Ids) -> list[Node]:
+    """The nodes in which tree ``pages`` lie, each once."""
+    return manager.tree.nodes_of(pages)
+
+
+def evict_pages(manager: Manager, group: int, pages: Ids) -> None:
+    """Evict these pages of ``group``, whoever's turn it is, and what falls with them."""
+    manager.evictor.evict_pages(group, pages)
+
+
+def evict_large(manager: Manager, count: int) -> bool:
+    """Evict ``count`` large pages whose turn it is; whether there were any."""
+    return manager.evictor.evict_large(count)
+
+
+def lose_a_large_page(manager: Manager) -> None:
+    """Corrupt the books: a free large page is nowhere."""
+    manager.memory.large.num_free -= 1

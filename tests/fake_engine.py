@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+import core_inspector as inside
 import numpy as np
 from fake_buffer import Buffer, Hashes, history_hashes
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class FakeEngine:
         self.running: list[Job] = []
         self.counts: Counter[str] = Counter()
         self._held = self._held_pages()
-        self._state_groups = manager.memory.state_groups
+        self._state_groups = inside.state_groups(manager)
 
     @property
     def geometry(self) -> Geometry:
@@ -191,7 +192,7 @@ class FakeEngine:
         parts = [(g, computed[~of_encoder]) for g in pin.groups]
         parts += [(g, computed[of_encoder]) for g in pin.encoder_groups]
         for group, places in parts:
-            small = self.manager.memory.table[group][pin.row[places // self.page_size]]
+            small = inside.tables(self.manager)[group][pin.row[places // self.page_size]]
             assert small.all(), "no page to write to"
             slots = (places % self.page_size).astype(np.int32)
             self.buffer.write(group, small, slots, job.hashes[places])
@@ -206,7 +207,7 @@ class FakeEngine:
         pin.starts.clear()
         for group in self._state_groups:
             if job.computed <= job.encoder_tokens:
-                self.buffer.check_zero(group, self.manager.memory.table[group][pin.slot])
+                self.buffer.check_zero(group, inside.tables(self.manager)[group][pin.slot])
             self._check_working_state(group, job)
         if length == job.computed:
             assert not pin.saves
@@ -220,7 +221,7 @@ class FakeEngine:
         pin.saves.clear()
 
     def _write_working_state(self, group: int, job: Job, length: int) -> None:
-        small = self.manager.memory.table[group][pin_of(job).slot]
+        small = inside.tables(self.manager)[group][pin_of(job).slot]
         assert small.all(), "no working state"
         if length <= job.encoder_tokens:
             return  # recurrent layers read the text alone
@@ -232,7 +233,7 @@ class FakeEngine:
             return
         pin = pin_of(job)
         virtual = pin.slot or pin.row[job.computed // self.page_size - 1]
-        small = self.manager.memory.table[group][virtual]
+        small = inside.tables(self.manager)[group][virtual]
         last = job.hashes[[job.computed - 1]]
         self.buffer.check(group, small[None], np.zeros(1, np.int32), last, f"state {job.computed}")
 
@@ -251,13 +252,13 @@ class FakeEngine:
 
     def check_cached(self) -> None:
         """Read every page of the tree, needed or not, in every group that holds it."""
-        for namespace, root in self.manager.tree._roots.items():
+        for namespace, root in inside.roots(self.manager).items():
             stack: list[tuple[Node, list[int]]] = [(root, [])]
             while stack:
                 node, before = stack.pop()
                 tokens = before + node.tokens.tolist()
                 hashes = history_hashes(namespace, tokens)[len(before) :]
-                for group, table in enumerate(self.manager.memory.table):
+                for group, table in enumerate(inside.tables(self.manager)):
                     held = np.flatnonzero(table[node.pages, 0])
                     places = held[:, None] * self.page_size + np.arange(self.page_size)
                     if group in self._state_groups:
@@ -270,7 +271,7 @@ class FakeEngine:
     ) -> None:
         if not len(places):
             return
-        small = self.manager.memory.table[group][row[places // self.page_size]]
+        small = inside.tables(self.manager)[group][row[places // self.page_size]]
         slots = (places % self.page_size).astype(np.int32)
         self.buffer.check(group, small, slots, hashes[places], f"tokens {places[0]} and on")
         self.counts["checked tokens"] += len(places)
@@ -280,7 +281,7 @@ class FakeEngine:
     def _held_pages(self) -> list[NDArray[np.bool_]]:
         """For each group, which small pages its page table names."""
         held = []
-        for group, table in enumerate(self.manager.memory.table):
+        for group, table in enumerate(inside.tables(self.manager)):
             per_large = self.geometry.small_per_large(group)
             named = np.zeros((self.geometry.num_large_pages + 1) * per_large, np.bool_)
             named[table.ravel()] = True

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import core_inspector as inside
 from core_inspector import Histories, Place, Snapshot, places, row_holds, snapshot
 from naive_cache import LargePage, NaiveCache, Request
 from random_pools import Pool
@@ -45,7 +46,7 @@ class Pair:
         self.documents: list[Tokens] = []
         self._epochs: dict[tuple[int, int], Epoch] = {}
         # Small pages as large as large pages: every cached page can be evicted alone.
-        self.exact_order = all(k == 1 for k in self.manager.memory.large.small_per_large)
+        self.exact_order = all(k == 1 for k in inside.small_per_large(self.manager))
 
     @property
     def live(self) -> list[Request]:
@@ -107,7 +108,7 @@ class Pair:
     def used(self, request: Request, num_pages: int) -> None:
         """What the request's hits need of its first ``num_pages`` was used a moment ago."""
         pages, lengths = request.pages[:num_pages], self.pins[request].kept
-        self.model.use(request.namespace, pages, lengths, self.manager.memory.now)
+        self.model.use(request.namespace, pages, lengths, inside.now(self.manager))
         self.large_pages()
 
     def _check_times(self) -> None:
@@ -148,17 +149,17 @@ class Pair:
                 working = g in self.model.states and request.has_state
                 needed = self.model.needed(g, request.length, request.namespace)
                 assert working or needed <= present
-                assert working == bool(pin.slot and self.manager.memory.table[g][pin.slot, 0])
+                assert working == bool(pin.slot and inside.tables(self.manager)[g][pin.slot, 0])
                 private = {p for p in present if p >= pin.tree_pages}
                 assert private == self.model.private(g, request)
         assert len(set(rows)) == len(rows) and 0 not in rows
         assert not set(rows) & set(seen.virtual.values())
         in_use = len(rows) + len(seen.virtual)
-        assert self.manager.memory.num_free_virtual == self.manager.memory.num_virtual - in_use
+        assert inside.num_free_ids(self.manager) == inside.num_ids(self.manager) - in_use
 
     def _check_conservation(self, seen: Snapshot) -> None:
         """Recount from the page tables alone: bytes are owned once, and nothing is lost."""
-        books, geometry = self.manager.memory.large, self.pool.geometry
+        manager, geometry = self.manager, self.pool.geometry
         large_bytes = geometry.large_page_bytes
         starts: list[tuple[int, int]] = []
         owned: list[set[int]] = []
@@ -170,15 +171,16 @@ class Pair:
             assert len(idle) == stripes * (len(self.model.cached[g]) - tree_used)
             starts += [(p * size, (p + 1) * size) for p in used | idle]
             owned.append({p * size // large_bytes for p in used | idle})
-            assert (books.num_used[g], books.num_held[g]) == (len(used), len(used) + len(idle))
-            assert books.num_owned[g] == len(owned[g])
+            assert inside.num_used(manager)[g] == len(used)
+            assert inside.num_held(manager)[g] == len(used) + len(idle)
+            assert inside.num_owned(manager)[g] == len(owned[g])
         starts.sort()
         ends = [0, *(end for _, end in starts)]
         assert all(end <= start for end, (start, _) in zip(ends, starts, strict=False)), "overlap"
         assert not starts or large_bytes <= starts[0][0], "reserved page in use"
         assert ends[-1] <= geometry.pool_bytes
         assert len(set().union(*owned)) == sum(map(len, owned)), "a large page has two owners"
-        assert books.num_free == geometry.num_large_pages - sum(map(len, owned))
+        assert inside.num_free(manager) == geometry.num_large_pages - sum(map(len, owned))
 
     def _check_hits(self) -> None:
         """Hits of whole documents and of running requests equal brute force over all lengths."""
@@ -234,7 +236,7 @@ class Pair:
         seen = self.see()
         used = seen.used_small
         if at_last:
-            for g, table in enumerate(self.manager.memory.table):
+            for g, table in enumerate(inside.tables(self.manager)):
                 own = self.model.pins(g, for_others=False)
                 rows = [seen.virtual[page] for page in self.model.pins(g) if page not in own]
                 rows += self._private_for_others(g)

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+import core_inspector as inside
 import numpy as np
 import pytest
 from core_builders import UNIT_BYTES, make_manager
@@ -73,7 +74,7 @@ def run(seed: int, kind: type[FakeEngine]) -> Counter[str]:
     except Exception as error:
         error.add_note(f"JENGA_SEED={seed}, step {engine.counts['steps']}; {pool}")
         raise
-    assert manager.memory.large.num_used == [0] * len(pool.geometry.groups)
+    assert inside.num_used(manager) == [0] * len(pool.geometry.groups)
     return engine.counts
 
 
@@ -145,22 +146,22 @@ def run_with_live_groups(seed: int, kind: type[FakeEngine]) -> None:
             engine.submit(job)
         while engine.waiting or engine.running:
             engine.step()
-            if generator.random() < 0.15 and len(manager.memory.row_groups) < 5:
+            if generator.random() < 0.15 and len(inside.row_groups(manager)) < 5:
                 engine.register(random_cut(generator, len(manager.dependencies)))
                 born += 1
             used = {g for pin in manager.pins.values() for g in pin.groups}
-            free = [g for g in manager.memory.row_groups if g not in used]
-            if free and len(manager.memory.row_groups) > 1:
+            free = [g for g in inside.row_groups(manager) if g not in used]
+            if free and len(inside.row_groups(manager)) > 1:
                 engine.retire(generator.choice(free))
                 retired += 1
             engine.check_cached()
             manager.check()
             assert engine.counts["steps"] < 2_000
-        for group in list(manager.memory.row_groups):
+        for group in list(inside.row_groups(manager)):
             engine.retire(group)
         manager.check_idle()
-        assert manager.memory.large.num_free == manager.memory.large.num_large
-        assert manager.memory.num_free_virtual == manager.memory.num_virtual
+        assert inside.num_free(manager) == inside.num_large(manager)
+        assert inside.num_free_ids(manager) == inside.num_ids(manager)
     assert born > 10 and retired > 5
 
 
@@ -194,7 +195,7 @@ def test_the_engine_notices_a_byte_that_another_wrote() -> None:
     engine = small_engine(manager)
     job = start_one(engine, 8)
     size = manager.geometry.groups[1].small_page_bytes
-    engine.buffer.bytes[(manager.memory.table[1][pin_of(job).row[6], 0] + 1) * size - 1] ^= 1
+    engine.buffer.bytes[(inside.tables(manager)[1][pin_of(job).row[6], 0] + 1) * size - 1] ^= 1
     with pytest.raises(AssertionError, match=r"group 1, .* slot 0, .*\(1, 1\): overwritten"):
         engine.check_needed()
 
@@ -204,7 +205,7 @@ def test_the_engine_does_not_mind_what_nobody_needs() -> None:
     manager = make_manager(SlidingWindow(4), num_large=40, page_size=4)
     engine = small_engine(manager)
     job = start_one(engine, 8)
-    first = manager.memory.table[0][pin_of(job).row[1], 0]
+    first = inside.tables(manager)[0][pin_of(job).row[1], 0]
     start = first * manager.geometry.groups[0].small_page_bytes
     engine.buffer.bytes[start : start + 4] ^= 1
     engine.check_needed()
@@ -217,7 +218,7 @@ def test_the_engine_notices_a_page_table_that_names_another_page() -> None:
     manager = make_manager(Full(), num_large=40, page_size=4)
     engine = small_engine(manager)
     row = pin_of(start_one(engine, 16)).row
-    table = manager.memory.table[0]
+    table = inside.tables(manager)[0]
     table[row[[0, 1]]] = table[row[[1, 0]]]
     with pytest.raises(AssertionError, match="overwritten"):
         engine.check_needed()
@@ -249,8 +250,8 @@ def test_the_engine_notices_a_cached_page_with_the_tokens_of_another() -> None:
     engine = small_engine(manager)
     serve(engine, [Job("", [1, 2, 3, 4], 0)])
     engine.check_cached()
-    pages = manager.tree.pages(manager.tree.find("", np.array([1, 2, 3, 4])))
-    table = manager.memory.table[0]
+    pages = inside.path_pages(manager, inside.find(manager, "", np.array([1, 2, 3, 4])))
+    table = inside.tables(manager)[0]
     table[pages[[1, 2]]] = table[pages[[2, 1]]]
     with pytest.raises(AssertionError, match="overwritten"):
         engine.check_cached()

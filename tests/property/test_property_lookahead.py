@@ -3,11 +3,11 @@
 import random
 from collections.abc import Hashable
 
+import core_inspector as inside
 import numpy as np
 from random_pools import random_pool
 from world import World
 
-from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.lookahead import Lookahead, Wanted
 from jenga_sglang.core.tree import Tokens
 
@@ -18,16 +18,15 @@ STEPS_PER_POOL = 60
 def look(lookahead: Lookahead, world: World) -> tuple[list[Wanted], list[tuple[int, int]]]:
     """What is wanted when a part of every document and then all of it is asked for, and the large
     pages that were touched, with their places in the order in which."""
-    memory = world.manager.memory
     queue: list[tuple[Hashable, Tokens]] = [
         (namespace, document[: len(document) // part])
         for namespace in world.namespaces
         for document in world.documents
         for part in (2, 1)
     ]
-    before = memory.tick()
+    before = inside.tick(world.manager)
     lookahead.look([str(n) for n in range(len(queue))], lambda index: queue[index])
-    times: Ids = memory.lru.time
+    times = inside.times(world.manager)
     touched = np.flatnonzero(times > before).tolist()
     return lookahead.wanted, [(large, int(times[large]) - before) for large in touched]
 
@@ -38,9 +37,9 @@ def test_what_is_remembered_is_what_there_is() -> None:
         world = World(random_pool(generator.randint), generator.randint)
         remembers = Lookahead(world.manager)
         for step in range(STEPS_PER_POOL):
-            memory = world.manager.memory
+            memory = inside.memory(world.manager)
             getattr(world, rule := generator.choice(World.RULES))(generator.randint)
-            if world.manager.memory is not memory:
+            if inside.memory(world.manager) is not memory:
                 remembers.clear()
             found = look(remembers, world)
             assert found == look(Lookahead(world.manager), world), f"{seed=}, {step=}, {rule=}"

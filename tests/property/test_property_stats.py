@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+import core_inspector as inside
 import numpy as np
 import pytest
 from random_pools import random_pool
@@ -17,9 +18,9 @@ STEPS = 60
 
 def small_pages(manager: Manager, group: int) -> list[tuple[int, bool]]:
     """(large page, used) of every small page that the group holds."""
-    rows, stripes = np.nonzero(manager.memory.table[group])
-    small = manager.memory.table[group][rows, stripes]
-    used = manager.memory.pins[group][rows] > 0
+    rows, stripes = np.nonzero(inside.tables(manager)[group])
+    small = inside.tables(manager)[group][rows, stripes]
+    used = inside.pin_counts(manager)[group][rows] > 0
     per_large = manager.geometry.small_per_large(group)
     return [(int(s) // per_large, bool(u)) for s, u in zip(small, used, strict=True)]
 

@@ -1,5 +1,6 @@
 """Whoever copies the page tables needs to look at the changes alone."""
 
+import core_inspector as inside
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, precondition
@@ -16,7 +17,7 @@ class TableCopyMachine(ManagerMachine):
     @precondition(lambda self: hasattr(self, "world"))
     @invariant()
     def a_copy_that_follows_the_changes_is_equal(self) -> None:
-        memory = self.world.manager.memory
+        memory = inside.memory(self.world.manager)
         if memory is not self.followed:
             self.followed = memory
             memory.record_changes()

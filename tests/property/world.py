@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 
+import core_inspector as inside
 import numpy as np
 from core_inspector import contents
 from naive_cache import Request
@@ -117,7 +118,7 @@ class World(Pair):
         self.manager.refresh(hit)
         pages = self.model.histories.pages(namespace, tokens)[: hit.path.num_pages]
         length = len(pages) * self.page_size
-        self.model.use(namespace, pages, [length], self.manager.memory.now)
+        self.model.use(namespace, pages, [length], inside.now(self.manager))
         self.large_pages()
 
     def finish(self, pick: Pick) -> None:
@@ -132,10 +133,10 @@ class World(Pair):
 
     def evict(self, pick: Pick) -> None:
         """Free virtual pages on demand."""
-        before, places = self.manager.memory.num_free_virtual, self.large_pages()
+        before, places = inside.num_free_ids(self.manager), self.large_pages()
         wanted = pick(1, 8)
         freed = self.manager.evict(wanted)
-        assert freed == self.manager.memory.num_free_virtual - before
+        assert freed == inside.num_free_ids(self.manager) - before
         self.evicted(places)
         if freed < wanted:
             assert not any(self.model.idle(g) for g in self.model.groups) or not self.exact_order
@@ -213,7 +214,7 @@ class World(Pair):
         before, places = contents(self.manager), self.large_pages()
         # What is outside the tree is not in the cache yet: given up, it is free at once.
         unpublished = any(self._private_for_others(g) for g in self.model.groups)
-        free, private = self.manager.memory.large.num_free, self._num_private()
+        free, private = inside.num_free(self.manager), self._num_private()
         cascaded = self.manager.counters.cascaded.total()
         assert self.manager.reserve(demands) == fits
         self._check_given_up(needed=not fits_at_once)
@@ -285,8 +286,8 @@ class World(Pair):
     def _check_no_waste(self, demand: int, free_before: int, gone_with_it: int) -> None:
         """Where a page of any group is one large page, just what is missing is evicted; only what
         an evicted page made unreachable, and what gave way unpublished, may go beyond that."""
-        if self.exact_order and all(s == 1 for s in self.manager.memory.stripes):
-            surplus = self.manager.memory.large.num_free - max(free_before, demand)
+        if self.exact_order and all(s == 1 for s in inside.stripes(self.manager)):
+            surplus = inside.num_free(self.manager) - max(free_before, demand)
             assert 0 <= surplus <= gone_with_it
 
     def _checkpoint(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import core_inspector as inside
 import pytest
 
 from benchmarks.manager.cli import main
@@ -53,7 +54,7 @@ def test_a_pool_is_filled_until_something_is_evicted() -> None:
     """Sixteen pages a history, of which four histories share eight: the tenth is too much."""
     manager = make_manager("llama", 100)
     assert fill(manager, 256, 0, 9) == 9
-    assert manager.memory.num_tree == 2 * (8 + 4 * 8) + 16
+    assert inside.num_in_tree(manager) == 2 * (8 + 4 * 8) + 16
     assert not manager.counters.evicted
     assert fill(manager, 256, 9, None) == 10
     assert manager.counters.evicted

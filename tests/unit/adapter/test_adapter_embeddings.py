@@ -1,5 +1,6 @@
 """Embeddings of images in a pool of twenty large pages of four tokens each."""
 
+import core_inspector as inside
 import pytest
 import torch
 from adapter_builders import make_pool_of_one_layer
@@ -32,7 +33,7 @@ def test_what_was_stored_comes_back_until_it_is_freed(cache: PoolEmbeddings) -> 
     assert cache.has(large)
     cache.clear()
     assert not cache.has(large)
-    assert cache._pool.manager.memory.large.num_free == 20
+    assert inside.num_free(cache._pool.manager) == 20
 
 
 def test_it_gives_way_to_requests_and_never_the_other_way_round(cache: PoolEmbeddings) -> None:
@@ -48,7 +49,7 @@ def test_it_gives_way_to_requests_and_never_the_other_way_round(cache: PoolEmbed
 
 def test_names_of_what_is_gone_are_forgotten(cache: PoolEmbeddings) -> None:
     """No more names than the pool has pages, however many images come by."""
-    most = cache._pool.manager.memory.num_virtual
+    most = inside.num_ids(cache._pool.manager)
     for number in range(3 * most):
         assert cache.set(number, embedding(number))
         assert len(cache._tokens) <= most + 1
@@ -58,7 +59,7 @@ def test_names_of_what_is_gone_are_forgotten(cache: PoolEmbeddings) -> None:
 def test_rows_of_another_width_are_kept_beside_the_pool(cache: PoolEmbeddings) -> None:
     assert cache.set(1, embedding(1))
     other = EmbeddingResult(embedding=torch.ones(3, 2 * WIDTH))
-    free = cache._pool.manager.memory.large.num_free
+    free = inside.num_free(cache._pool.manager)
     assert cache.set(2, other)
-    assert cache._pool.manager.memory.large.num_free == free
+    assert inside.num_free(cache._pool.manager) == free
     assert torch.equal(cache.get_single(2).embedding, other.embedding)

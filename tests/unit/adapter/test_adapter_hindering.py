@@ -4,6 +4,7 @@ from array import array
 from types import SimpleNamespace
 from typing import Any
 
+import core_inspector as inside
 import pytest
 from adapter_builders import make_cache
 from core_builders import grow, make_manager, tokens
@@ -31,7 +32,7 @@ def cache() -> JengaPrefixCache:
     for pages in range(1, SHARED_PAGES + 1):
         own = range(1000 * pages, 1000 * pages + PAGE)
         compute(manager, tokens(range(PAGE * pages), own))
-    assert manager.memory.large.num_owned[0] == SHARED_PAGES
+    assert inside.num_owned(manager)[0] == SHARED_PAGES
     return make_cache(manager)
 
 
@@ -68,7 +69,7 @@ def consider(cache: JengaPrefixCache) -> tuple[int, bool]:
 def test_a_prefix_that_lies_scattered_is_given_up(cache: JengaPrefixCache) -> None:
     assert consider(cache) == (PAGE * SHARED_PAGES, False)
     assert consider(cache) == (0, True)
-    assert cache.manager.tree.find(NAMESPACE, PROMPT).num_pages == 0, (
+    assert inside.find(cache.manager, NAMESPACE, PROMPT).num_pages == 0, (
         "nothing is left to merge with"
     )
     cache.manager.check_idle()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import core_inspector as inside
 import numpy as np
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_the_core_keeps_hits_and_evicts_what_the_kind_needs() -> None:
         manager.check()
     assert engine.counts["hit tokens"] > 200 and engine.counts["checked tokens"] > 5_000
     assert manager.counters.evicted.total() > 0
-    assert manager.memory.large.num_used == [0, 0]
+    assert inside.num_used(manager) == [0, 0]
 
 
 # -- attention ----------------------------------------------------------------------------------

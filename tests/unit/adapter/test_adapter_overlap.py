@@ -5,6 +5,7 @@ from array import array
 from types import SimpleNamespace
 from typing import Any
 
+import core_inspector as inside
 import numpy as np
 import pytest
 import torch
@@ -129,10 +130,9 @@ def test_what_the_same_prompt_hits_is_as_fresh_as_its_end() -> None:
     served.prefill()
     served.publish()
     served.end()
-    pages = cache.manager.tree.pages(
-        cache.manager.match(Namespace(None, None, None), np.arange(384)).path
-    )
-    memory = cache.manager.memory
+    hit = cache.manager.match(Namespace(None, None, None), np.arange(384))
+    pages = inside.path_pages(cache.manager, hit.path)
+    memory = inside.memory(cache.manager)
     large = [int(memory.large_pages(1, pages[place : place + 1])[0]) for place in range(24)]
     times = memory.lru.time[large]
     window = range(23 - 4, 23)

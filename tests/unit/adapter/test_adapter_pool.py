@@ -4,6 +4,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import core_inspector as inside
 import pytest
 import torch
 from core_builders import begin, serve, tokens
@@ -128,10 +129,10 @@ def test_a_group_is_born_on_the_live_pool_and_dies_and_no_byte_is_moved() -> Non
             value = torch.full((1, 2, 16), float(page * PAGE + slot))
             pool.write(0, page[None], torch.tensor([slot]), value, -value)
     bytes_before = pool.buffer.clone()
-    free = manager.memory.large.num_free
+    free = inside.num_free(manager)
 
     number = pool.add_group(new_group(8, 9))
-    assert manager.memory.large.num_free == free and torch.equal(pool.buffer, bytes_before)
+    assert inside.num_free(manager) == free and torch.equal(pool.buffer, bytes_before)
     later = begin(manager, tokens(8, HISTORY))
     new_pages = torch.from_numpy(pool.small_pages(number, 0, later.row[:4])).long()
     assert pool.k_pages[9].dtype == torch.bfloat16 and pool.k_pages[0].dtype == torch.float32
@@ -149,7 +150,7 @@ def test_a_group_is_born_on_the_live_pool_and_dies_and_no_byte_is_moved() -> Non
     manager.release(later)
     manager.release(running)
     pool.retire_group(number)
-    assert manager.memory.large.num_owned[number] == 0
+    assert inside.num_owned(manager)[number] == 0
     assert 8 not in pool.place and 9 not in pool.k_pages and number not in pool.layouts
     manager.check_idle()
     again = pool.add_group(new_group(8))
@@ -210,9 +211,9 @@ def test_a_draft_models_layers_are_a_group_more_of_the_same_pool() -> None:
     )
     assert pool.k_pages[4].shape[2:] == (1, 16) and pool.k_pages[4].dtype == torch.bfloat16
     serve(manager, HISTORY)
-    assert manager.memory.large.num_owned[2] > 0
+    assert inside.num_owned(manager)[2] > 0
     pool.retire_group(2)
-    assert manager.memory.large.num_owned[2] == 0 and 4 not in pool.place
+    assert inside.num_owned(manager)[2] == 0 and 4 not in pool.place
     assert manager.match(None, HISTORY).path.num_pages == len(HISTORY) // PAGE
 
 

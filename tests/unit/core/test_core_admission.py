@@ -2,6 +2,7 @@
 
 import itertools
 
+import core_inspector as inside
 import pytest
 from core_builders import begin, make_manager, tokens
 
@@ -110,7 +111,7 @@ def test_tokens_left_are_those_that_every_group_could_hold() -> None:
     """Ten large pages of two small pages of full or one of the window, three of them used."""
     manager = make_manager(Full(), SlidingWindow(50), num_large=10, page_size=4, layers=[1, 2])
     begin(manager, tokens(range(5)))
-    assert manager.memory.large.num_free == 7
+    assert inside.num_free(manager) == 7
     # Seven large pages are 14 units, and a page of both groups takes three.
     assert whole_tokens_left(manager, [0, 0]) == 14 // 3 * 4
     assert whole_tokens_left(manager, [2, 1]) == 10 // 3 * 4

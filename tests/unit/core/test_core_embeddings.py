@@ -1,5 +1,6 @@
 """Embeddings of images in the pool, beside the histories of requests."""
 
+import core_inspector as inside
 import numpy as np
 import pytest
 from core_builders import begin, hit_tokens, make_manager, serve, tokens
@@ -21,7 +22,7 @@ def with_embeddings(num_large: int) -> tuple[Manager, Embeddings]:
 def small_pages(embeddings: Embeddings, number: int, num_tokens: int) -> list[int]:
     pages = embeddings.find(number, num_tokens)
     assert pages is not None
-    return embeddings.manager.memory.table[embeddings.group][pages, 0].tolist()
+    return inside.tables(embeddings.manager)[embeddings.group][pages, 0].tolist()
 
 
 def test_an_embedding_is_kept_by_its_number_and_length() -> None:
@@ -34,7 +35,7 @@ def test_an_embedding_is_kept_by_its_number_and_length() -> None:
     assert len(set(small_pages(embeddings, 7, 10))) == 3
     manager.check_idle()
     assert embeddings.free(7, 10) and not embeddings.free(7, 10)
-    assert manager.memory.large.num_free == manager.memory.large.num_large
+    assert inside.num_free(manager) == inside.num_large(manager)
     manager.check_idle()
 
 
@@ -42,7 +43,7 @@ def test_what_is_running_is_never_pushed_out() -> None:
     manager, embeddings = with_embeddings(5)
     pin = begin(manager, tokens(range(16)))
     assert embeddings.store(7, 8) is None
-    assert manager.memory.large.num_used[0] == 4
+    assert inside.num_used(manager)[0] == 4
     assert embeddings.store(8, 4) is not None
     manager.release(pin)
     manager.check_idle()
@@ -55,7 +56,7 @@ def test_cached_prefixes_and_embeddings_push_each_other_out() -> None:
     assert hit_tokens(manager, tokens(range(12))) < 12
     serve(manager, tokens(range(50, 66)))
     assert embeddings.find(7, 12) is None, "a part of an embedding is of no use"
-    assert manager.memory.large.num_held[embeddings.group] == 0
+    assert inside.num_held(manager)[embeddings.group] == 0
     manager.check_idle()
 
 

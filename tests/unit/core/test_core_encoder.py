@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import core_inspector as inside
 import numpy as np
 import pytest
 from core_builders import begin, grow, hit_tokens, make_manager, serve, tokens
@@ -42,7 +43,7 @@ def test_text_and_image_layers_hold_nothing_of_each_other() -> None:
     history = tokens(image(1, 8), range(20))
     pin = manager.lock(manager.match(Encoded(None, 8), history))
     grow(manager, pin, 28)
-    held = [np.flatnonzero(table[pin.row, 0]).tolist() for table in manager.memory.table]
+    held = [np.flatnonzero(table[pin.row, 0]).tolist() for table in inside.tables(manager)]
     assert held == [[2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [0, 1]]
     manager.slide(pin, 28)
     assert [[tuple(r) for r in ranges] for ranges in pin.held] == [[(2, 7)], [(5, 7)], [(0, 2)]]
@@ -67,7 +68,7 @@ def test_an_image_is_hit_as_a_whole_and_by_any_question() -> None:
 def test_text_only_requests_take_nothing_of_the_image_layers() -> None:
     manager = vision_manager()
     pin = begin(manager, tokens(range(20)))
-    assert manager.memory.large.num_used[2] == 0
+    assert inside.num_used(manager)[2] == 0
     assert request_pages(manager, 20, 20, 0)[2] == 0
     serve(manager, tokens(range(30, 50)))
     assert hit_tokens(manager, tokens(range(30, 50))) == 20
@@ -88,12 +89,12 @@ def test_a_page_of_an_image_takes_the_rest_of_the_image_with_it() -> None:
     it is of no use: all of it is free again."""
     manager = make_manager(Full(), CrossAttention(), num_large=40, page_size=4)
     serve_image(manager, tokens(image(1, 16), range(8)), 16)
-    books = manager.memory.large
-    assert (books.num_held[0], books.num_held[1]) == (2, 4)
-    last = manager.tree.pages(manager.tree.find(Encoded(None, 16), image(1, 16)))[3:4]
-    manager.evictor.evict_pages(1, last)
+    assert inside.num_held(manager) == [2, 4]
+    last = inside.pages_of(manager, image(1, 16), Encoded(None, 16))[3:4]
+    inside.evict_pages(manager, 1, last)
     manager.check()
-    assert books.num_held == [0, 0] and books.num_free == books.num_large
+    assert inside.num_held(manager) == [0, 0]
+    assert inside.num_free(manager) == inside.num_large(manager)
 
 
 def test_pages_of_an_image_that_a_request_pins_stay() -> None:
@@ -105,8 +106,9 @@ def test_pages_of_an_image_that_a_request_pins_stay() -> None:
     pin = manager.lock(manager.match(namespace, history))
     grow(manager, pin, len(history))
     manager.checkpoint(pin, namespace, history)
-    tail = manager.tree.pages(manager.tree.find(namespace, tokens(image(1, 8), image(2, 8))))[3:4]
-    manager.evictor.evict_pages(1, tail)
+    images = tokens(image(1, 8), image(2, 8))
+    tail = inside.pages_of(manager, images, namespace)[3:4]
+    inside.evict_pages(manager, 1, tail)
     manager.check()
     manager.release(pin)
     assert hit_tokens(manager, history, namespace=namespace) == 24
@@ -120,10 +122,10 @@ def test_image_layers_can_come_while_the_pool_is_in_use() -> None:
     group = register_group(manager, GroupGeometry(spec, 4))
     grow(manager, before, 30)
     serve_image(manager, tokens(image(1, 8), range(9)), 8)
-    assert manager.memory.large.num_held[group] == 2
+    assert inside.num_held(manager)[group] == 2
     assert hit_tokens(manager, tokens(image(1, 8)), namespace=Encoded(None, 8)) == 8
     retire_group(manager, group)
-    assert manager.memory.large.num_held[group] == 0
+    assert inside.num_held(manager)[group] == 0
     manager.release(before)
     manager.check_idle()
 
@@ -154,7 +156,7 @@ def mllama_geometry() -> Geometry:
 
 
 def held_bytes(manager: Manager) -> Iterator[int]:
-    for used, cut in zip(manager.memory.large.num_used, manager.geometry.groups, strict=True):
+    for used, cut in zip(inside.num_used(manager), manager.geometry.groups, strict=True):
         yield used * cut.small_page_bytes
 
 
@@ -178,7 +180,7 @@ def test_an_image_request_holds_what_its_layers_read(
     # No more than the last, partly filled page of each group beyond what is perfect.
     assert perfect <= held < perfect + 16 * 4096 * 40
     large_bytes = manager.geometry.large_page_bytes
-    owned = sum(manager.memory.large.num_owned) * large_bytes
+    owned = sum(inside.num_owned(manager)) * large_bytes
     assert owned < held + 2 * large_bytes
     asked = request_pages(manager, length, length, 0, image_pages)
     page_bytes = [cut.page_bytes for cut in manager.geometry.groups]

@@ -1,5 +1,6 @@
 """The exact order in which cached pages go. A small page is a large page unless said otherwise."""
 
+import core_inspector as inside
 import pytest
 from core_builders import begin, grow, held_pages, hit_tokens, make_manager, serve, tokens
 
@@ -105,7 +106,7 @@ def test_balanced_a_hit_refreshes_only_what_it_needed() -> None:
     # 8 full and 2 window pages of A, 8 and 2 of B, and 12 window pages that slid out but for the
     # two that the hit refreshed.
     transient, old_of_a, of_b = 10, 6, 10
-    free = manager.memory.large.num_free
+    free = inside.num_free(manager)
     make_room(manager, (free + transient) // 2)
     assert held_pages(manager, 1, A) == [2, 3, 6, 7]
     assert held_pages(manager, 1, B) == [6, 7]
@@ -122,10 +123,10 @@ def test_one_hit_gives_one_time_to_all_groups() -> None:
     manager = make_manager(Full(), SlidingWindow(5), ChunkedLocal(8), num_large=60)
     serve(manager, A)
     hit(manager, A, 7)
-    memory = manager.memory
-    pages = manager.tree.pages(manager.tree.find(None, A))
-    times = [memory.lru.time[memory.table[g][pages, 0]].tolist() for g in range(3)]
-    hit_time = memory.now
+    pages = inside.pages_of(manager, A)
+    large = [table[pages, 0] for table in inside.tables(manager)]
+    times = [inside.times(manager)[of_group].tolist() for of_group in large]
+    hit_time = inside.now(manager)
     assert times[0] == [hit_time] * 7 + [hit_time - 1]
     assert times[1] == [0, 0, 0] + [hit_time] * 4 + [hit_time - 1]
     assert times[2] == [hit_time] * 7 + [0]
@@ -138,29 +139,29 @@ def test_evicting_a_full_page_drops_all_below_it_in_every_group() -> None:
     fork = tokens(A[:4], range(300, 304))
     serve(manager, A)
     serve(manager, fork)
-    path = manager.tree.find(None, A[:4])
-    manager.evictor.evict_pages(0, manager.tree.pages(path)[2:3])
+    path = inside.find(manager, None, A[:4])
+    inside.evict_pages(manager, 0, inside.path_pages(manager, path)[2:3])
     manager.check()
     assert held_pages(manager, 0, A) == held_pages(manager, 0, fork) == [0, 1]
     assert held_pages(manager, 1, A) == held_pages(manager, 1, fork) == [0, 1]
-    assert manager.memory.large.num_held == [2, 2]
-    assert manager.memory.num_tree == 2
+    assert inside.num_held(manager) == [2, 2]
+    assert inside.num_in_tree(manager) == 2
 
 
 def test_evicting_a_sink_page_drops_all_below_it() -> None:
     manager = make_manager(SlidingWindow(4, sink_tokens=2), num_large=60)
     serve(manager, A)
-    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[1:2])
+    inside.evict_pages(manager, 0, inside.pages_of(manager, A)[1:2])
     manager.check()
     assert held_pages(manager, 0, A) == [0]
-    assert manager.memory.num_tree == 1
+    assert inside.num_in_tree(manager) == 1
 
 
 def test_evicting_a_window_page_costs_only_the_hits_that_needed_it() -> None:
     """Window 3 reads two earlier tokens: page 4 is needed at lengths 5 and 6."""
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     serve(manager, A)
-    manager.evictor.evict_pages(1, manager.tree.pages(manager.tree.find(None, A))[4:5])
+    inside.evict_pages(manager, 1, inside.pages_of(manager, A)[4:5])
     manager.check()
     assert held_pages(manager, 0, A) == list(range(8))
     assert [hit_tokens(manager, A[:n]) for n in range(9)] == [0, 1, 2, 3, 4, 4, 4, 7, 8]
@@ -171,9 +172,9 @@ def test_a_page_that_no_group_holds_is_forgotten() -> None:
     serve(manager, A)
     make_room(manager, 8 + 6)
     assert held_pages(manager, 0, A) == [6, 7]
-    assert manager.memory.num_tree == 2
+    assert inside.num_in_tree(manager) == 2
     make_room(manager, 8 + 8)
-    assert (manager.memory.num_tree, list(manager.tree)) == (0, [])
+    assert (inside.num_in_tree(manager), inside.nodes(manager)) == (0, [])
 
 
 def test_pages_of_a_running_request_are_never_evicted() -> None:
@@ -192,7 +193,7 @@ def test_pages_of_a_running_request_are_never_evicted() -> None:
 
 def two_sizes(num_large: int) -> Manager:
     manager = make_manager(Full(), SlidingWindow(100), num_large=num_large, layers=[2, 3])
-    assert manager.memory.large.small_per_large == [3, 2]
+    assert inside.small_per_large(manager) == [3, 2]
     return manager
 
 
@@ -211,10 +212,10 @@ def test_a_large_page_goes_whole() -> None:
     """Room for one page of each group costs the last large page of each group."""
     manager = two_sizes(num_large=5)
     serve(manager, A[:6])
-    assert manager.memory.large.num_free == 0
+    assert inside.num_free(manager) == 0
     make_room(manager, 1)
     assert held_pages(manager, 0, A) == [0, 1, 2]
-    assert manager.memory.large.num_owned[0] == 1
+    assert inside.num_owned(manager)[0] == 1
 
 
 def test_a_large_page_with_a_used_page_is_the_last_resort() -> None:
@@ -236,12 +237,12 @@ def test_taking_a_hole_leaves_cached_neighbours_as_recent_as_they_were() -> None
     manager = two_sizes(num_large=4)
     running = begin(manager, A[:2])
     manager.checkpoint(running, None, A[:2])
-    large = manager.memory.table[0][running.row[0], 0] // 3
-    served_at = manager.memory.lru.time[large]
+    large = inside.tables(manager)[0][running.row[0], 0] // 3
+    served_at = inside.times(manager)[large]
     grow(manager, running, 3)
-    assert manager.memory.table[0][running.row[2], 0] // 3 == large
+    assert inside.tables(manager)[0][running.row[2], 0] // 3 == large
     manager.release(running)
-    assert manager.memory.lru.time[large] == served_at > 0
+    assert inside.times(manager)[large] == served_at > 0
 
 
 def test_a_page_taken_anew_is_as_old_as_can_be_until_a_hit_needs_it() -> None:
@@ -249,7 +250,7 @@ def test_a_page_taken_anew_is_as_old_as_can_be_until_a_hit_needs_it() -> None:
     manager = make_manager(Full(), num_large=8)
     serve(manager, A)
     pin = begin(manager, B)
-    assert manager.memory.lru.time[manager.memory.table[0][pin.row, 0]].tolist() == [0] * 8
+    assert inside.times(manager)[inside.tables(manager)[0][pin.row, 0]].tolist() == [0] * 8
     manager.release(pin)
 
 
@@ -257,10 +258,10 @@ def test_a_page_taken_anew_is_as_old_as_can_be_until_a_hit_needs_it() -> None:
 def test_eviction_by_count_frees_as_many_virtual_pages_as_it_says(pages: int) -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=32)
     serve(manager, A)
-    free = manager.memory.num_free_virtual
+    free = inside.num_free_ids(manager)
     freed = manager.evict(pages)
     manager.check()
-    assert freed == manager.memory.num_free_virtual - free >= pages
+    assert freed == inside.num_free_ids(manager) - free >= pages
     assert held_pages(manager, 0, A) == list(range(8 - freed))
 
 
@@ -268,4 +269,4 @@ def test_eviction_by_count_stops_when_nothing_is_cached() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=32)
     serve(manager, A)
     assert manager.evict(100) == 8
-    assert manager.memory.large.num_held == [0, 0]
+    assert inside.num_held(manager) == [0, 0]

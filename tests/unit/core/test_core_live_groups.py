@@ -1,5 +1,6 @@
 """Layer groups that are born and retired while a pool is in use."""
 
+import core_inspector as inside
 import pytest
 from core_builders import UNIT_BYTES, begin, grow, hit_tokens, make_manager, serve, tokens
 
@@ -25,13 +26,13 @@ def adapter(k_bytes: int = UNIT_BYTES, *, window: int = 0) -> GroupGeometry:
 def test_a_new_group_takes_nothing_until_a_request_begins() -> None:
     manager = make()
     running = begin(manager, A)
-    free = manager.memory.large.num_free
+    free = inside.num_free(manager)
     group = register_group(manager, adapter())
-    assert (group, manager.memory.large.num_free) == (2, free)
+    assert (group, inside.num_free(manager)) == (2, free)
     grow(manager, running, 12)
     later = begin(manager, tokens(200, A))
-    assert manager.memory.large.num_used == [12 + 9, 12 + 9, 9]
-    assert manager.memory.large.num_free == free - 2 * 4 - 3 * 9
+    assert inside.num_used(manager) == [12 + 9, 12 + 9, 9]
+    assert inside.num_free(manager) == free - 2 * 4 - 3 * 9
     manager.check()
     manager.release(running)
     manager.release(later)
@@ -46,7 +47,7 @@ def test_requests_from_before_and_after_a_birth_open_pages_together() -> None:
     assert manager.reserve([(early, 1), (late, 1)])
     assert manager.extend_each([early, late]).tolist() == [early.row[-1], late.row[-1]]
     assert (early.length, late.length) == (9, 10)
-    assert manager.memory.large.num_used == [9 + 10, 9 + 10, 10]
+    assert inside.num_used(manager) == [9 + 10, 9 + 10, 10]
     manager.check()
 
 
@@ -58,7 +59,7 @@ def test_what_was_cached_before_is_a_hit_again_once_the_group_has_its_part() -> 
     assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (0, 8, group)
     serve(manager, A)
     assert hit_tokens(manager, A) == 8
-    assert manager.memory.large.num_held[0] == 8, "the other groups keep one copy"
+    assert inside.num_held(manager)[0] == 8, "the other groups keep one copy"
     manager.check()
 
 
@@ -66,16 +67,16 @@ def test_a_retired_group_gives_every_page_back() -> None:
     manager = make()
     group = register_group(manager, adapter(window=4))
     serve(manager, A)
-    owned = manager.memory.large.num_owned[group]
-    free = manager.memory.large.num_free
+    owned = inside.num_owned(manager)[group]
+    free = inside.num_free(manager)
     assert owned > 0
     retire_group(manager, group)
     manager.check_idle()
-    assert manager.memory.large.num_owned[group] == 0
-    assert manager.memory.large.num_free == free + owned
+    assert inside.num_owned(manager)[group] == 0
+    assert inside.num_free(manager) == free + owned
     assert hit_tokens(manager, A) == 8, "the others keep what they have"
     serve(manager, tokens(A, 1, 2))
-    assert manager.memory.large.num_held[group] == 0
+    assert inside.num_held(manager)[group] == 0
 
 
 def test_a_group_may_come_again_and_nothing_of_the_first_is_left() -> None:
@@ -83,10 +84,10 @@ def test_a_group_may_come_again_and_nothing_of_the_first_is_left() -> None:
     retire_group(manager, register_group(manager, adapter()))
     group = register_group(manager, adapter())
     serve(manager, A)
-    assert (group, manager.memory.large.num_held) == (3, [8, 8, 0, 8])
+    assert (group, inside.num_held(manager)) == (3, [8, 8, 0, 8])
     manager.reset()
     serve(manager, A)
-    assert manager.memory.large.num_held == [8, 8, 0, 8]
+    assert inside.num_held(manager) == [8, 8, 0, 8]
     manager.check_idle()
 
 
@@ -97,11 +98,11 @@ def test_the_pool_may_end_with_other_groups_than_it_began_with() -> None:
     for first in (0, 1):
         retire_group(manager, first)
     serve(manager, A)
-    assert manager.memory.large.num_held == [0, 0, 8]
+    assert inside.num_held(manager) == [0, 0, 8]
     assert hit_tokens(manager, A) == 8
     retire_group(manager, group)
-    assert manager.memory.large.num_free == manager.memory.large.num_large
-    assert manager.memory.num_free_virtual == manager.memory.num_virtual
+    assert inside.num_free(manager) == inside.num_large(manager)
+    assert inside.num_free_ids(manager) == inside.num_ids(manager)
 
 
 def test_a_group_in_use_is_not_retired() -> None:

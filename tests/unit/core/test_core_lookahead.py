@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 
+import core_inspector as inside
 import pytest
 from core_builders import hit_tokens, make_geometry, serve, tokens
 
@@ -87,7 +88,7 @@ def test_a_window_counts_only_what_a_hit_needs_of_it() -> None:
     queue = Queue(manager)
     serve(manager, A)
     queue.look(first=tokens(A, 1))
-    per_large = manager.memory.large.small_per_large
+    per_large = inside.small_per_large(manager)
     (wanted,) = queue.lookahead.wanted
     assert wanted.large_pages == pytest.approx(12 / per_large[0] + 2 / per_large[1])
 

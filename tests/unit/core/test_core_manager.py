@@ -1,5 +1,6 @@
 """One request's life in small numbers: match, lock, reserve, extend, checkpoint, slide, release."""
 
+import core_inspector as inside
 import numpy as np
 import pytest
 from core_builders import begin, grow, held_pages, hit_tokens, make_manager, serve, tokens
@@ -13,12 +14,12 @@ A = tokens(range(100, 112))
 
 def used(manager: Manager) -> list[int]:
     """Used small pages of each group."""
-    return manager.memory.large.num_used
+    return inside.num_used(manager)
 
 
 def cached(manager: Manager) -> list[int]:
-    large = manager.memory.large
-    return [held - used for held, used in zip(large.num_held, large.num_used, strict=True)]
+    both = zip(inside.num_held(manager), inside.num_used(manager), strict=True)
+    return [held - used for held, used in both]
 
 
 # -- hits ----------------------------------------------------------------------------------------
@@ -34,7 +35,7 @@ def test_only_whole_pages_are_kept_for_others() -> None:
     manager = make_manager(Full(), num_large=20, page_size=4)
     serve(manager, A[:10])
     assert hit_tokens(manager, A) == 8
-    assert manager.memory.num_tree == 2
+    assert inside.num_in_tree(manager) == 2
 
 
 def test_histories_of_other_namespaces_are_no_hits() -> None:
@@ -50,14 +51,14 @@ def test_without_a_prefix_cache_nothing_is_kept() -> None:
     serve(manager, A)
     manager.check()
     assert hit_tokens(manager, A) == 0
-    assert manager.memory.large.num_held == [0]
+    assert inside.num_held(manager) == [0]
 
 
 def test_a_hit_says_which_group_cut_it_and_what_the_tree_knows() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     serve(manager, A)
-    page = manager.tree.pages(manager.tree.find(None, A))[10:11]
-    manager.evictor.evict_pages(1, page)
+    page = inside.pages_of(manager, A)[10:11]
+    inside.evict_pages(manager, 1, page)
     hit = manager.match(None, A)
     assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (10, 12, 1)
     pin = begin(manager, tokens(A, 999))
@@ -98,7 +99,7 @@ def test_a_released_request_frees_what_it_did_not_leave_in_the_tree() -> None:
     manager.release(pin)
     manager.check()
     assert (used(manager), cached(manager)) == ([0, 0], [2, 2])
-    assert manager.memory.num_free_virtual == manager.memory.num_virtual - 2
+    assert inside.num_free_ids(manager) == inside.num_ids(manager) - 2
 
 
 def test_virtual_pages_that_only_a_request_kept_end_with_it() -> None:
@@ -113,7 +114,9 @@ def test_virtual_pages_that_only_a_request_kept_end_with_it() -> None:
             manager.checkpoint(pin, None, history[:length])
         manager.release(pin)
         manager.check()
-        assert manager.memory.num_tree <= 8, "each virtual page is there for a page that is held"
+        assert inside.num_in_tree(manager) <= 8, (
+            "each virtual page is there for a page that is held"
+        )
 
 
 # -- reserve and extend --------------------------------------------------------------------------
@@ -132,8 +135,8 @@ def test_every_stripe_of_every_group_gets_a_small_page() -> None:
     pin = begin(manager, A[:5])
     manager.check()
     assert used(manager) == [5, 15]
-    assert [table.shape[1] for table in manager.memory.table] == [1, 3]
-    assert (manager.memory.table[1][pin.row] > 0).all()
+    assert [table.shape[1] for table in inside.tables(manager)] == [1, 3]
+    assert (inside.tables(manager)[1][pin.row] > 0).all()
 
 
 def test_a_refused_reservation_changes_nothing() -> None:
@@ -174,7 +177,7 @@ def test_a_reservation_in_the_free_part_evicts_nothing() -> None:
 def test_the_whole_pool_can_be_cached_and_then_used_again() -> None:
     manager = make_manager(Full(), num_large=12)
     serve(manager, A)
-    assert manager.memory.large.num_free == 0
+    assert inside.num_free(manager) == 0
     pin = begin(manager, tokens(range(12)))
     assert (used(manager), cached(manager)) == ([12], [0])
     manager.release(pin)
@@ -184,7 +187,7 @@ def test_pages_that_were_never_reserved_are_refused_and_nothing_changes() -> Non
     """Group 0 would have had room for the page, group 1 has none."""
     manager = make_manager(Full(), SlidingWindow(100), num_large=3, layers=[1, 2])
     pin = begin(manager, A[:2])
-    assert manager.memory.large.num_holes(0) == 0 or manager.memory.large.num_free == 0
+    assert inside.num_free(manager) == 0
     before = digest(manager)
     with pytest.raises(MemoryError, match="never reserved"):
         manager.extend(pin, 3)
@@ -278,7 +281,7 @@ def test_two_requests_that_computed_the_same_keep_one_copy() -> None:
     manager.check()
     assert (used(manager), cached(manager)) == ([12, 4], [0, 8])
     assert two.row.tolist() == one.row.tolist()
-    assert manager.memory.num_tree == 12
+    assert inside.num_in_tree(manager) == 12
 
 
 def test_the_private_copy_is_freed_only_as_far_as_the_tree_knows_the_history() -> None:
@@ -309,19 +312,19 @@ def test_a_hole_in_the_tree_is_filled_by_who_computes_it_again() -> None:
     its own page of the full group and adopts the request's page of the window."""
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     serve(manager, A)
-    lost = manager.tree.pages(manager.tree.find(None, A))[10:11]
-    full_page = manager.memory.table[0][lost, 0].item()
-    manager.evictor.evict_pages(1, lost)
+    lost = inside.pages_of(manager, A)[10:11]
+    full_page = inside.tables(manager)[0][lost, 0].item()
+    inside.evict_pages(manager, 1, lost)
     pin = begin(manager, A)
     assert pin.hit.path.num_pages == 10
-    mine = manager.memory.table[1][pin.row[10], 0]
-    held = manager.memory.large.num_held[0]
+    mine = inside.tables(manager)[1][pin.row[10], 0]
+    held = inside.num_held(manager)[0]
     manager.checkpoint(pin, None, A)
     manager.check()
     assert pin.row[10] == lost[0]
-    assert manager.memory.table[0][lost, 0].item() == full_page
-    assert manager.memory.table[1][lost, 0].item() == mine
-    assert manager.memory.large.num_held[0] == held - 2, "the copies of pages 10 and 11 are free"
+    assert inside.tables(manager)[0][lost, 0].item() == full_page
+    assert inside.tables(manager)[1][lost, 0].item() == mine
+    assert inside.num_held(manager)[0] == held - 2, "the copies of pages 10 and 11 are free"
     manager.release(pin)
     assert hit_tokens(manager, A) == 12
 
@@ -329,8 +332,8 @@ def test_a_hole_in_the_tree_is_filled_by_who_computes_it_again() -> None:
 def test_a_page_that_the_request_let_go_of_too_stays_a_hole() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     serve(manager, A)
-    path = manager.tree.pages(manager.tree.find(None, A))
-    manager.evictor.evict_pages(1, path[2:9])
+    path = inside.pages_of(manager, A)
+    inside.evict_pages(manager, 1, path[2:9])
     pin = begin(manager, A[:9])
     assert pin.hit.path.num_pages == 2
     manager.slide(pin, 9)
@@ -343,8 +346,8 @@ def test_a_hollow_page_is_taken_over_whole() -> None:
     """Nothing at all is left of pages 0 to 9, but the history is known up to page 11."""
     manager = make_manager(SlidingWindow(3), num_large=40)
     serve(manager, A)
-    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[:10])
-    assert manager.tree.pages(manager.tree.find(None, A))[:10].tolist() == [0] * 10
+    inside.evict_pages(manager, 0, inside.pages_of(manager, A)[:10])
+    assert inside.pages_of(manager, A)[:10].tolist() == [0] * 10
     pin = begin(manager, A[:6])
     mine = pin.row.tolist()
     manager.checkpoint(pin, None, A[:6])
@@ -358,12 +361,12 @@ def test_a_prefix_that_the_tree_forgot_under_a_request_is_no_stumbling_block() -
     page that kept them known goes as well."""
     manager = make_manager(ChunkedLocal(4), num_large=20)
     serve(manager, A[:5])
-    path = manager.tree.pages(manager.tree.find(None, A[:5]))
-    manager.evictor.evict_pages(0, path[:4])
+    path = inside.pages_of(manager, A[:5])
+    inside.evict_pages(manager, 0, path[:4])
     pin = manager.lock(manager.match(None, A[:4]))
     assert pin.row.tolist() == [0, 0, 0, 0]
-    manager.evictor.evict_pages(0, path[4:])
-    assert manager.tree.find(None, A).num_pages == 0
+    inside.evict_pages(manager, 0, path[4:])
+    assert inside.find(manager, None, A).num_pages == 0
     grow(manager, pin, 7)
     manager.checkpoint(pin, None, A[:7])
     manager.check()
@@ -379,7 +382,7 @@ def test_a_flush_forgets_everything() -> None:
     manager.reset()
     manager.check()
     assert hit_tokens(manager, A) == 0
-    assert manager.memory.large.num_free == 40
+    assert inside.num_free(manager) == 40
 
 
 def test_the_same_calls_make_the_same_decisions() -> None:
@@ -408,7 +411,7 @@ def test_a_path_that_is_given_up_goes_in_every_group_and_nothing_else_does() -> 
     first, second = tokens(range(100, 108)), tokens(range(200, 208))
     for history in (first, second):
         serve(manager, history)
-    manager.give_up(manager.tree.find(None, first))
+    manager.give_up(inside.find(manager, None, first))
     manager.check()
     assert [held_pages(manager, g, first) for g in (0, 1)] == [[], []]
     assert [held_pages(manager, g, second) for g in (0, 1)] == [list(range(8))] * 2
@@ -430,18 +433,18 @@ def test_no_state_of_the_pool_has_the_number_of_an_earlier_one() -> None:
 def test_what_the_tree_gains_and_loses_is_noted_by_group_and_in_order() -> None:
     """A window of three tokens lets go of the first pages before they are in the tree."""
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
-    manager.memory.record_tree()
+    inside.record_tree(manager)
     pin = begin(manager, tokens(range(4)))
     manager.slide(pin, 4)
-    assert manager.memory.take_tree_changes() == []
+    assert inside.tree_changes(manager) == []
     manager.checkpoint(pin, None, tokens(range(4)))
     pages = pin.row.tolist()
-    noted = [(c.group, c.held, c.virtual.tolist()) for c in manager.memory.take_tree_changes()]
+    noted = [(c.group, c.held, c.virtual.tolist()) for c in inside.tree_changes(manager)]
     assert noted == [(0, True, pages), (1, True, pages[2:])]
     manager.release(pin)
-    assert manager.memory.take_tree_changes() == []
+    assert inside.tree_changes(manager) == []
     manager.evict(4)
-    noted = [(c.group, c.held, c.virtual.tolist()) for c in manager.memory.take_tree_changes()]
+    noted = [(c.group, c.held, c.virtual.tolist()) for c in inside.tree_changes(manager)]
     lost = {
         g: sorted(p for group, _, virtual in noted if group == g for p in virtual) for g in (0, 1)
     }

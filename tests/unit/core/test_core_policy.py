@@ -1,5 +1,6 @@
 """What the prefix cache keeps beyond the end of a history, and how each choice is switched off."""
 
+import core_inspector as inside
 import pytest
 from core_builders import (
     begin,
@@ -30,13 +31,8 @@ def make(policy: CachePolicy) -> Manager:
 
 def evict_transient(manager: Manager) -> None:
     """Evict all that was never meant to be hit."""
-    bucket = manager.memory.lru.time
-    while True:
-        books = manager.memory.large
-        idle = (books.used == 0) & (books.held > 0)
-        if not (idle & (bucket == 0)).any():
-            return
-        manager.evictor.evict_large(1)
+    while (inside.times(manager)[inside.idle_large(manager)] == 0).any():
+        inside.evict_large(manager, 1)
     manager.check()
 
 
@@ -59,9 +55,9 @@ def test_a_history_that_merely_goes_on_is_no_branch() -> None:
     but it parts from A where others may part as well."""
     manager = make(CachePolicy())
     serve(manager, A)
-    pages = manager.tree.pages(manager.match(None, A).path)
+    pages = inside.path_pages(manager, manager.match(None, A).path)
     evict_transient(manager)
-    manager.evictor.evict_pages(1, pages[-2:])
+    inside.evict_pages(manager, 1, pages[-2:])
     goes_on = manager.match(None, tokens(A, range(500, 506)))
     forks = manager.match(None, FORK)
     assert (goes_on.path.num_pages, goes_on.matched_pages) == (0, 12)
@@ -115,7 +111,7 @@ def test_a_history_that_just_went_on_is_not_held_for_others() -> None:
     serve(manager, A[:6])
     pin = begin(manager, A)
     manager.slide(pin, 12)
-    assert manager.memory.large.num_used == [2]
+    assert inside.num_used(manager) == [2]
 
 
 @pytest.mark.parametrize(
@@ -126,10 +122,10 @@ def test_a_running_request_holds_the_hit_that_it_used_where_that_pays(
 ) -> None:
     """The next asker needs tokens 4 and 5."""
     manager, pin = window_alone(20, mean_output_tokens=mean_output_tokens, hold_hits=hold_hits)
-    assert manager.memory.large.num_used == [used]
+    assert inside.num_used(manager) == [used]
     manager.release(pin)
     manager.check()
-    assert manager.memory.large.num_used == [0]
+    assert inside.num_used(manager) == [0]
 
 
 def test_what_is_held_for_others_is_given_up_when_a_reservation_would_fail() -> None:
@@ -178,7 +174,7 @@ def test_without_a_prefix_cache_policies_do_nothing() -> None:
     manager = Manager(geometry, max_requests=2, max_length=100, prefix_cache=False)
     Lookahead(manager).look(["waits"], lambda index: (None, A))
     serve(manager, A)
-    assert manager.memory.large.num_held == [0]
+    assert inside.num_held(manager) == [0]
 
 
 def thirds(num_large: int, **policy: bool) -> Manager:
@@ -193,7 +189,7 @@ def test_requests_keep_to_large_pages_of_their_own(request_aware: bool, large_pa
     manager = thirds(20, request_aware=request_aware)
     begin(manager, A[:1])
     begin(manager, FORK[:1] + 1)
-    assert manager.memory.large.num_owned == [large_pages, 2]
+    assert inside.num_owned(manager) == [large_pages, 2]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -205,7 +201,7 @@ def test_whole_large_pages_go_before_pages_beside_used_ones(whole: bool) -> None
     serve(manager, c)
     serve(manager, a)
     runs = begin(manager, tokens(99))
-    assert manager.memory.large.num_free == 0
+    assert inside.num_free(manager) == 0
     assert manager.reserve([(runs, 1)])
     manager.check()
     assert hit_tokens(manager, a) == (2 if whole else 0)
@@ -216,8 +212,8 @@ def test_whole_large_pages_go_before_pages_beside_used_ones(whole: bool) -> None
 def test_what_a_request_needs_has_one_time_in_every_group(balanced: bool) -> None:
     manager = make(CachePolicy(balanced=balanced))
     serve(manager, A)
-    times = manager.memory.lru.time
-    last = [set(times[manager.memory.large.owner == g].tolist()) - {0} for g in (0, 1)]
+    times = inside.times(manager)
+    last = [set(times[inside.owned_large(manager, g)].tolist()) - {0} for g in (0, 1)]
     assert (last[0] == last[1]) is balanced
 
 
@@ -227,7 +223,7 @@ def test_the_end_of_a_prefix_goes_first(aligned: bool, left: int) -> None:
     policy = CachePolicy(aligned=aligned)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
     serve(manager, A)
-    manager.evictor.evict_large(1)
+    inside.evict_large(manager, 1)
     assert hit_tokens(manager, A) == left
 
 

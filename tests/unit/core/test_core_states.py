@@ -1,5 +1,6 @@
 """Recurrent layers: working states, checkpoints, and where a later request may continue."""
 
+import core_inspector as inside
 import pytest
 from core_builders import UNIT_BYTES, begin, grow, held_pages, hit_tokens, tokens
 
@@ -58,11 +59,11 @@ def test_a_request_holds_one_state_however_long_it_grows() -> None:
     manager = make(40)
     pin = begin(manager, A)
     grow(manager, pin, 40)
-    assert manager.memory.large.num_used == [20, 1]
+    assert inside.num_used(manager) == [20, 1]
     manager.check()
     manager.release(pin)
     manager.check_idle()
-    assert manager.memory.large.num_held == [0, 0]
+    assert inside.num_held(manager) == [0, 0]
 
 
 def test_checkpoints_are_left_every_interval_and_before_the_end_of_the_prompt() -> None:
@@ -70,7 +71,7 @@ def test_checkpoints_are_left_every_interval_and_before_the_end_of_the_prompt() 
     manager = make(40)
     pin = compute(manager, A)
     assert saved(pin) == [8, 14, 16]
-    assert all(copy.source == manager.memory.table[STATES][pin.slot] for _, copy in pin.saves)
+    assert all(copy.source == inside.tables(manager)[STATES][pin.slot] for _, copy in pin.saves)
     manager.checkpoint(pin, None, A)
     assert [page + 1 for page in held_pages(manager, STATES, A)] == [4, 7, 8]
     assert manager.counters.saved_checkpoints == 3
@@ -90,12 +91,12 @@ def test_the_first_state_is_zero_and_a_later_one_a_copy_of_the_checkpoint() -> N
     first = compute(manager, A)
     (start,) = first.starts
     assert start.source.tolist() == [0]
-    assert start.target == manager.memory.table[STATES][first.slot]
+    assert start.target == inside.tables(manager)[STATES][first.slot]
     manager.checkpoint(first, None, A)
     twins = [begin(manager, tokens(A, n)) for n in (1, 2)]
-    page = manager.tree.pages(manager.tree.find(None, A))[-1]
+    page = inside.pages_of(manager, A)[-1]
     copies = [twin.starts[0] for twin in twins]
-    assert [c.source for c in copies] == [manager.memory.table[STATES][page]] * 2
+    assert [c.source for c in copies] == [inside.tables(manager)[STATES][page]] * 2
     assert len({int(c.target[0]) for c in copies} | {int(copies[0].source[0])}) == 3
     manager.check()
 
@@ -138,7 +139,7 @@ def test_a_checkpoint_is_given_up_before_a_reservation_fails() -> None:
     pin = compute(manager, A)
     assert len(pin.saves) == 3
     assert manager.reserve([(pin, 3)])
-    assert manager.memory.large.num_used == [8, 1]
+    assert inside.num_used(manager) == [8, 1]
     manager.check()
     assert not manager.reserve([(pin, 4)])
 
@@ -157,12 +158,12 @@ def test_equal_checkpoints_are_kept_once() -> None:
     pins = [begin(manager, A) for _ in range(2)]
     for pin in pins:
         manager.save_states(pin, 0, len(A), len(A))
-    assert manager.memory.large.num_held[STATES] == 2 + 2 * 3
+    assert inside.num_held(manager)[STATES] == 2 + 2 * 3
     for pin in pins:
         manager.checkpoint(pin, None, A)
         manager.release(pin)
     manager.check_idle()
-    assert manager.memory.large.num_held == [8, 3]
+    assert inside.num_held(manager) == [8, 3]
 
 
 def test_nothing_is_saved_without_a_prefix_cache() -> None:
@@ -234,7 +235,7 @@ def test_one_checkpoint_moves_along_with_the_answer() -> None:
     first = pin.saves.pop()[1].target
     follow(manager, pin, 9, 23)
     assert saved(pin) == [16, 20] and all(c.target == first for _, c in pin.saves)
-    assert manager.memory.large.num_used[STATES] == 2, "the working state, and one that follows"
+    assert inside.num_used(manager)[STATES] == 2, "the working state, and one that follows"
     history = tokens(A, range(7))
     manager.checkpoint(pin, None, history)
     manager.release(pin)
@@ -251,7 +252,7 @@ def test_while_others_wait_for_memory_no_checkpoint_begins_to_follow_an_answer()
     follow(manager, pin, 9, 16)
     assert saved(pin) == [16]
     assert manager.let_go_of_answers() and not manager.let_go_of_answers()
-    assert manager.memory.large.num_used[STATES] == 2, "the end of the prompt is not the answer's"
+    assert inside.num_used(manager)[STATES] == 2, "the end of the prompt is not the answer's"
     manager.release(pin)
     manager.check_idle()
 
@@ -260,9 +261,9 @@ def test_what_follows_an_answer_is_given_up_before_a_reservation_fails() -> None
     manager = make(10, interval=64, answer=4)
     pin = compute(manager, A[:1])
     follow(manager, pin, 1, 4)
-    assert manager.memory.large.num_used == [2, 2]
+    assert inside.num_used(manager) == [2, 2]
     assert manager.reserve([(pin, 7)])
-    assert manager.memory.large.num_used == [2, 1]
+    assert inside.num_used(manager) == [2, 1]
     follow(manager, pin, 1, 8)
     assert saved(pin) == [4, 8], "and begins anew when there is room"
     manager.check()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import core_inspector as inside
 import pytest
 from core_builders import make_manager
 from fake_engine import FakeEngine, Job, pin_of
@@ -45,12 +46,12 @@ class SteadyEngine(FakeEngine):
 
     def step(self) -> None:
         before = [(job, pin_of(job).row.copy()) for job in self.running]
-        places = [table.copy() for table in self.manager.memory.table]
+        places = [table.copy() for table in inside.tables(self.manager)]
         super().step()
         for job, row in before:
             if job in self.running:
                 assert (pin_of(job).row[: len(row)] == row).all(), "a page was exchanged"
-                for table, then in zip(self.manager.memory.table, places, strict=True):
+                for table, then in zip(inside.tables(self.manager), places, strict=True):
                     now = table[row]
                     assert ((now == then[row]) | (now == 0)).all(), "a page was moved"
         self.manager.check()
@@ -60,7 +61,7 @@ class SteadyEngine(FakeEngine):
 
     def share(self, group: int) -> float:
         """The group's share of the bytes that running requests use."""
-        cuts, used = self.geometry.groups, self.manager.memory.large.num_used
+        cuts, used = self.geometry.groups, inside.num_used(self.manager)
         all_bytes = [n * c.small_page_bytes for n, c in zip(used, cuts, strict=True)]
         return all_bytes[group] / max(1, sum(all_bytes))
 
@@ -72,10 +73,9 @@ class SteadyEngine(FakeEngine):
         shares, most = [], [0.0, 0.0]
         while self.waiting or self.running:
             self.step()
-            books = self.manager.memory.large
-            for group in (FULL, WINDOW):
-                assert books.small_per_large[group] == 1
-                most[group] = max(most[group], books.num_used[group] / books.num_large)
+            assert inside.small_per_large(self.manager) == [1, 1]
+            used = [n / inside.num_large(self.manager) for n in inside.num_used(self.manager)]
+            most = [max(pair) for pair in zip(most, used, strict=True)]
             shares.append(self.share(FULL))
             assert len(shares) < 5_000
         return [share for share in shares if share], most

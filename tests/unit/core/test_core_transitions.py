@@ -1,5 +1,6 @@
 """Rare transitions, in numbers small enough to work out by hand."""
 
+import core_inspector as inside
 import numpy as np
 import pytest
 from core_builders import (
@@ -46,11 +47,11 @@ def halves() -> Manager:
     serve(manager, A[:1])
     pin = begin(manager, A[:3])
     grow(manager, pin, 4)
-    places = (manager.memory.table[0][pin.row, 0] // 2).tolist()
+    places = (inside.tables(manager)[0][pin.row, 0] // 2).tolist()
     assert places[0] == places[3] and places[1] == places[2] != places[0]
     manager.checkpoint(pin, None, A[:4])
     manager.release(pin)
-    assert (manager.memory.large.num_free, manager.memory.large.num_owned) == (0, [2, 4])
+    assert (inside.num_free(manager), inside.num_owned(manager)) == (0, [2, 4])
     return manager
 
 
@@ -65,7 +66,7 @@ def test_of_equal_times_the_large_page_with_the_deepest_tenant_goes_first() -> N
 def test_a_page_behind_the_sinks_takes_nothing_along() -> None:
     manager = make_manager(SlidingWindow(4, sink_tokens=2), num_large=60)
     serve(manager, A)
-    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[2:3])
+    inside.evict_pages(manager, 0, inside.pages_of(manager, A)[2:3])
     manager.check()
     assert held_pages(manager, 0, A) == [0, 1, *range(3, 12)]
 
@@ -75,9 +76,9 @@ def test_what_falls_with_pages_of_one_history_is_the_same_in_any_order() -> None
     manager = make_manager(Full(), SlidingWindow(100), num_large=80)
     serve(manager, A)
     serve(manager, FORK)
-    pages = manager.tree.pages(manager.tree.find(None, A))
-    assert len(manager.tree.nodes_of(pages[[2, 6]])) == 2
-    manager.evictor.evict_pages(0, pages[[6, 2]])
+    pages = inside.pages_of(manager, A)
+    assert len(inside.nodes_of(manager, pages[[2, 6]])) == 2
+    inside.evict_pages(manager, 0, pages[[6, 2]])
     manager.check()
     assert [held_pages(manager, g, A) for g in (0, 1)] == [[0, 1], [0, 1]]
     assert manager.counters.evicted == {0: 2}
@@ -108,13 +109,13 @@ def test_no_pinned_page_of_an_encoder_goes_with_its_end(in_one_node: bool) -> No
     for pin, length in ((whole, 6), (half, 2)) if in_one_node else ((half, 2), (whole, 6)):
         insert(manager, pin, history[:length])
     manager.release(whole)
-    pages = manager.tree.pages(manager.tree.find(IMAGE, history))
-    assert len(manager.tree.nodes_of(pages)) == (1 if in_one_node else 2)
-    manager.evictor.evict_pages(1, pages[2:3])
+    pages = inside.pages_of(manager, history, IMAGE)
+    assert len(inside.nodes_of(manager, pages)) == (1 if in_one_node else 2)
+    inside.evict_pages(manager, 1, pages[2:3])
     manager.check()
-    assert manager.tree.pages(manager.tree.find(IMAGE, history)).tolist() == half.row.tolist()
-    assert manager.memory.large.num_used == [0, 2]
-    assert manager.memory.large.num_held == [0, 2]
+    assert inside.pages_of(manager, history, IMAGE).tolist() == half.row.tolist()
+    assert inside.num_used(manager) == [0, 2]
+    assert inside.num_held(manager) == [0, 2]
 
 
 def test_what_an_encoder_made_goes_as_a_whole_when_nobody_holds_it() -> None:
@@ -123,11 +124,11 @@ def test_what_an_encoder_made_goes_as_a_whole_when_nobody_holds_it() -> None:
         pin = manager.lock(manager.match(IMAGE, history[:length]))
         insert(manager, pin, history[:length])
         manager.release(pin)
-    pages = manager.tree.pages(manager.tree.find(IMAGE, history))
+    pages = inside.pages_of(manager, history, IMAGE)
     assert len(pages) == 6
-    manager.evictor.evict_pages(1, pages[3:4])
+    inside.evict_pages(manager, 1, pages[3:4])
     manager.check()
-    assert (manager.memory.num_tree, manager.memory.large.num_held) == (0, [0, 0])
+    assert (inside.num_in_tree(manager), inside.num_held(manager)) == (0, [0, 0])
 
 
 # -- ids of virtual pages ------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def without_full(num_large: int) -> Manager:
     """A window of two tokens alone: the group that says how many ids there are has been retired."""
     manager = make_manager(Full(), SlidingWindow(2), num_large=num_large)
     retire_group(manager, 0)
-    assert manager.memory.num_virtual == num_large
+    assert inside.num_ids(manager) == num_large
     return manager
 
 
@@ -147,7 +148,7 @@ def test_a_reservation_fails_where_there_are_no_ids_although_there_is_memory() -
     manager.slide(pin, 4)
     grow(manager, pin, 8)
     manager.slide(pin, 8)
-    assert (manager.memory.num_free_virtual, manager.memory.large.num_free) == (0, 7)
+    assert (inside.num_free_ids(manager), inside.num_free(manager)) == (0, 7)
     assert not manager.reserve([(pin, 1)])
     assert manager.counters.refused_reservations == 1
     manager.check()
@@ -157,10 +158,10 @@ def test_ids_of_cached_pages_are_taken_back_for_a_reservation() -> None:
     manager = without_full(8)
     serve(manager, B[:4])
     pin = begin(manager, A[:2])
-    assert (manager.memory.num_free_virtual, manager.memory.large.num_free) == (2, 2)
+    assert (inside.num_free_ids(manager), inside.num_free(manager)) == (2, 2)
     manager.slide(pin, 2)
     assert manager.reserve([(pin, 4)])
-    assert manager.memory.num_free_virtual >= 4
+    assert inside.num_free_ids(manager) >= 4
     manager.extend(pin, 6)
     manager.check()
     assert len(held_pages(manager, 1, B)) == 2
@@ -190,20 +191,20 @@ def test_a_waiting_request_wants_nothing_of_a_history_that_was_cut() -> None:
     lookahead = Lookahead(manager)
 
     def look() -> list[tuple[int, int, float]]:
-        manager.memory.tick()
+        inside.tick(manager)
         lookahead.look(["waits"], lambda index: (None, tokens(FORK, 999)))
         return [(w.position, w.saved_tokens, w.large_pages) for w in lookahead.wanted]
 
     serve(manager, A)
     serve(manager, FORK)
     assert look() == [(1, 12, 12.0)]
-    manager.evictor.evict_pages(0, manager.tree.pages(manager.tree.find(None, A))[:1])
-    assert manager.memory.num_tree == 0
+    inside.evict_pages(manager, 0, inside.pages_of(manager, A)[:1])
+    assert inside.num_in_tree(manager) == 0
     serve(manager, B)
     serve(manager, B + 100)
-    times = manager.memory.lru.time.tolist()
+    times = inside.times(manager).tolist()
     assert look() == []
-    assert manager.memory.lru.time.tolist() == times
+    assert inside.times(manager).tolist() == times
 
 
 # -- what is held for others ---------------------------------------------------------------------
@@ -218,16 +219,16 @@ def holder(num_large: int) -> Manager:
     serve(manager, tokens(A[:6], [900]))
     pin = begin(manager, A)
     manager.slide(pin, 12)
-    assert manager.memory.large.num_used == [4]
+    assert inside.num_used(manager) == [4]
     return manager
 
 
 def test_a_decode_makes_running_requests_give_up_what_they_hold_for_others() -> None:
     manager = holder(12)
     assert manager.can_serve_pages(8)
-    assert manager.memory.large.num_used == [4], "there is room beside it"
+    assert inside.num_used(manager) == [4], "there is room beside it"
     assert manager.can_serve_pages(9)
-    assert manager.memory.large.num_used == [2]
+    assert inside.num_used(manager) == [2]
     manager.check()
     assert manager.can_serve_pages(10) and not manager.can_serve_pages(11)
 
@@ -238,9 +239,9 @@ def test_two_requests_that_computed_one_page_both_hold_the_one_that_stays() -> N
     for twin in twins:
         manager.checkpoint(twin, None, A[:1])
     manager.check()
-    (page,) = manager.tree.pages(manager.tree.find(None, A[:1])).tolist()
+    (page,) = inside.pages_of(manager, A[:1]).tolist()
     assert [twin.row.tolist() for twin in twins] == [[page], [page]]
-    assert manager.memory.pins[:, page].tolist() == [2, 2]
+    assert inside.pin_counts(manager)[:, page].tolist() == [2, 2]
     manager.release(twins[0])
     make_room(manager, 7)
     assert held_pages(manager, 0, A) == [0], "the other still runs on it"
@@ -255,7 +256,7 @@ def test_a_large_page_that_a_private_page_leaves_idle_can_be_evicted() -> None:
     pin = begin(manager, A[:2])
     manager.checkpoint(pin, None, A[:2])
     grow(manager, pin, 3)
-    assert manager.memory.large.num_owned == [1, 2]
+    assert inside.num_owned(manager) == [1, 2]
     manager.release(pin)
     manager.check()
     make_room(manager, 4)
@@ -292,9 +293,9 @@ def test_snapshots_in_the_tree_are_as_recent_as_what_is_computed() -> None:
     pin = compute(manager, A)
     assert [length for length, _ in pin.saves] == [4, 8, 11, 12]
     manager.checkpoint(pin, None, A)
-    memory = manager.memory
     assert [page + 1 for page in held_pages(manager, 1, A)] == [4, 8, 11, 12]
-    assert memory.lru.time[memory.table[1][pin.row[[3, 7, 10, 11]], 0]].tolist() == [memory.now] * 4
+    large = inside.tables(manager)[1][pin.row[[3, 7, 10, 11]], 0]
+    assert inside.times(manager)[large].tolist() == [inside.now(manager)] * 4
     assert pin.kept == [0, 4, 8, 11, 12, 12]
 
 
@@ -319,10 +320,10 @@ def test_a_snapshot_goes_into_anybodys_hole_before_it_opens_a_large_page() -> No
     first request takes three. The other takes four, its first snapshot the hole beside its own
     state and one, and the second the hole of the first request and the last."""
     manager = recurrent(9, 2, 4)
-    assert manager.memory.large.small_per_large == [4, 2, 1]
+    assert inside.small_per_large(manager) == [4, 2, 1]
     begin(manager, B[:1])
     pin = compute(manager, A[:8])
     assert [length for length, _ in pin.saves] == [6, 6, 7, 7]
-    assert manager.memory.large.num_owned == [3, 2, 4]
+    assert inside.num_owned(manager) == [3, 2, 4]
     assert manager.counters.skipped_checkpoints == 0
     manager.check()

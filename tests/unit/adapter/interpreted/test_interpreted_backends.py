@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import core_inspector as inside
 import pytest
 import torch
 from backend_bench import Bench, Model, Pair
@@ -176,7 +177,7 @@ def test_layers_and_stripes_of_a_group_share_one_plan_a_step(host: Host) -> None
     pair.each(lambda bench: bench.start(1))
     pair.step(EXTEND, {1: 25})
     groups = len(pair.checked.backend.groups)
-    stripes = max(pair.checked.manager.memory.stripes)
+    stripes = max(inside.stripes(pair.checked.manager))
     assert (groups, stripes, len(host.schedules), host.runs) == (3, 2, 3, 4)
     pair.step(EXTEND, {1: 5})
     assert (len(host.schedules), host.runs) == (2 * 3, 2 * 4)
