@@ -118,7 +118,7 @@ class Lookahead:
         if not manager.policy.waiting_prefixes or not manager.prefix_cache:
             return
         if not waiting:
-            self.wanted = []
+            self.clear()  # who comes back may have a longer history
         if not waiting or self.has_looked(waiting[0]):
             return
         routes: dict[str, _Route] = {}

@@ -142,6 +142,18 @@ def test_a_match_is_found_again_when_one_child_has_gone_and_another_come() -> No
     assert [w.position for w in queue.lookahead.wanted] == [1, 2]
 
 
+def test_a_request_that_comes_back_longer_is_matched_anew() -> None:
+    """It was retracted, and what it had computed is in the tree."""
+    manager = make()
+    queue = Queue(manager)
+    serve(manager, A)
+    queue.look(first=A)
+    queue.look()
+    serve(manager, tokens(A, 1, 2, 3))
+    queue.look(first=tokens(A, 1, 2, 3, 4))
+    assert [w.saved_tokens for w in queue.lookahead.wanted] == [15]
+
+
 class TestWorth:
     """One full group, a token a page, a page a large page: all numbers can be done in the head."""
 
