@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from core_builders import begin, grow, hit_tokens, make_manager, serve, tokens
 
-from jenga_sglang.core.admission import request_pages
+from jenga_sglang.core.admission import longest_request, request_pages
 from jenga_sglang.core.dependency import CrossAttention, Full, SlidingWindow, check_legal
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import register_group, retire_group
@@ -187,3 +187,10 @@ def test_an_image_request_holds_what_its_layers_read(
     # Admission may count a page or two more per group for boundaries, and no image as text.
     asked_bytes = sum(n * b for n, b in zip(asked, page_bytes, strict=True))
     assert held <= asked_bytes <= held + 2 * sum(page_bytes)
+
+
+def test_the_longest_request_counts_what_an_encoder_made_of_it() -> None:
+    """Ten large pages of three pages of text, or one of an image."""
+    manager = make_manager(Full(), CrossAttention(), num_large=10, page_size=4, layers=[1, 3])
+    assert longest_request(manager, 8) == 30 * 4
+    assert longest_request(manager, 8, 4) == (4 + 6 * 3) * 4

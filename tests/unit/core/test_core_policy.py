@@ -128,6 +128,21 @@ def test_a_running_request_holds_the_hit_that_it_used_where_that_pays(
     assert inside.num_used(manager) == [0]
 
 
+@pytest.mark.parametrize(("mean_output_tokens", "used"), [(96, 4), (97, 2)])
+def test_what_is_held_is_weighed_in_large_pages(mean_output_tokens: int, used: int) -> None:
+    """Two pages of the window are one large page; in use are four of these and twelve of the full
+    group. To hold them pays up to answers of 6 · 16 / 1 tokens."""
+    geometry = make_geometry([SlidingWindow(3), Full()], 40, layers=[1, 2])
+    policy = CachePolicy(step_cost_tokens=1)
+    manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
+    manager.mean_output_tokens = mean_output_tokens
+    serve(manager, tokens(A[:6], [900]))
+    pin = begin(manager, A)
+    assert inside.num_used(manager) == [8, 12]
+    manager.slide(pin, 12)
+    assert inside.num_used(manager) == [used, 12]
+
+
 def test_what_is_held_for_others_is_given_up_when_a_reservation_would_fail() -> None:
     """Of twelve pages the request needs two and holds two more."""
     manager, _ = window_alone(12)
