@@ -2,8 +2,8 @@
 
 The host's books are the authority. The copy is brought up to them when a batch is launched, on the
 stream that runs the batch: after the reads of the batch before, which may still be at work, and
-before those of its own. So one copy is enough; what exists several times is the pinned memory that
-the changes travel in, because the host may be steps ahead of the device.
+before those of its own. So one copy is enough. The host may be steps ahead of the device: a change,
+however large, travels in pinned memory of its own, and the host never waits for an earlier one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flashinfer_ext.staging import PinnedRing
+from jenga_sglang.adapter.staged import to_device
 from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.memory import Memory
 
 NO_PAGE = -1
-ID_BYTES, ENTRY_BYTES = 8, 4
-# Changes of one copy; more of them, after a prefill or an eviction, go in several.
-CHANGES_AT_ONCE = 1024
 STEPS_IN_FLIGHT = 2
 
 
@@ -41,10 +38,6 @@ class PageTableCopy:
         self.entries = torch.full(shape, NO_PAGE, dtype=torch.int32, device=device)
         self._manager = manager
         self._followed: Memory | None = None
-        row_bytes = ID_BYTES + ENTRY_BYTES * len(self.entries)
-        self._ring = PinnedRing(
-            CHANGES_AT_ONCE * row_bytes, STEPS_IN_FLIGHT + 1, self.entries.device
-        )
 
     def follow(self) -> None:
         """Make the copy equal to the books as they are now, in stream order."""
@@ -57,8 +50,10 @@ class PageTableCopy:
             self.entries.copy_(torch.from_numpy(self._values(slice(None))))
             return
         changed = memory.take_changes()
-        for start in range(0, len(changed), CHANGES_AT_ONCE):
-            self._copy(changed[start : start + CHANGES_AT_ONCE])
+        if len(changed):
+            device = self.entries.device
+            values = to_device(self._values(changed), device)
+            self.entries.index_copy_(1, to_device(changed, device), values)
 
     def _values(self, virtual: Ids | slice) -> NDArray[np.int32]:
         """(tables, pages) of the books, a missing page as -1."""
@@ -66,18 +61,3 @@ class PageTableCopy:
         values = np.concatenate([followed.table[g][virtual].T for g in self.groups])
         values[values == 0] = NO_PAGE
         return values.astype(np.int32)
-
-    def _copy(self, virtual: Ids) -> None:
-        values = self._values(virtual)
-        ids_bytes = len(virtual) * ID_BYTES
-        with self._ring.buffer() as pinned:
-            ids_cpu = pinned[:ids_bytes].view(torch.int64)
-            ids_cpu.copy_(torch.from_numpy(virtual))
-            values_cpu = pinned[ids_bytes : ids_bytes + values.nbytes].view(torch.int32)
-            values_cpu.copy_(torch.from_numpy(values.ravel()))
-            device = self.entries.device
-            self.entries.index_copy_(
-                1,
-                ids_cpu.to(device, non_blocking=True),
-                values_cpu.to(device, non_blocking=True).view(values.shape),
-            )
