@@ -23,9 +23,10 @@ from .plan_spec import AttentionSpec
 from .staging import PinnedRing
 from .table_spec import GroupTables
 from .trim import HostCounts
+from .versions import fa2_planner_tail, installed
 
 INDEX_BYTES = 4
-# What FlashInfer 0.7.2 keeps on its wrappers and this module reads or sets.
+# What FlashInfer keeps on its wrappers and this module reads or sets.
 WRAPPER_FIELDS = (
     "_backend",
     "_batch_size",
@@ -129,7 +130,7 @@ class AttentionPlan:
         self.wrapper.plan(*arrays, *heads, **options)
         missing = [name for name in WRAPPER_FIELDS if not hasattr(self.wrapper, name)]
         if missing:
-            raise RuntimeError(f"flashinfer: expected 0.7.2, this version lacks {missing}")
+            raise RuntimeError(f"flashinfer: {installed()} lacks {missing}, which was there")
         self._is_first = False
 
     def _plan_again(self, counts: HostCounts, qo_indptr_cpu: torch.Tensor) -> None:
@@ -182,8 +183,9 @@ class AttentionPlan:
             spec.causal and self.kind == "prefill",
             spec.window_left,
         ]
-        # FA2 alone: no fixed split, splitting allowed, nothing co-located, no uniform length.
-        return [*arguments, -1, False, 0, 0] if self.wrapper._backend == "fa2" else arguments
+        if self.wrapper._backend != "fa2":
+            return arguments
+        return arguments + fa2_planner_tail(installed(), is_decode=self.kind == "decode_tc")
 
     def _bind_queries(self, staged: torch.Tensor, rows: int) -> None:
         """staged: (B + 1,) int32 pinned, copied to the device in stream order."""

@@ -14,6 +14,7 @@ with warnings.catch_warnings(action="ignore"):
     from flashinfer.jit.attention import gen_customize_batch_prefill_module, modules
     from flashinfer.jit.attention.variants import attention_sink_decl
 
+    from flashinfer_ext import versions
     from flashinfer_ext.plan import WRAPPER_FIELDS
 
 DECODE = decode.BatchDecodeWithPagedKVCacheWrapper
@@ -85,8 +86,45 @@ CALLS: list[tuple[Callable[..., Any], str, str]] = [
 ]
 
 
-def test_the_version_is_the_one_that_was_read() -> None:
-    assert version("flashinfer_python") == "0.7.2"
+def test_the_version_is_one_that_was_read() -> None:
+    """`versions.py` has what differs; the tests of plans compare with the one that is installed."""
+    assert versions.installed() == version("flashinfer_python")
+    assert version("flashinfer_python") in versions.KNOWN
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import flashinfer
+
+    versions.installed.cache_clear()
+    try:
+        for found, known in (("0.7.2.post1", "0.7.2"), ("0.7.4+cu130", "0.7.4")):
+            monkeypatch.setattr(flashinfer, "__version__", found)
+            assert versions.installed() == known
+            versions.installed.cache_clear()
+        for found in ("0.7.3", "0.7.20", "0.8.0"):
+            monkeypatch.setattr(flashinfer, "__version__", found)
+            with pytest.raises(RuntimeError, match=f"expected 0.7.2 or 0.7.4, got {found}"):
+                versions.installed()
+    finally:
+        versions.installed.cache_clear()
+
+
+@pytest.mark.parametrize(("wrapper", "is_decode"), [(DECODE, True), (PREFILL, False)])
+def test_the_planner_ends_as_the_installed_version_says(wrapper: Any, is_decode: bool) -> None:
+    tail = versions.fa2_planner_tail(versions.installed(), is_decode)
+    has_flag = "# fixed_uniform_q_len" in inspect.getsource(wrapper)
+    assert len(tail) == (5 if has_flag else 4)
+
+
+def test_the_tails_of_both_versions() -> None:
+    assert [versions.fa2_planner_tail("0.7.2", kind) for kind in (True, False)] == [
+        [-1, False, 0, 0],
+        [-1, False, 0, 0],
+    ]
+    assert [versions.fa2_planner_tail("0.7.4", kind) for kind in (True, False)] == [
+        [-1, False, 0, 1, True],
+        [-1, False, 0, 0, False],
+    ]
 
 
 @pytest.mark.parametrize(("function", "positions", "names"), CALLS)
