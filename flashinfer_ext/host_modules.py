@@ -26,7 +26,7 @@ import torch
 from . import reference
 from .reference import Mask
 
-# Positions of arguments of FlashInfer 0.7.2's modules, after the three workspaces of `plan` and
+# Positions of arguments of FlashInfer's modules, after the three workspaces of `plan` and
 # the two and the plan of `run`.
 PLAN_HEAD = RUN_HEAD = 3
 DECODE_TAIL = {"cap": 15, "scale": 16}
@@ -220,7 +220,8 @@ def xqa(host: Host) -> Any:
                 row[None], keys, values, visible, bmm1_scale, sinks=logits
             )[0]
             outs.append(attended * bmm2_scale)
-        return torch.cat(outs)
+        result = torch.cat(outs)
+        return result if out is None else out.copy_(result)
 
     return run
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "JENGA_"
 LAYOUTS = ("planned", "exact-lcm")
-PREFILL_KERNELS = ("fa2", "fa3")
+PREFILL_KERNELS = ("auto", "fa2", "fa3")
 DECODE_KERNELS = ("fa2", "xqa")
 WINDOWS = ("model", "config")
 
@@ -131,9 +131,10 @@ class Settings:
     )
     prefill_kernel: str = field(
         metadata=_about(
-            "fa2",
+            "auto",
             _one_of(*PREFILL_KERNELS),
-            "what computes prompts with --attention-backend flashinfer: fa2, or fa3 on sm_90",
+            "what computes prompts with --attention-backend flashinfer: fa2, or fa3 on sm_90; auto "
+            "takes fa3 there for layer groups that fit it",
         )
     )
     decode_kernel: str = field(

@@ -11,6 +11,7 @@ captured with; a step that the host prepares early cannot disturb the one at wor
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 
 from flashinfer_ext import check_kernel_limits
-from flashinfer_ext.kv_write import Fp8Scales, kv_write
+from flashinfer_ext.kv_write import Fp8Scales, KvWriter
 from flashinfer_ext.layout import FP8_DTYPES
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.views import KV
@@ -96,7 +97,7 @@ class DeviceBackend(AttentionBackend):
         self._eager = self._tables()
         self._graph: StepTables | None = None
         self._step: Step | None = None
-        self._fp8_scales: dict[int, Fp8Scales] = {}
+        self._writers: dict[tuple[int, bool], KvWriter] = {}
 
     # -- what a backend says of itself --------------------------------------------------------
 
@@ -137,9 +138,10 @@ class DeviceBackend(AttentionBackend):
         layer: RadixAttention,
         step: Step,
         sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Attention of q (tokens, Hq, D); k and v are the new tokens' if the layer made any.
-        Returns (tokens, Hq, Dv)."""
+        out: torch.Tensor,
+    ) -> None:
+        """Fill out (tokens, Hq, Dv) with the attention of q (tokens, Hq, D); k and v are the new
+        tokens' if the layer made any."""
 
     # -- start-up -----------------------------------------------------------------------------
 
@@ -296,7 +298,12 @@ class DeviceBackend(AttentionBackend):
             if save_kv_cache:
                 self._write(k, v, layer, step)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        return self.attend(q, k, v, layer, step, sinks).reshape(q.shape[0], -1)
+        out = output_of(forward_batch, q, layer)
+        real = step.num_tokens
+        # Kernels fill the rows of requests; what pads the batch must be numbers too.
+        out[real:].zero_()
+        self.attend(q[:real], k, v, layer, step, sinks, out[:real])
+        return out.view(len(out), -1)
 
     forward_decode = forward_extend
 
@@ -304,7 +311,13 @@ class DeviceBackend(AttentionBackend):
         slots = self.write_slots(step, self.pool.place[layer.layer_id])[: len(k)]
         # Behind the step's tokens is padding: data-parallel attention gives ranks equal shapes.
         k, v = k[: len(slots)], v[: len(slots)]
-        kv_write(k, v, *self.cache(layer.layer_id), slots, scales=self._scales(k, layer))
+        # Rows of fp8 are stored as they are.
+        key = (layer.layer_id, k.dtype in FP8_DTYPES)
+        writer = self._writers.get(key)
+        if writer is None:
+            caches = self.cache(layer.layer_id)
+            writer = self._writers[key] = KvWriter(*caches, scales=self._scales(k, layer))
+        writer.write(k, v, slots)
 
     @staticmethod
     def write_slots(step: Step, place: LayerPlace) -> torch.Tensor:
@@ -312,14 +325,10 @@ class DeviceBackend(AttentionBackend):
         return step.groups[place.group].tables.slots[place.stripe]
 
     def _scales(self, k: torch.Tensor, layer: RadixAttention) -> Fp8Scales | None:
+        """Made while a graph is warmed up: it cannot hold copies from the host."""
         if self.pool.dtype not in FP8_DTYPES or k.dtype in FP8_DTYPES:
             return None
-        # Made while a graph is warmed up: it cannot hold copies from the host.
-        if layer.layer_id not in self._fp8_scales:
-            self._fp8_scales[layer.layer_id] = Fp8Scales(
-                *(self._on_device(value) for value in fp8_scales(layer))
-            )
-        return self._fp8_scales[layer.layer_id]
+        return Fp8Scales(*(self._on_device(value) for value in fp8_scales(layer)))
 
     def _on_device(self, value: float) -> torch.Tensor:
         return torch.tensor([value], dtype=torch.float32, device=self.device)
@@ -327,6 +336,17 @@ class DeviceBackend(AttentionBackend):
     def descales(self, layer: RadixAttention) -> tuple[float, float]:
         """What K and V in the layer's pages are multiplied with."""
         return fp8_scales(layer) if self.pool.dtype in FP8_DTYPES else (1.0, 1.0)
+
+
+def output_of(forward_batch: ForwardBatch, q: torch.Tensor, layer: RadixAttention) -> torch.Tensor:
+    """(tokens, Hq, Dv) of q's dtype, not filled: SGLang's own where it has one, which spares a
+    copy."""
+    shape = (len(q), layer.tp_q_head_num, layer.v_head_dim)
+    given = getattr(forward_batch, "_attn_output", None)
+    if given is None or given.dtype != q.dtype or given.numel() != math.prod(shape):
+        return q.new_empty(shape)
+    out: torch.Tensor = given.view(shape) if given.is_contiguous() else q.new_empty(shape)
+    return out
 
 
 def check_attention(layer: RadixAttention) -> None:

@@ -19,6 +19,7 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_schedule, max_prefill_buffer_tokens
 from sglang.srt.utils import get_cuda_graph_max_batch_size
 
+from flashinfer_ext import check_kernel_limits
 from flashinfer_ext.plan import AttentionPlan
 from flashinfer_ext.plan_spec import AttentionSpec
 from flashinfer_ext.planner import GroupPlanner
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 PREFILL_VARIABLE = settings.name_of("prefill_kernel")
 DECODE_VARIABLE = settings.name_of("decode_kernel")
+MODULES_VARIABLE = settings.name_of("flashinfer_modules")
 # The architectures, as major compute capability, that a kernel is written for.
 ARCHITECTURES = {"fa3": (9,), "xqa": (9, 10, 12)}
 XQA_SCRATCH_BYTES = 128 << 20
@@ -47,9 +49,10 @@ Key = tuple[int, AttentionSpec]
 
 @dataclass(frozen=True)
 class Kernels:
-    """Which of FlashInfer's kernels run: ``prefill`` fa2 or fa3, ``decode`` fa2 or xqa."""
+    """Which of FlashInfer's kernels run: ``prefill`` fa2, fa3, or auto for fa3 wherever this GPU
+    has it and the group fits; ``decode`` fa2 or xqa."""
 
-    prefill: str = "fa2"
+    prefill: str = "auto"
     decode: str = "fa2"
 
     @classmethod
@@ -62,15 +65,19 @@ class Kernels:
         )
 
 
+def device_major() -> int | None:
+    """Major compute capability of the GPU; None without one."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
+
+
 def _on_this_gpu(variable: str, name: str) -> str:
-    if name in ARCHITECTURES and torch.cuda.is_available():
-        major = torch.cuda.get_device_capability()[0]
-        if major not in ARCHITECTURES[name]:
-            raise refuse(
-                f"{variable}={name}",
-                f"is for GPUs of compute capability {ARCHITECTURES[name]}, this one has {major}; "
-                "leave it out",
-            )
+    major = device_major()
+    if name in ARCHITECTURES and major not in (None, *ARCHITECTURES[name]):
+        raise refuse(
+            f"{variable}={name}",
+            f"is for GPUs of compute capability {ARCHITECTURES[name]}, this one has {major}; "
+            "leave it out",
+        )
     return name
 
 
@@ -83,6 +90,7 @@ class JengaFlashInferBackend(DeviceBackend):
     def __init__(self, runner: ModelRunner) -> None:
         self.use = Kernels.from_environment()
         self.entry_tokens = runner.page_size
+        self._prefills: dict[int, str] = {}
         super().__init__(runner)
         if folder := settings.current().flashinfer_modules:
             use_prebuilt(str(folder))
@@ -97,6 +105,8 @@ class JengaFlashInferBackend(DeviceBackend):
         self._planners: dict[Key, GroupPlanner] = {}
         self._xqa: dict[Key, XqaDecode] = {}
         self._plans: dict[Key, AttentionPlan] = {}
+        # By layer: the model's, and the same in float32.
+        self._sinks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # A dict for its order: every rank plans in the same one.
         self._graph_keys: dict[Key, None] = {}
 
@@ -118,7 +128,23 @@ class JengaFlashInferBackend(DeviceBackend):
             for layer in self.layers[group]
         )
         decode = "fa2_prefill" if on_tensor_cores else "fa2_decode"
-        return (f"{self.use.prefill}_prefill", "xqa" if self.use.decode == "xqa" else decode)
+        return (f"{self.prefill(group)}_prefill", "xqa" if self.use.decode == "xqa" else decode)
+
+    def prefill(self, group: int) -> str:
+        """The kernel of the group's prefills, fa2 or fa3. SGLang's own default on Hopper is an
+        FA3; what its shapes or dtypes do not fit keeps FA2."""
+        if self.use.prefill != "auto":
+            return self.use.prefill
+        if group not in self._prefills:
+            fits = (
+                device_major() in ARCHITECTURES["fa3"]
+                and self.pool.dtype == self.q_dtype
+                and not check_kernel_limits(
+                    self.pool.buffer, self.pool.layouts[group], ("fa3_prefill",)
+                )
+            )
+            self._prefills[group] = "fa3" if fits else "fa2"
+        return self._prefills[group]
 
     def check_layer(self, layer: RadixAttention) -> None:
         if layer.xai_temperature_len > 0:
@@ -149,6 +175,10 @@ class JengaFlashInferBackend(DeviceBackend):
 
     def begin(self, step: Step) -> None:
         self._plans = {}
+        if self._sinks:
+            # One launch for all layers: weights may have been updated in place.
+            given, logits = zip(*self._sinks.values(), strict=True)
+            torch._foreach_copy_(logits, given)
         if step.in_graph:
             for key in self._graph_keys:
                 self._plan(key, step)
@@ -161,21 +191,33 @@ class JengaFlashInferBackend(DeviceBackend):
         layer: RadixAttention,
         step: Step,
         sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
+        out: torch.Tensor,
+    ) -> None:
         place = self.pool.place[layer.layer_id]
         key = self._key(layer, place.group, step.is_decode, sinks is not None)
         caches = self.pool.get_kv_buffer(layer.layer_id)
-        sink_logits = None if sinks is None else sinks.float()
+        sink_logits = None if sinks is None else self._logits_of(layer, sinks)
         k_scale, v_scale = self.descales(layer)
         scales = {"k_scale": k_scale, "v_scale": v_scale}
         if step.is_decode and self.use.decode == "xqa":
             tables = step.groups[place.group].tables
-            return self._xqa_decode(key).run(
-                q, *caches, tables, stripe=place.stripe, sinks=sink_logits, **scales
+            self._xqa_decode(key).run(
+                q, *caches, tables, stripe=place.stripe, sinks=sink_logits, out=out, **scales
             )
+            return
         plan = self._plans.get(key) or self._plan(key, step)
         extra = () if sink_logits is None else (sink_logits,)
-        return plan.run(q, *caches, *extra, stripe=place.stripe, **scales)
+        plan.run(q, *caches, *extra, stripe=place.stripe, out=out, **scales)
+
+    def _logits_of(self, layer: RadixAttention, sinks: torch.Tensor) -> torch.Tensor:
+        """The layer's sinks as kernels read them, float32. They are weights, which stay where they
+        are and are converted in `begin`; any others are converted here, each time."""
+        if sinks.dtype == torch.float32:
+            return sinks
+        if layer.layer_id not in self._sinks:
+            self._sinks[layer.layer_id] = (sinks, sinks.float())
+        given, logits = self._sinks[layer.layer_id]
+        return logits if given.data_ptr() == sinks.data_ptr() else sinks.float()
 
     def _key(self, layer: RadixAttention, group: int, is_decode: bool, has_sinks: bool) -> Key:
         """The layer's kind, worked out once."""
@@ -189,7 +231,7 @@ class JengaFlashInferBackend(DeviceBackend):
     ) -> AttentionSpec:
         """The layer's attention; FA3 takes part in prefills only."""
         window_left = self.trim(group).window_left
-        backend = "fa2" if is_decode else self.use.prefill
+        backend = "fa2" if is_decode else self.prefill(group)
         dims = (layer.qk_head_dim, layer.v_head_dim)
         dtypes = (self.q_dtype, self.pool.dtype)
         is_xqa = is_decode and self.use.decode == "xqa"

@@ -120,13 +120,12 @@ class JengaTritonBackend(DeviceBackend):
         layer: RadixAttention,
         step: Step,
         sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+        out: torch.Tensor,
+    ) -> None:
         if step.is_decode:
             self._decode(q, out, layer, step, sinks)
         else:
             self._extend(q, k, v, out, layer, step, sinks)
-        return out
 
     # -- decode -------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ MEANINGLESS = [
     ("JENGA_LAYOUT", "exact_lcm", "choose one of planned, exact-lcm"),
     ("JENGA_POLICIES", "hold_hit=off", "known: prompt_slack_tokens, "),
     ("JENGA_POLICIES", "step_cost_tokens=few", "write name=number"),
-    ("JENGA_PREFILL_KERNEL", "fa4", "choose one of fa2, fa3"),
+    ("JENGA_PREFILL_KERNEL", "fa4", "choose one of auto, fa2, fa3"),
     ("JENGA_DECODE_KERNEL", "fa3", "choose one of fa2, xqa"),
     ("JENGA_FLASHINFER_MODULES", "/no/such/folder", "leave it out"),
     ("JENGA_CPU_PLATFORM", "no", "choose one of 0, 1"),

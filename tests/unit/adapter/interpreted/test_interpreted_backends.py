@@ -2,6 +2,7 @@
 every layer, same bytes in the pool, in every kind of batch SGLang makes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -142,6 +143,36 @@ def test_prefills_by_fa3(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {spec.backend for _, spec in pair.checked.backend._plans} == {"fa2"}
 
 
+@pytest.mark.parametrize(
+    ("model", "major", "expected"),
+    [
+        (Model(("window 17", "full")).on_gpu(), 9, ["fa3", "fa3"]),
+        (Model(("window 17", "full")).on_gpu(), 10, ["fa2", "fa2"]),
+        (Model(("window 17", "full")).on_gpu(), None, ["fa2", "fa2"]),
+        (Model(("full",), has_sinks=True).on_gpu(dim=64), 9, ["fa3"]),
+        (Model(("full",)).on_gpu(dim=512), 9, ["fa2"]),
+        (replace(Model(("full",)).on_gpu(dim=192), dim_v=128), 9, ["fa2"]),
+        (Model(("full",), store_dtype=torch.float8_e4m3fn).on_gpu(), 9, ["fa2"]),
+    ],
+)
+def test_hopper_prefills_by_fa3_where_the_group_fits(
+    model: Model,
+    major: int | None,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    host: Host,
+) -> None:
+    monkeypatch.setattr(flashinfer_backend, "device_major", lambda: major)
+    backend = Bench(model, JengaFlashInferBackend).backend
+    assert [backend.prefill(group) for group in backend.groups] == expected
+    for is_decode in (False, True):
+        found = [
+            backend._spec(backend.layers[g][0], g, is_decode, model.has_sinks).backend
+            for g in backend.groups
+        ]
+        assert found == (["fa2"] * len(found) if is_decode else expected)
+
+
 @pytest.mark.parametrize("has_sinks", [False, True])
 def test_unequal_heads_of_k_and_v(has_sinks: bool, host: Host) -> None:
     model = Model(("window 9", "full"), dim_v=8, has_sinks=has_sinks)
@@ -172,6 +203,57 @@ def test_fp8_pages_and_the_scales_of_a_checkpoint(
         torch.testing.assert_close(unscaled, scaled * scale)
 
 
+@pytest.mark.parametrize("mode", [EXTEND, DECODE])
+def test_results_go_where_sglang_wants_them(mode: ForwardMode, backend: Any) -> None:
+    """A breakable graph's output is filled in place; any other is made by us, and not zeroed."""
+    pair = Pair.of(Model(("full",)), backend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    pair.each(lambda bench: bench.grow(1, 1))
+    inputs = pair.inputs(1)
+    batches = [bench.batch(mode, {1: 1}) for bench in (pair.expected, pair.checked)]
+    given = batches[1]._attn_output = torch.full((1, 4 * 16), float("nan"))
+    outs = []
+    for bench, batch in zip((pair.expected, pair.checked), batches, strict=True):
+        bench.backend.init_forward_metadata(batch)
+        outs.append(bench.run(batch, inputs))
+    assert outs[1][0].data_ptr() == given.data_ptr()
+    pair.compare(*outs)
+
+
+def test_rows_that_pad_a_batch_are_numbers(backend: Any) -> None:
+    pair = Pair.of(Model(("full",)), backend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    ours = pair.checked
+    ours.grow(1, 2)
+    batch = ours.batch(EXTEND, {1: 2})
+    batch._attn_output = torch.full((5, 4 * 16), float("nan"))
+    ours.backend.init_forward_metadata(batch)
+    padded = pair.inputs(5)[0]
+    out = ours.run(batch, [replace(padded, k=padded.k[:2], v=padded.v[:2])])[0]
+    assert out[:2].isfinite().all() and not out[2:].any()
+
+
+def test_sinks_are_converted_once_a_step_and_follow_updates_of_weights(host: Host) -> None:
+    pair = Pair.of(MODELS["sinks"], JengaFlashInferBackend)
+    weights = [torch.randn(4).to(torch.bfloat16) for _ in MODELS["sinks"].layers]
+    make = pair.inputs
+    pair.inputs = lambda *sizes: [  # type: ignore[method-assign]
+        replace(layer, sinks=sinks) for layer, sinks in zip(make(*sizes), weights, strict=True)
+    ]
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    pair.step(DECODE, {1: 1})
+    logits = [kept for _, kept in pair.checked.backend._sinks.values()]
+    places = [kept.data_ptr() for kept in logits]
+    assert len(places) == len(weights)
+    for sinks in weights:
+        sinks.data.mul_(-2)
+    pair.step(DECODE, {1: 1})
+    assert [kept.data_ptr() for kept in logits] == places, "a graph would read the old ones"
+
+
 def test_layers_and_stripes_of_a_group_share_one_plan_a_step(host: Host) -> None:
     pair = Pair.of(MODELS["windows"], JengaFlashInferBackend)
     pair.each(lambda bench: bench.start(1))
@@ -190,6 +272,19 @@ def test_a_windowed_table_ends_where_the_window_does(host: Host) -> None:
     pair.step(DECODE, {1: 1})
     windowed, full = (g.counts.num_entries for g in pair.checked.backend._step.groups.values())
     assert (windowed, full) == (3, 31)
+
+
+def test_tables_have_room_for_a_batch_and_not_for_its_longest_request_each_time(
+    host: Host,
+) -> None:
+    pair = Pair.of(Model(("full", "full")), JengaTritonBackend)
+    for row in (1, 3, 5):
+        pair.each(lambda bench, row=row: bench.start(row))
+    pair.step(EXTEND, {1: 100})
+    pair.step(EXTEND, {3: 1, 5: 1})
+    pair.step(DECODE, {1: 1, 3: 1, 5: 1})
+    stripes = sum(pair.checked.manager.memory.stripes)
+    assert 101 + 2 + 2 <= pair.checked.backend._eager.builder.indices.numel() / stripes <= 128
 
 
 @pytest.mark.parametrize("name", ["flashinfer", "triton"])
