@@ -10,6 +10,10 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 MUTANTS ?= 200
 SEED ?= 0
+ARCH ?= 9.0a
+KIT ?= $(CACHE)/gpu-kit
+KIT_ARGS ?=
+OUT ?= $(CACHE)/gpu-results
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -24,10 +28,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo check test test-long test-gpu mutate lint format constraints clean
+.PHONY: help install serve demo check test test-long test-gpu gpu-kit test-gpu-bare bench-gpu-bare mutate lint format constraints clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Install everything into VENV (.venv)
 
@@ -51,6 +55,15 @@ test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 
 mutate: $(MUTATION_VENV)/.installed ## Count the changes of the core that its unit tests notice; MUTANTS, SEED
 	$(MUTATION_VENV)/bin/python tests/mutation/run.py --mutants $(MUTANTS) --seed $(SEED)
+
+gpu-kit: $(INSTALLED) ## Put what a bare GPU machine lacks into one folder, compiled for ARCH (9.0a); KIT_ARGS
+	$(BIN)/python -m benchmarks.kernels.kit --arch $(ARCH) --out $(KIT) $(KIT_ARGS)
+
+test-gpu-bare: ## Run GPU tests from the kit with PYTHON, where nothing is installed; writes JSON to OUT
+	$(PYTHON) -m benchmarks.kernels.bare tests --kit $(KIT) --out $(OUT)
+
+bench-gpu-bare: ## Measure the kernels from the kit with PYTHON, where nothing is installed
+	$(PYTHON) -m benchmarks.kernels.bare benchmarks --kit $(KIT) --out $(OUT)
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check

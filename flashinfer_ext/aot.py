@@ -25,7 +25,9 @@ import torch
 
 from . import toolchain
 from .modules import SETS, Module
+from .variants import use_prebuilt
 
+MODULES_VARIABLE = "JENGA_FLASHINFER_MODULES"
 DEFAULT_OUT = Path(".cache") / "flashinfer"
 
 
@@ -59,6 +61,15 @@ def build_here(modules: list[Module], out: Path = DEFAULT_OUT) -> None:
         from flashinfer.jit.core import build_jit_specs
 
     build_jit_specs([module.spec() for module in modules])
+
+
+def make_ready(modules: list[Module], out: Path = DEFAULT_OUT) -> None:
+    """Have modules for the GPU at hand: those of the folder that JENGA_FLASHINFER_MODULES names,
+    or else compiled here. Before flashinfer is first imported."""
+    if folder := os.environ.get(MODULES_VARIABLE):
+        use_prebuilt(folder)
+    else:
+        build_here(modules, out)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

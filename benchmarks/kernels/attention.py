@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,7 +19,7 @@ from flashinfer_ext.testing import CaseSpec, PagedCase
 from flashinfer_ext.views import KV
 from flashinfer_ext.xqa import XqaDecode
 
-from .result import Row
+from .result import Failed, Row, tried
 from .timing import Call, gpu_times
 
 BF16 = torch.bfloat16
@@ -52,10 +53,10 @@ SHAPES = (
 )
 
 
-def rows(workspace: torch.Tensor, is_hopper: bool) -> Iterator[Row]:
+def rows(workspace: torch.Tensor, is_hopper: bool) -> Iterator[Row | Failed]:
     for shape in SHAPES:
         if is_hopper or shape.kernel not in ("fa3", "xqa"):
-            yield compare(shape, workspace)
+            yield tried(shape.name, partial(compare, shape, workspace))
 
 
 def compare(shape: Shape, workspace: torch.Tensor) -> Row:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import datetime
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What raised an error in place of a number."""
+
+    name: str
+    error: str
+
+    def line(self) -> str:
+        return f"{self.name:58} FAILED: {self.error}"
 
 
 @dataclass(frozen=True)
@@ -38,9 +51,16 @@ class Row:
         return f"{self.name:58} {self.value:10.3f} {self.unit:10} {target:10} {verdict}"
 
 
-def document(rows: list[Row], not_run: list[str]) -> dict[str, Any]:
+def tried(name: str, measure: Callable[[], Row]) -> Row | Failed:
+    """The number, or the error that came in its place: those that follow are measured still."""
+    try:
+        return measure()
+    except Exception as error:
+        return Failed(name, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def document(rows: list[Row], failed: list[Failed], not_run: list[str]) -> dict[str, Any]:
     """Everything a reader needs to judge or repeat the run."""
-    import flashinfer
     import triton
 
     device = torch.cuda.get_device_properties(0)
@@ -52,12 +72,21 @@ def document(rows: list[Row], not_run: list[str]) -> dict[str, Any]:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "triton": triton.__version__,
-            "flashinfer": flashinfer.__version__,
+            "flashinfer": _flashinfer_version(),
         },
         "commit": _commit(),
         "rows": [asdict(row) | {"met": row.met} for row in rows],
+        "failed": [asdict(failure) for failure in failed],
         "not_run": not_run,
     }
+
+
+def _flashinfer_version() -> str | None:
+    """None where it is not there, which sections of Triton kernels do not mind."""
+    try:
+        return metadata.version("flashinfer-python")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-import flashinfer
 import torch
 
 from flashinfer_ext import GroupLayout, page_views
@@ -23,7 +23,7 @@ from flashinfer_ext.tables import TableBuilder
 from flashinfer_ext.trim import Trim, host_counts, max_entries
 from flashinfer_ext.views import KV
 
-from .result import Row
+from .result import Failed, Row, tried
 from .timing import gpu_times
 
 BF16 = torch.bfloat16
@@ -135,6 +135,8 @@ class Step:
         return outs
 
     def stock(self) -> list[torch.Tensor]:
+        import flashinfer
+
         outs = []
         for layer in range(NUM_LAYERS):
             group = int(layer not in FULL.layers)
@@ -152,15 +154,18 @@ class Step:
         return outs
 
 
-def rows(workspace: torch.Tensor) -> Iterator[Row]:
+def rows(workspace: torch.Tensor) -> Iterator[Row | Failed]:
     for batch, kv_len in ((16, 8192), (32, 1024)):
-        step = Step(batch, kv_len, workspace)
-        if not all(map(torch.equal, step.jenga(), step.stock())):
-            raise AssertionError("decode step: Jenga and stock differ")
-        times = gpu_times({"jenga": step.jenga, "stock": step.stock}, rounds=20, repeats=1)
-        jenga, stock = times["jenga"].median_us, times["stock"].median_us
         name = f"decode step, Gemma-3-27B shape, {batch} x {kv_len}"
-        detail = f"jenga {jenga:.0f} us, stock {stock:.0f} us"
-        yield Row(name, jenga / stock, "x stock", stock, TARGET_RATIO, detail=detail)
-        del step
+        yield tried(name, partial(compare, name, batch, kv_len, workspace))
         torch.cuda.empty_cache()
+
+
+def compare(name: str, batch: int, kv_len: int, workspace: torch.Tensor) -> Row:
+    step = Step(batch, kv_len, workspace)
+    if not all(map(torch.equal, step.jenga(), step.stock())):
+        raise AssertionError("Jenga and stock differ")
+    times = gpu_times({"jenga": step.jenga, "stock": step.stock}, rounds=20, repeats=1)
+    jenga, stock = times["jenga"].median_us, times["stock"].median_us
+    detail = f"jenga {jenga:.0f} us, stock {stock:.0f} us"
+    return Row(name, jenga / stock, "x stock", stock, TARGET_RATIO, detail=detail)

@@ -25,11 +25,6 @@ TARGET_PLAN_US = 50.0
 WINDOWS = (-1, 1023, 4095, 127)
 
 
-def rows(workspace: torch.Tensor) -> Iterator[Row]:
-    yield from builds()
-    yield from plans(workspace)
-
-
 def builds() -> Iterator[Row]:
     for stripes, target in ((1, TARGET_BUILD_US), (8, None)):
         builder, arguments = make_build(stripes)

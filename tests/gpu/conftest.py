@@ -24,14 +24,15 @@ def is_hopper(device: torch.device) -> bool:
 
 @pytest.fixture(scope="session")
 def flashinfer_modules(device: torch.device, is_hopper: bool) -> None:
-    """Everything the tests load, compiled side by side; what a command has compiled is reused.
+    """Everything the tests load: of the kit, or compiled side by side; what a command has compiled
+    is reused.
 
     `python -m flashinfer_ext.aot --arch 9.0a --set gpu` fills the same folder beforehand.
     """
-    from flashinfer_ext.aot import build_here
+    from flashinfer_ext.aot import make_ready
     from flashinfer_ext.modules import gpu_test_modules
 
-    build_here([m for m in gpu_test_modules() if is_hopper or "fa3" not in m.name], CACHE)
+    make_ready([m for m in gpu_test_modules() if is_hopper or "fa3" not in m.name], CACHE)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+GPU_MEMORY_TYPE_KV_CACHE = "kv_cache"
