@@ -376,6 +376,7 @@ class Pair:
         self.checked.backend.init_forward_metadata(batch)
         outs = self.checked.run(batch, inputs)
         assert all(len(out) == real + padding for out in outs)
+        assert decodes or not any(out[real:].any() for out in outs)
         self.compare(expected, [out[:real] for out in outs])
 
     def serve_padded(self) -> None:
