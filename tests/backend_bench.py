@@ -18,8 +18,8 @@ from jenga_sglang.adapter.discovery import discover_groups
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.torch_backend import JengaTorchBackend
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.planner import plan_geometry
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Encoded
 
 MAX_LENGTH = 200
@@ -92,7 +92,7 @@ class Request:
     """``length`` tokens of text behind ``encoder_tokens``, which fill whole pages."""
 
     row: int
-    pin: Pin
+    pin: Running
     encoder_tokens: int = 0
     encoder_cached: bool = False
     length: int = 0

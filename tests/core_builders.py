@@ -9,7 +9,7 @@ from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Tokens
 
 UNIT_BYTES = 8  # one token in one layer
@@ -64,9 +64,9 @@ def ids(*values: int) -> Ids:
 
 def begin(
     manager: Manager, history: Tokens, *, namespace: str | None = None, publish: bool = False
-) -> Pin:
+) -> Running:
     """Lock the longest hit of a new request and give it pages for all of ``history``. With
-    ``publish`` its windows wait for a checkpoint before they slide.
+    ``publish`` its windows wait for `Manager.publish` before they slide.
 
     The last token is never matched: its output is what the request wants.
     """
@@ -75,7 +75,7 @@ def begin(
     return pin
 
 
-def grow(manager: Manager, pin: Pin, length: int, *, publish: bool = False) -> None:
+def grow(manager: Manager, pin: Running, length: int, *, publish: bool = False) -> None:
     """Reserve and take pages for ``length`` tokens; the pool must have room."""
     assert manager.reserve([(pin, manager.new_pages(pin, length))])
     manager.extend(pin, length, publish=publish)
@@ -84,7 +84,7 @@ def grow(manager: Manager, pin: Pin, length: int, *, publish: bool = False) -> N
 def serve(manager: Manager, history: Tokens, *, namespace: str | None = None) -> None:
     """Compute ``history`` in one step, leave it in the tree, and end."""
     pin = begin(manager, history, namespace=namespace)
-    manager.checkpoint(pin, namespace, history)
+    manager.publish(pin, namespace, history)
     manager.release(pin)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.journal import TreeChange
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.memory import Memory, TreeChange
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.memory import Memory
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Node, Path, Tokens
 
 
@@ -124,7 +125,7 @@ def places(manager: Manager, seen: Snapshot) -> list[Place]:
     return found
 
 
-def row_holds(manager: Manager, pin: Pin, group: int) -> set[int]:
+def row_holds(manager: Manager, pin: Running, group: int) -> set[int]:
     """Places in a request's row for which ``group`` has a small page."""
     return set(np.flatnonzero(manager.memory.table[group][pin.row, 0]).tolist())
 
@@ -132,7 +133,7 @@ def row_holds(manager: Manager, pin: Pin, group: int) -> set[int]:
 def digest(manager: Manager) -> list[object]:
     """Everything that a decision could depend on, comparable with ``==``; see `contents`."""
     memory = manager.memory
-    pins = [(p.number, p.row.tolist(), p.tree_pages, p.held) for p in manager.pins.values()]
+    pins = [(p.number, p.row.tolist(), p.tree_pages, p.held) for p in manager.running.values()]
     queue = {
         time: [part.tolist() for part in [*bucket.fresh, *bucket.runs]]
         for time, bucket in memory.lru._buckets.items()
@@ -147,7 +148,7 @@ def contents(manager: Manager) -> list[object]:
     arrays = [*memory.table, memory.in_tree, memory.depth, memory.lru.time, large.owner, large.held]
     arrays += [memory._free[: memory.num_free_virtual], large._free[: large.num_free]]
     nodes = [(n.number, n.start, n.tokens.tolist(), n.pages.tolist()) for n in manager.tree]
-    holes = [{page: list(small) for page, small in of.items()} for of in large._holes]
+    holes = [{page: list(small) for page, small in of.in_large.items()} for of in large.holes]
     return [[a.tolist() for a in arrays], nodes, holes, memory.now]
 
 
@@ -233,12 +234,12 @@ def stripes(manager: Manager) -> list[int]:
 
 
 def record_tree(manager: Manager) -> None:
-    manager.memory.record_tree()
+    manager.memory.journal.record_tree()
 
 
 def tree_changes(manager: Manager) -> list[TreeChange]:
     """What the tree's pages have gained and lost since the last call."""
-    return manager.memory.take_tree_changes()
+    return manager.memory.journal.take_tree_changes()
 
 
 def find(manager: Manager, namespace: Hashable, tokens: Tokens) -> Path:

@@ -19,7 +19,7 @@ from jenga_sglang.core.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.live_groups import register_group, retire_group
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Encoded, Node
 
 Pick = Callable[[int, int], int]
@@ -35,7 +35,7 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     hashes: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
     computed: int = 0
-    pin: Pin | None = None
+    pin: Running | None = None
 
     def __post_init__(self) -> None:
         self.set_tokens(self.prompt)
@@ -147,22 +147,22 @@ class FakeEngine:
             self.counts["aborted"] += 1
         else:
             if self.pick(0, 2) == 0:
-                self._checkpoint(job)
+                self._publish(job)
             elif self.pick(0, 1):
                 self.manager.slide(pin_of(job), job.computed)
                 self._poison_freed()
             if job.computed == len(job.tokens):
                 job.set_tokens([*job.tokens, self.pick(0, 1)])
 
-    def _checkpoint(self, job: Job, length: int | None = None) -> None:
+    def _publish(self, job: Job, length: int | None = None) -> None:
         """Publish the first ``length`` tokens, or all that are computed."""
         tokens = np.array(job.tokens[: length or job.computed], np.int64)
-        self.manager.checkpoint(pin_of(job), job.namespace, tokens)
+        self.manager.publish(pin_of(job), job.namespace, tokens)
         self._poison_freed()
 
     def _leave(self, job: Job, *, keep: bool) -> None:
         if keep:
-            self._checkpoint(job)
+            self._publish(job)
         self.manager.release(pin_of(job))
         self._poison_freed()
         job.pin, job.computed = None, 0
@@ -175,13 +175,13 @@ class FakeEngine:
         self._held = self._held_pages()
 
     def _save(self, job: Job, length: int) -> None:
-        """Making room for a checkpoint frees pages and hands one out: what is freed and not
+        """Making room for a snapshot frees pages and hands one out: what is freed and not
         handed out again is poison, and the new one may hold anything."""
         self.manager.save_states(
             pin_of(job), job.computed, length, len(job.prompt), crowded=bool(self.pick(0, 1))
         )
         self._poison_freed()
-        self.counts["checkpoints"] += len(pin_of(job).saves) // max(1, len(self._state_groups))
+        self.counts["snapshots"] += len(pin_of(job).saves) // max(1, len(self._state_groups))
 
     def _compute(self, job: Job, length: int) -> None:
         pin = pin_of(job)
@@ -200,28 +200,26 @@ class FakeEngine:
         self.counts["computed tokens"] += len(computed)
 
     def _compute_states(self, job: Job, length: int) -> None:
-        """Move the working states on, from checkpoint to checkpoint."""
+        """Move the working states on, from snapshot to snapshot."""
         pin = pin_of(job)
-        for copy in pin.starts:
+        for copy in pin.take_starts():
             self.buffer.copy(copy.group, copy.source, copy.target)
-        pin.starts.clear()
         for group in self._state_groups:
             if job.computed <= job.encoder_tokens:
-                self.buffer.check_zero(group, inside.tables(self.manager)[group][pin.slot])
+                self.buffer.check_zero(group, inside.tables(self.manager)[group][pin.state_page])
             self._check_working_state(group, job)
         if length == job.computed:
-            assert not pin.saves
+            assert not pin.take_saves()
             return
-        for stop, copy in [*pin.saves, (length, None)]:
+        for stop, copy in [*pin.take_saves(), (length, None)]:
             assert job.computed < stop <= length
             for group in self._state_groups:
                 self._write_working_state(group, job, stop)
             if copy:
                 self.buffer.copy(copy.group, copy.source, copy.target)
-        pin.saves.clear()
 
     def _write_working_state(self, group: int, job: Job, length: int) -> None:
-        small = inside.tables(self.manager)[group][pin_of(job).slot]
+        small = inside.tables(self.manager)[group][pin_of(job).state_page]
         assert small.all(), "no working state"
         if length <= job.encoder_tokens:
             return  # recurrent layers read the text alone
@@ -232,7 +230,7 @@ class FakeEngine:
         if job.computed <= job.encoder_tokens:
             return
         pin = pin_of(job)
-        virtual = pin.slot or pin.row[job.computed // self.page_size - 1]
+        virtual = pin.state_page or pin.row[job.computed // self.page_size - 1]
         small = inside.tables(self.manager)[group][virtual]
         last = job.hashes[[job.computed - 1]]
         self.buffer.check(group, small[None], np.zeros(1, np.int32), last, f"state {job.computed}")
@@ -298,6 +296,6 @@ class FakeEngine:
             self.counts["freed pages"] += len(freed)
 
 
-def pin_of(job: Job) -> Pin:
+def pin_of(job: Job) -> Running:
     assert job.pin is not None
     return job.pin

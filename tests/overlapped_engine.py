@@ -4,7 +4,7 @@ step has been launched, so that requests go on from tokens that nobody has seen 
 from fake_engine import FakeEngine, Job, Pick, pin_of
 
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 
 
 class OverlappedEngine(FakeEngine):
@@ -12,7 +12,7 @@ class OverlappedEngine(FakeEngine):
 
     def __init__(self, manager: Manager, pick: Pick) -> None:
         super().__init__(manager, pick)
-        self._launched: list[tuple[Job, Pin, int]] = []
+        self._launched: list[tuple[Job, Running, int]] = []
 
     def step(self) -> None:
         self._admit()
@@ -50,7 +50,7 @@ class OverlappedEngine(FakeEngine):
             return
         if self.manager.new_pages(pin, length):
             self.manager.extend_each([pin])
-        pin.length = length
+        pin.grow_within_pages(length)
         self._held = self._held_pages()
 
     def _look_at(self, job: Job, length: int) -> None:
@@ -62,4 +62,4 @@ class OverlappedEngine(FakeEngine):
             self._leave(job, keep=False)
             self.counts["aborted"] += 1
         elif length <= len(job.prompt):
-            self._checkpoint(job, length)
+            self._publish(job, length)

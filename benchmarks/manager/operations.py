@@ -18,7 +18,7 @@ from jenga_sglang.adapter.budget import JengaPrefillBudget
 from jenga_sglang.core.admission import fits_free, request_pages
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Tokens
 
 PREFIX_TOKENS = 1_024  # of a cached prefix, all of it hit
@@ -94,7 +94,7 @@ class Rounds:
         prefix = history(self._hot[number % len(self._hot)], PREFIX_TOKENS)
         return np.concatenate((prefix, fresh_tokens((1 << 30) + number, PROMPT_TOKENS)))
 
-    def _begin(self, prompts: Sequence[Tokens]) -> list[Pin]:
+    def _begin(self, prompts: Sequence[Tokens]) -> list[Running]:
         manager = self.manager
         with self.samples.timed("match", lambda: self.batch):
             hits = [manager.match(None, prompt[:-1]) for prompt in prompts]
@@ -135,7 +135,7 @@ class Rounds:
                 budget.reserve(longest, 0)
             longest //= 4
 
-    def _prefill(self, pins: Sequence[Pin]) -> None:
+    def _prefill(self, pins: Sequence[Running]) -> None:
         manager = self.manager
         length = PREFIX_TOKENS + PROMPT_TOKENS
         self._reserve("evict", pins, length)
@@ -144,12 +144,12 @@ class Rounds:
             for pin in pins:
                 manager.extend(pin, length)
 
-    def _insert(self, pins: Sequence[Pin], prompts: Sequence[Tokens]) -> None:
+    def _insert(self, pins: Sequence[Running], prompts: Sequence[Tokens]) -> None:
         with self.samples.timed("insert", lambda: self.batch):
             for pin, prompt in zip(pins, prompts, strict=True):
-                self.manager.checkpoint(pin, None, prompt)
+                self.manager.publish(pin, None, prompt)
 
-    def _decode(self, pins: Sequence[Pin]) -> None:
+    def _decode(self, pins: Sequence[Running]) -> None:
         """Steps in which every request opens a page, as one in `PAGE_TOKENS` does."""
         manager = self.manager
         for step in range(DECODED_PAGES):
@@ -161,7 +161,7 @@ class Rounds:
                 assert manager.reserve([(pin, 1) for pin in pins])
                 manager.extend_each(pins)
 
-    def _reserve(self, operation: str, pins: Sequence[Pin], length: int) -> None:
+    def _reserve(self, operation: str, pins: Sequence[Running], length: int) -> None:
         """Make the room beforehand, so that eviction is not timed with what it is for."""
         manager = self.manager
         before = _evicted(manager)

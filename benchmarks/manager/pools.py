@@ -75,7 +75,7 @@ def serve(manager: Manager, tokens: Tokens) -> None:
     if not manager.reserve([(pin, manager.new_pages(pin, len(tokens)))]):
         raise MemoryError(f"a pool of {manager.memory.large.num_large} large pages is too small")
     manager.extend(pin, len(tokens))
-    manager.checkpoint(pin, None, tokens)
+    manager.publish(pin, None, tokens)
     manager.release(pin)
 
 

@@ -104,9 +104,7 @@ def _count_state_copies(batch: Any) -> None:
     """Note the copies of states that the attention backend would make before and in this step."""
     for req in batch.reqs:
         pin = req.lock.receipt
-        copies = [*pin.starts, *(copy for _, copy in pin.saves)]
-        pin.starts.clear()
-        pin.saves.clear()
+        copies = [*pin.take_starts(), *(copy for _, copy in pin.take_saves())]
         cuts = batch.token_to_kv_pool_allocator.manager.geometry.groups
         for copy in copies:
             DEVICE_WORK.moved_bytes += len(copy.target) * cuts[copy.group].small_page_bytes

@@ -117,7 +117,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
     ) -> bool:
         """Whether each request's next token fits, windows slid first."""
         pages = tree_cache.slide_for_decode(present(requests, "a decode step of no requests"))
-        return self.manager.can_serve_pages(pages)
+        return self.manager.make_way(pages)
 
     def verify_byte_accounting(self) -> list[str]:
         """Recount the pool when anything changed since the last time; violations as text."""

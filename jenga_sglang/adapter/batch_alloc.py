@@ -17,7 +17,7 @@ from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, timed_reserve
 from jenga_sglang.adapter.staged import to_device, write_rows
 from jenga_sglang.core.corrupt import agree
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.stats import describe_room
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     for req in batch.reqs:
         kv = req.kv
         length = kv.kv_committed_len + 1
-        kv.kv_allocated_len = kv.kv_committed_len = req.lock.receipt.length = length
+        kv.kv_allocated_len = kv.kv_committed_len = length
+        req.lock.receipt.grow_within_pages(length)
     return out
 
 
@@ -101,7 +102,7 @@ def _open_pages(
     """One more page for each of the requests at the indices ``opening``."""
     if not opening:
         return
-    pins: list[Pin] = [reqs[index].lock.receipt for index in opening]
+    pins: list[Running] = [reqs[index].lock.receipt for index in opening]
     for pin, length in zip(pins, lengths[opening].tolist(), strict=True):
         cache.manager.slide(pin, length)
     _reserve(cache, [(pin, 1) for pin in pins])
@@ -116,7 +117,7 @@ def _encoder_tokens(batch: ScheduleBatch) -> np.ndarray[tuple[int], np.dtype[np.
     return np.fromiter(map(page_tokens, batch.reqs), np.int64, len(batch.reqs))
 
 
-def _reserve(cache: JengaPrefixCache, demands: list[tuple[Pin, int]]) -> None:
+def _reserve(cache: JengaPrefixCache, demands: list[tuple[Running, int]]) -> None:
     if not timed_reserve(cache, demands):
         pages = sum(count for _, count in demands)
         raise RuntimeError(

@@ -24,7 +24,7 @@ from jenga_sglang.core.admission import (
 )
 from jenga_sglang.core.corrupt import present
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
@@ -79,7 +79,7 @@ class AskAgain:
         if refusal.cause == "cache":
             return False
         token = sum(in_large_pages(manager, step_pages(manager, 1))) / manager.page_size
-        gained = available - self._available + self._passes * len(manager.pins) * token
+        gained = available - self._available + self._passes * len(manager.running) * token
         return gained >= refusal.short
 
 
@@ -121,10 +121,10 @@ class JengaPrefillBudget:
         """Whether the candidate fits beside everything admitted and everything still to grow, and
         is worth what must be evicted for it. An encoder makes its first ``encoder_pages``; without
         that number it is the request that SGLang has just pinned a prefix of."""
-        pin: Pin | None = None
+        pin: Running | None = None
         is_question = encoder_pages is not None
         if encoder_pages is None:
-            pin = next(reversed(self.manager.pins.values()), None)
+            pin = next(reversed(self.manager.running.values()), None)
             encoder_pages = pin.encoder_pages if pin else 0
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
@@ -136,7 +136,7 @@ class JengaPrefillBudget:
         if not fits(self._candidate):
             weighing = self.weigh_candidate()
             self.refusal = Refusal(weighing, "memory", weighing.missing)
-            if pin is not None and len(self.manager.pins) == 1:
+            if pin is not None and len(self.manager.running) == 1:
                 # Its prefix lies scattered among pages that only the same groups can use. Nobody
                 # will leave and make room: it is given up for the next time.
                 self._cache.hindering = pin.hit.path
@@ -155,7 +155,7 @@ class JengaPrefillBudget:
         self._cache.look_ahead()
         lookahead = self._cache.lookahead
         own = lookahead.own_pages(prompt_tokens, max_new_tokens)
-        return lookahead.not_worth(demand, own, len(self.manager.pins) - 1)
+        return lookahead.not_worth(demand, own, len(self.manager.running) - 1)
 
     def can_allocate_prefill(
         self,

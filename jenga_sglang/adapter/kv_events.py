@@ -25,8 +25,8 @@ from sglang.srt.mem_cache.utils import get_hash_str, hash_str_to_int64
 from jenga_sglang.adapter.namespace import Namespace
 from jenga_sglang.core.corrupt import none
 from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.journal import TreeChange
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.memory import TreeChange
 from jenga_sglang.core.tree import Tokens
 
 DIGEST_BYTES = 32
@@ -65,7 +65,7 @@ class KvEvents:
     def reset(self) -> None:
         """All pages have gone at once; also called when the manager has begun anew."""
         memory = self.manager.memory
-        memory.record_tree()
+        memory.journal.record_tree()
         # Of the history that each tree page ends: SHA-256, and what is published of it.
         self._digest = np.zeros((len(memory.in_tree), DIGEST_BYTES), np.uint8)
         self._hash = np.zeros(len(memory.in_tree), np.int64)
@@ -73,13 +73,13 @@ class KvEvents:
 
     def take(self) -> list[Any]:
         """Events since the last call."""
-        self._removals(self.manager.memory.take_tree_changes())
+        self._removals(self.manager.memory.journal.take_tree_changes())
         events, self._queue = self._queue, []
         return events
 
     def published(self, namespace: Namespace, tokens: Tokens, row: Ids) -> None:
         """``row``, virtual pages of ``tokens``, has just been put into the tree."""
-        changes = self.manager.memory.take_tree_changes()
+        changes = self.manager.memory.journal.take_tree_changes()
         stored = [change for change in changes if change.held]
         named = False
         for change in changes:

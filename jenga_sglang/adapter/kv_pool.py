@@ -19,7 +19,7 @@ from jenga_sglang.core.geometry import GroupGeometry
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.live_groups import fitting_cut, register_group, retire_group
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class JengaKVPool(KVCache):
         # SGLang's rows of virtual tokens, whose row 0 is that of requests that pad a batch.
         self.req_to_token: torch.Tensor | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
-        self.pin_of_row: dict[int, Pin] = {}
+        self.pin_of_row: dict[int, Running] = {}
         self.place: dict[int, LayerPlace] = {}
         self.k_pages: dict[int, torch.Tensor] = {}
         self.v_pages: dict[int, torch.Tensor] = {}
@@ -90,7 +90,7 @@ class JengaKVPool(KVCache):
         self.mem_usage = geometry.pool_bytes / GiB
         self._poison_freed = poison_freed
         if poison_freed:
-            manager.memory.record_freed()
+            manager.memory.journal.record_freed()
 
     def add_group(self, group: DiscoveredGroup) -> int:
         """Make room in the live pool for one more group of rows; returns its number.
@@ -168,7 +168,7 @@ class JengaKVPool(KVCache):
         """Debug: fill pages freed since the last call with NaN, before anything reuses them."""
         if not self._poison_freed:
             return
-        for group, small in self.manager.memory.take_freed():
+        for group, small in self.manager.memory.journal.take_freed():
             size = self.manager.geometry.groups[group].small_page_bytes
             pages = torch.from_numpy(small.astype(np.int64)).to(self.device)
             flat = self.buffer[: len(self.buffer) // size * size]

@@ -45,11 +45,11 @@ class PageTableCopy:
         if memory is not self._followed:
             # The first time, or the cache was flushed and its books begun anew.
             self._followed = memory
-            memory.record_changes()
-            memory.take_changes()
+            memory.journal.record_changes()
+            memory.journal.take_changes()
             self.entries.copy_(torch.from_numpy(self._values(slice(None))))
             return
-        changed = memory.take_changes()
+        changed = memory.journal.take_changes()
         if len(changed):
             device = self.entries.device
             values = to_device(self._values(changed), device)

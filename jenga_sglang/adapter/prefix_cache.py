@@ -32,7 +32,7 @@ from jenga_sglang.adapter.staged import to_device
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Hit, Pin
+from jenga_sglang.core.running import Hit, Running
 from jenga_sglang.core.stats import describe_room
 from jenga_sglang.core.tree import Encoded, Node, Path, Tokens
 
@@ -55,7 +55,7 @@ class _Forest:
 
 
 class JengaPrefixCache(BasePrefixCache):
-    """Node handles are the core's `Hit`s; a lock's receipt is the core's `Pin`.
+    """Node handles are the core's `Hit`s; a lock's receipt is the core's `Running`.
 
     ``disable`` stays False even under ``--disable-radix-cache``: it switches SGLang to an
     admission path of its own that counts in tokens of one pool.
@@ -72,7 +72,9 @@ class JengaPrefixCache(BasePrefixCache):
         rows = self.req_to_token_pool.req_to_token.shape[0]
         # The pin of every row in use, shared with the attention backend, and each row's last
         # virtual page for the decode step.
-        self.pin_of_row: dict[int, Pin] = self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
+        self.pin_of_row: dict[int, Running] = (
+            self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
+        )
         self.last_page = np.zeros(rows, np.int64)
         self.lookahead = Lookahead(manager)
         # The newest lock, while it is the only one of its pin; pins that have two.
@@ -81,7 +83,7 @@ class JengaPrefixCache(BasePrefixCache):
         # Known from its first pass on.
         self.scheduler: Scheduler | None = None
         # The prompt that is being computed in chunks.
-        self.chunked: Pin | None = None
+        self.chunked: Running | None = None
         # A prefix with which a request did not even fit alone, in the last pass.
         self.hindering: Path | None = None
         self._evicted_pages = 0
@@ -161,7 +163,7 @@ class JengaPrefixCache(BasePrefixCache):
         and once more when it admits that: the second lock shares the first one's pin."""
         newest, self._newest_lock = self._newest_lock, None
         if newest is not None and newest.node is node:
-            pin: Pin = newest.receipt
+            pin: Running = newest.receipt
             self._locked_twice.add(pin.number)
             return TreeLock(node, pin)
         lock = self._newest_lock = TreeLock(node, self.manager.lock(node))
@@ -172,7 +174,7 @@ class JengaPrefixCache(BasePrefixCache):
         `free_kv_row`."""
         if lock is None:
             return
-        pin: Pin = lock.receipt
+        pin: Running = lock.receipt
         if lock is self._newest_lock:
             self._newest_lock = None
         if pin.number in self._locked_twice:
@@ -186,11 +188,11 @@ class JengaPrefixCache(BasePrefixCache):
     def dec_lock_ref(self, node: Any, params: DecLockRefParams | None = None) -> DecLockRefResult:
         raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
 
-    def bind_row(self, req: Req) -> Pin:
+    def bind_row(self, req: Req) -> Running:
         """The pin of ``req``, whose req_to_token row has just been assigned."""
         if req.lock is None:
             req.lock = self.lock(self.manager.miss(_history(req, req)))
-        pin: Pin = req.lock.receipt
+        pin: Running = req.lock.receipt
         self.pin_of_row[req.kv.req_pool_idx] = pin
         return pin
 
@@ -200,7 +202,7 @@ class JengaPrefixCache(BasePrefixCache):
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
         self.pin_of_row.pop(req.kv.req_pool_idx, None)
         if req.finished():
-            self.manager.finished(len(req.output_ids))
+            self.manager.counters.finished(len(req.output_ids))
 
     def count_prompt(self, prompt_tokens: int, hit_tokens: int) -> None:
         """A request begins to compute a prompt, of which the cache spared ``hit_tokens``."""
@@ -213,12 +215,12 @@ class JengaPrefixCache(BasePrefixCache):
         """Put the request's whole pages up to ``up_to`` into the tree and go on with its copy."""
         if not self.manager.prefix_cache:
             return
-        pin: Pin = req.lock.receipt
+        pin: Running = req.lock.receipt
         first = pin.tree_pages
         before = pin.row[first:].copy()
         tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
         keep = self._lengths_to_keep(req, up_to)
-        self.manager.checkpoint(pin, _history(req, req), tokens, keep)
+        self.manager.publish(pin, _history(req, req), tokens, keep)
         if self.kv_events is not None:
             self.kv_events.published(_namespace(req, req), tokens, pin.row[: pin.tree_pages])
         self._rewrite_row(req, pin, first, before)
@@ -234,7 +236,7 @@ class JengaPrefixCache(BasePrefixCache):
         slack = max(1, self.manager.prompt_slack(prompt))
         return [prompt - slack, prompt] if up_to == prompt else []
 
-    def _rewrite_row(self, req: Req, pin: Pin, first: int, before: Ids) -> None:
+    def _rewrite_row(self, req: Req, pin: Running, first: int, before: Ids) -> None:
         now = pin.row[first:]
         changed = np.flatnonzero(now != before)
         if not len(changed):
@@ -271,19 +273,17 @@ class JengaPrefixCache(BasePrefixCache):
         self.manager.slide(pin, pin.length)
         left = len(req.full_untruncated_fill_ids) - pin.length
         # As a reservation would, it gives up what is held for others where that is in the way.
-        self.manager.can_serve_pages(
-            self.manager.new_pages(pin, pin.length + min(left, chunk_tokens))
-        )
+        self.manager.make_way(self.manager.new_pages(pin, pin.length + min(left, chunk_tokens)))
 
     def _give_up_hindering(self) -> None:
         """Evict the prefix altogether, or its request would be merged with it as it is computed.
         While others run, it may fit when they have left."""
         path, self.hindering = self.hindering, None
-        if path is not None and not self.manager.pins and self.manager.tree.is_alive(path.node):
+        if path is not None and not self.manager.running and self.manager.tree.is_alive(path.node):
             self.manager.give_up(path)
 
     def save_states(self, req: Req, start: int, stop: int) -> None:
-        """Have the step that takes ``req`` from ``start`` to ``stop`` tokens leave checkpoints."""
+        """Have the step that takes ``req`` from ``start`` to ``stop`` tokens leave snapshots."""
         prompt = len(req.origin_input_ids)
         self.manager.save_states(req.lock.receipt, start, stop, prompt, crowded=bool(self.waiting))
 
@@ -341,7 +341,7 @@ class JengaPrefixCache(BasePrefixCache):
         logger.info(describe_room(self.manager))
 
 
-def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Pin, int]]) -> bool:
+def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Running, int]]) -> bool:
     """`Manager.reserve`, with its evictions reported to SGLang's metrics."""
     started = time.perf_counter()
     reserved = cache.manager.reserve(demands)

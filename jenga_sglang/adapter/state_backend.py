@@ -1,9 +1,9 @@
 """SGLang's linear-attention backends on Jenga's states: one step in as many rounds as it has
-checkpoints.
+snapshots.
 
-A kernel takes a request's state from the start of its new tokens to their end. Where a checkpoint
+A kernel takes a request's state from the start of its new tokens to their end. Where a snapshot
 is due in between, the step is cut: every round computes the tokens up to each request's next
-checkpoint, and what has got there is copied out before the next round goes on::
+snapshot, and what has got there is copied out before the next round goes on::
 
     request a   [ . . . . . . | . . ]     round 0, copy, round 1
     request b   [ . . . ]                 round 0
@@ -42,7 +42,7 @@ from jenga_sglang.adapter.states import (
 )
 from jenga_sglang.core.corrupt import agree, present
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.pin import Pin, StateCopy
+from jenga_sglang.core.running import Running, StateCopy
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
@@ -128,16 +128,14 @@ class StateRounds:
         for pieces in rounds:
             self._rounds.append(self._round(forward_batch, pins, pieces, whole=len(rounds) == 1))
 
-    def _start(self, pins: list[Pin]) -> None:
-        starts = [start for pin in pins for start in pin.starts]
-        for pin in pins:
-            pin.starts.clear()
+    def _start(self, pins: list[Running]) -> None:
+        starts = [start for pin in pins for start in pin.take_starts()]
         if starts:
             for source, target in zip(*copy_pages(starts), strict=True):
                 self.states.copy_pages(self._to_device(source), self._to_device(target))
 
     def _round(
-        self, batch: ForwardBatch, pins: list[Pin], pieces: list[Piece], *, whole: bool
+        self, batch: ForwardBatch, pins: list[Running], pieces: list[Piece], *, whole: bool
     ) -> Round:
         working = working_pages([pins[piece.row] for piece in pieces], self._table)
         saves = [save for piece in pieces for save in piece.saves]
@@ -376,20 +374,20 @@ STEP_FIELDS = (
 )
 
 
-def _cut(pins: list[Pin], prefixes: list[int], lengths: list[int]) -> list[list[Piece]]:
-    """The rounds of a step, as pieces. Takes note of the checkpoints of the step, which are done
-    with then."""
+def _cut(pins: list[Running], prefixes: list[int], lengths: list[int]) -> list[list[Piece]]:
+    """The rounds of a step, as pieces. Takes the snapshots of the step from the
+    requests."""
     rounds: list[list[Piece]] = []
     place = 0
     for row, (pin, start, length) in enumerate(zip(pins, prefixes, lengths, strict=True)):
-        for number, stop in enumerate(sorted({stop for stop, _ in pin.saves} | {length})):
-            saves = tuple(save for at, save in pin.saves if at == stop)
+        all_saves = pin.take_saves()
+        for number, stop in enumerate(sorted({stop for stop, _ in all_saves} | {length})):
+            saves = tuple(save for at, save in all_saves if at == stop)
             if number == len(rounds):
                 rounds.append([])
             rounds[number].append(Piece(row, start, stop, place, saves))
             place += stop - start
             start = stop
-        pin.saves.clear()
     return rounds
 
 

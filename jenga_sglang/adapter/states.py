@@ -20,7 +20,7 @@ from jenga_sglang.core.corrupt import agree, present
 from jenga_sglang.core.dependency import LastState
 from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.pin import Pin, StateCopy
+from jenga_sglang.core.running import Running, StateCopy
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class JengaReqToTokenPool(ReqToTokenPool):
         return self.views.layers[layer_id]
 
 
-def working_pages(pins: list[Pin], table: Ids) -> Ids:
+def working_pages(pins: list[Running], table: Ids) -> Ids:
     """Small pages of the working states, (stripes, requests)."""
-    return table[[pin.slot for pin in pins]].T
+    return table[[pin.state_page for pin in pins]].T
 
 
 def copy_pages(copies: list[StateCopy]) -> tuple[Ids, Ids]:

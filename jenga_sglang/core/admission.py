@@ -23,7 +23,7 @@ def request_pages(
     ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
     it. A step holds what the history before it needs and everything it computes; two pages
     more for the boundaries that fall inside pages, and one for every gap between sinks and
-    window. Of recurrent states it is the working state; a checkpoint is never needed. The
+    window. Of recurrent states it is the working state; a snapshot is never needed. The
     first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
     """
     memory, page_size = manager.memory, manager.page_size
@@ -39,7 +39,7 @@ def request_pages(
             continue
         ranges = max(1, len(dependency.needed(length)))
         held = ceil_div(dependency.peak_tokens(length) + fresh, page_size) + 1 + ranges
-        pinned = sum(r.size for r in manager.page_ranges(g, prefix))
+        pinned = sum(r.size for r in manager.needs.of_text(g, prefix))
         pages.append(max(0, min(ceil_div(length, page_size), held) - pinned))
     return pages
 
@@ -56,10 +56,10 @@ def growth_room(manager: Manager) -> list[int]:
     room = [0] * len(manager.dependencies)
     for g in manager.memory.row_groups:
         most = manager.dependencies[g].peak_pages(manager.max_length, manager.page_size)
-        for pin in manager.pins.values():
-            if g in pin.groups:
+        for running in manager.running.values():
+            if g in running.groups:
                 left = most
-                for start, stop in pin.held[g]:
+                for start, stop in running.held[g]:
                     left -= stop - start
                 if left > 0:
                     room[g] += left
@@ -82,7 +82,7 @@ def fits_alone(manager: Manager, length: int, fresh: int, encoder_pages: int = 0
     pages = request_pages(manager, length, fresh, 0, encoder_pages)
     scattered = sum(
         memory.stripes[g]
-        for g in manager.forgetful
+        for g in manager.needs.forgetful
         if g in memory.row_groups and memory.large.small_per_large[g] > 1
     )
     return _num_large(manager, pages) + scattered <= memory.large.num_large
@@ -104,7 +104,7 @@ def fleeting_share(manager: Manager, tokens: int) -> float:
     """Share of the pool that ``tokens`` take in groups of rows that will forget them."""
     pages = [0] * len(manager.dependencies)
     for g in manager.memory.row_groups:
-        if g in manager.forgetful:
+        if g in manager.needs.forgetful:
             pages[g] = ceil_div(tokens, manager.page_size)
     return sum(in_large_pages(manager, pages)) / manager.memory.large.num_large
 
@@ -141,7 +141,7 @@ def weigh(manager: Manager, promised: Sequence[int], pages: Sequence[int]) -> We
     return Weighing(
         asked=tuple(b - a for a, b in zip(before, both, strict=True)),
         promised=sum(before),
-        available=books.num_free + sum(books.num_reclaimable),
+        available=books.available,
     )
 
 
@@ -155,7 +155,7 @@ def whole_tokens_left(manager: Manager, pages: Sequence[int]) -> int:
     geometry, books = manager.geometry, manager.memory.large
     page_bytes = [g.page_bytes for g in geometry.groups]
     all_rows = sum(page_bytes[g] for g in manager.memory.row_groups)
-    usable = (books.num_free + sum(books.num_reclaimable)) * geometry.large_page_bytes
+    usable = (books.available) * geometry.large_page_bytes
     usable += sum(
         books.num_usable(g) * cut.small_page_bytes for g, cut in enumerate(geometry.groups)
     )

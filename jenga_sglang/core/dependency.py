@@ -210,7 +210,7 @@ class LastState(ReadsWhatItKeeps):
     """The state after the last token of the history, as recurrent layers keep it.
 
     A state belongs to the page that ends with its token, so a prefix of whole pages can be
-    continued when the state of its last page, a checkpoint exactly there, is held.
+    continued when the state of its last page, a snapshot exactly there, is held.
     """
 
     needs_last = True

@@ -14,7 +14,7 @@ import numpy as np
 
 from jenga_sglang.core.ids import Ids, each_once, round_up
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Hit
+from jenga_sglang.core.running import Hit
 from jenga_sglang.core.tree import Encoded, Tokens
 
 
@@ -40,16 +40,14 @@ class Embeddings:
         if not manager.prefix_cache or not memory.large.can_serve(demand):
             return None
         manager.evictor.make_any_room(demand)
-        unnamed = parts[0][0] - memory.num_free_virtual
-        if unnamed > 0 and manager.evictor.evict(unnamed) < unnamed:
+        if not manager.evictor.make_names(parts[0][0]):
             return None
         namespace = self._namespace(tokens)
-        pin = manager.lock(manager.miss(namespace))
-        pages = memory.take(parts, pin.number, scarce=True)
-        pin.append(pages)
-        pin.length = len(tokens)
-        manager.checkpoint(pin, namespace, tokens)
-        manager.release(pin)
+        running = manager.lock(manager.miss(namespace))
+        pages = memory.take(parts, running.number, scarce=True)
+        running.grow(pages, len(tokens))
+        manager.publish(running, namespace, tokens)
+        manager.release(running)
         return self.find(number, num_tokens)
 
     def find(self, number: int, num_tokens: int) -> Ids | None:

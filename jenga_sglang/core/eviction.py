@@ -16,9 +16,9 @@ import numpy as np
 from jenga_sglang.core.ids import Ids, ceil_div, each_once
 from jenga_sglang.core.lru import Candidates
 from jenga_sglang.core.memory import Memory
-from jenga_sglang.core.pin import Counters, Pin
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.ranges import Range
+from jenga_sglang.core.running import Counters, Running
 from jenga_sglang.core.tree import Node, PrefixTree
 
 # Large pages emptied ahead of need, so that a full pool does not evict page by page: at most so
@@ -52,7 +52,7 @@ class Evictor:
         self._ahead = min(MAX_AHEAD, memory.large.num_large // AHEAD_SHARE)
 
     def make_room(
-        self, demands: Sequence[tuple[Pin, tuple[int, ...]]], demand: Sequence[int]
+        self, demands: Sequence[tuple[Running, tuple[int, ...]]], demand: Sequence[int]
     ) -> bool:
         """Evict until the ``demands`` of requests, small pages per group that come to ``demand``
         together, fit; that they can fit is known. Returns whether memory is scarce.
@@ -66,17 +66,17 @@ class Evictor:
             self.make_any_room(demand)
         return scarce
 
-    def _make_preferred_room(self, demands: Sequence[tuple[Pin, tuple[int, ...]]]) -> bool:
+    def _make_preferred_room(self, demands: Sequence[tuple[Running, tuple[int, ...]]]) -> bool:
         large = self.memory.large
         if sum([self._large_alone(own) for _, own in demands]) <= large.num_free:
             return True
         while True:
             # Evicting can take a request's own holes along, so this is asked anew afterwards: not
             # after every step, for it takes as long as the batch is.
-            preferred = sum(self._preferred_large(pin, own) for pin, own in demands)
+            preferred = sum(self._preferred_large(running, own) for running, own in demands)
             if preferred <= large.num_free:
                 return True
-            if preferred > large.num_free + sum(large.num_reclaimable):
+            if preferred > large.available:
                 return False
             self._evict_until_free(preferred + self._ahead)
             if preferred > large.num_free:
@@ -93,12 +93,12 @@ class Evictor:
         per_large = self.memory.large.small_per_large
         return sum([ceil_div(count, k) for count, k in zip(demand, per_large, strict=True)])
 
-    def _preferred_large(self, pin: Pin, demand: tuple[int, ...]) -> int:
+    def _preferred_large(self, running: Running, demand: tuple[int, ...]) -> int:
         """Large pages that ``demand`` takes when it goes into no other request's holes."""
         large = self.memory.large
         total = 0
         for g, count in enumerate(demand):
-            small = max(0, count - large.num_holes_of(g, pin.number))
+            small = max(0, count - large.num_holes_of(g, running.number))
             total += ceil_div(small, large.small_per_large[g])
         return total
 
@@ -107,7 +107,7 @@ class Evictor:
         large = self.memory.large
         if not self.policy.whole_large_pages:
             self._evict_beside_used(demand)
-        while (missing := large.num_missing(demand)) > 0:
+        while (missing := large.shortfall(demand)) > 0:
             if not self.evict_large(missing):
                 break
         self._evict_beside_used(demand)
@@ -116,7 +116,7 @@ class Evictor:
         """Last resort: evict single cached pages in large pages that something still uses."""
         large = self.memory.large
         for g, count in enumerate(demand):
-            while large.num_missing(demand) > 0 and count > large.num_holes(g) and large.mixed(g):
+            while large.shortfall(demand) > 0 and count > large.num_holes(g) and large.mixed(g):
                 short = count - large.num_holes(g)
                 self.evict_pages(g, self.memory.mixed_tenants(g, short))
 
@@ -163,6 +163,13 @@ class Evictor:
             if not self.evict_large(missing):
                 break
         return self.memory.num_free_virtual - before
+
+    def make_names(self, pages: int) -> bool:
+        """Evict until there are ids for ``pages`` virtual pages; whether there are. They can only
+        run out where a group that depends on everything has been retired: a request keeps the ids
+        of pages that it has let go of in every group."""
+        missing = pages - self.memory.num_free_virtual
+        return missing <= 0 or self.evict(missing) >= missing
 
     def evict_pages(self, group: int, virtual: Ids) -> None:
         """Drop cached pages of ``group``, and in every group what nobody can reach without them."""

@@ -27,7 +27,7 @@ def longest_hit(
 
     A group that misses page h of what it needs for a prefix refuses every prefix that ends after
     h and no further than this one, because shorter prefixes need all of the same pages up to
-    their end (`core.dependency`). So the length may drop straight to h, as it may to what a
+    their end (`core.dependency`). So the number may drop straight to h, as it may to what a
     dependency calls `Dependency.whole`. It only ever drops, and the empty prefix needs nothing.
     """
     cut_by: int | None = None

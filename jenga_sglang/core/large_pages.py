@@ -17,28 +17,28 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from jenga_sglang.core.capacity import Capacity
 from jenga_sglang.core.corrupt import agree, distinct, none
 from jenga_sglang.core.geometry import Geometry
-from jenga_sglang.core.ids import Ids, ceil_div, ends_run
+from jenga_sglang.core.holes import Holes
+from jenga_sglang.core.ids import Ids, ceil_div
 
-_FEW = 8  # so many ids are counted faster one by one
 _NONE: Ids = np.empty(0, np.int64)
 
 _FREE = -1
 _RESERVED = -2
 
 
-class LargePages:
+class LargePages(Capacity):
     """Who owns which large page, and how many of its small pages are used and held.
 
-    Small page ids are numbers in the whole buffer: small page ``p`` of group g lies in large
-    page ``p // small_per_large[g]``. No method depends on the size of the pool.
+    No method depends on the size of the pool.
     """
 
     def __init__(self, geometry: Geometry) -> None:
         num_groups = len(geometry.groups)
         self.num_large = geometry.num_large_pages
-        self.small_per_large = [geometry.small_per_large(g) for g in range(num_groups)]
+        super().__init__([geometry.small_per_large(g) for g in range(num_groups)], self.num_large)
         self.owner = np.full(self.num_large + 1, _FREE, np.int16)
         self.owner[0] = _RESERVED
         self.used = np.zeros(self.num_large + 1, np.int64)
@@ -46,56 +46,17 @@ class LargePages:
         # The request that a large page was taken for; placement prefers its other pages.
         self._request = np.zeros(self.num_large + 1, np.int64)
         self._free = np.arange(self.num_large, 0, -1, dtype=np.int64)
-        self.num_free = self.num_large
-        self.num_owned = [0] * num_groups
-        self.num_reclaimable = [0] * num_groups  # owned, nothing used: could be taken back whole
-        self.num_used = [0] * num_groups  # small pages
-        self.num_held = [0] * num_groups  # small pages
-        # Free small pages inside owned large pages, by large page and by request. Empty where
-        # a small page is a large page.
-        self._holes: list[dict[int, list[int]]] = [{} for _ in range(num_groups)]
-        self._holes_of: list[dict[int, dict[int, None]]] = [{} for _ in range(num_groups)]
+        # Empty where a small page is a large page.
+        self.holes = [Holes() for _ in range(num_groups)]
         # Large pages with used and cached pages side by side, in the order they became so. May
         # be stale: `mixed` looks again. Empty where a small page is a large page.
         self._mixed: list[dict[int, None]] = [{} for _ in range(num_groups)]
-        self._slots = [np.arange(k) for k in self.small_per_large]
 
     def add_group(self, small_per_large: int) -> None:
         """One more group, which owns nothing yet."""
-        self.small_per_large.append(small_per_large)
-        for counts in (self.num_owned, self.num_reclaimable, self.num_used, self.num_held):
-            counts.append(0)
-        self._holes.append({})
-        self._holes_of.append({})
+        super().add_group(small_per_large)
+        self.holes.append(Holes())
         self._mixed.append({})
-        self._slots.append(np.arange(small_per_large))
-
-    # -- capacity ---------------------------------------------------------------------------
-
-    def num_holes(self, group: int) -> int:
-        """Free small pages inside large pages that ``group`` owns already."""
-        return self.num_owned[group] * self.small_per_large[group] - self.num_held[group]
-
-    def num_usable(self, group: int) -> int:
-        """Free and cached small pages in large pages that ``group`` must keep (some are used)."""
-        kept = self.num_owned[group] - self.num_reclaimable[group]
-        return kept * self.small_per_large[group] - self.num_used[group]
-
-    def num_missing(self, demand: Sequence[int]) -> int:
-        """Large pages short of serving ``demand`` small pages per group without any eviction."""
-        needed = 0
-        for g, count in enumerate(demand):
-            if (fresh := count - self.num_holes(g)) > 0:
-                needed += ceil_div(fresh, self.small_per_large[g])
-        return needed - self.num_free
-
-    def can_serve(self, demand: Sequence[int]) -> bool:
-        """Whether ``demand`` small pages per group fit once everything cached has gone."""
-        needed = 0
-        for g, count in enumerate(demand):
-            if (fresh := count - self.num_usable(g)) > 0:
-                needed += ceil_div(fresh, self.small_per_large[g])
-        return needed <= self.num_free + sum(self.num_reclaimable)
 
     # -- transitions ------------------------------------------------------------------------
 
@@ -117,7 +78,7 @@ class LargePages:
             return np.array(holes, np.int64), _NONE
         fresh, large = self._take_free_large(group, count - len(holes), request)
         if missing := count - len(holes) - len(fresh):
-            holes += self._take_holes(group, self._holes[group], missing)
+            holes += self._take_holes(group, self.holes[group].in_large, missing)
         return (np.concatenate((np.array(holes, np.int64), fresh)) if holes else fresh), large
 
     def take_each(
@@ -144,7 +105,7 @@ class LargePages:
                     large.append(next_free.pop())
                     few += self._open_large(group, count - len(few), request)
                 if len(few) < count:
-                    few += self._take_holes(group, self._holes[group], count - len(few))
+                    few += self._take_holes(group, self.holes[group].in_large, count - len(few))
                 small += few
         for (group, count), (_, large) in zip(counts, taken, strict=True):
             if self.small_per_large[group] == 1:
@@ -156,10 +117,10 @@ class LargePages:
         self, group: int, count: int, request: int, scarce: bool
     ) -> list[int]:
         """Up to ``count`` holes that go before free large pages."""
-        own = self._holes_of[group].get(request)
+        own = self.holes[group].of_request.get(request)
         holes = self._take_holes(group, own, count) if own else []
         if scarce:
-            holes += self._take_holes(group, self._holes[group], count - len(holes))
+            holes += self._take_holes(group, self.holes[group].in_large, count - len(holes))
         return holes
 
     def _open_large(self, group: int, count: int, request: int) -> list[int]:
@@ -206,9 +167,7 @@ class LargePages:
 
     def num_holes_of(self, group: int, request: int) -> int:
         """Free small pages inside the large pages that were taken for ``request``."""
-        if not (own := self._holes_of[group].get(request)):
-            return 0
-        return sum(len(self._holes[group][large]) for large in own)
+        return self.holes[group].num_of(request)
 
     def _take_holes(self, group: int, large_pages: Iterable[int], count: int) -> list[int]:
         taken: list[int] = []
@@ -217,12 +176,8 @@ class LargePages:
         for large in list(islice(large_pages, count)):  # each has one at least
             if len(taken) == count:
                 break
-            holes = self._holes[group][large]
-            split = max(0, len(holes) - (count - len(taken)))
-            got = holes[split:]
-            del holes[split:]
-            if not holes:
-                self._drop_holes(group, large)
+            request = self._request.item(large)
+            got = self.holes[group].take(large, request, count - len(taken))
             self.num_reclaimable[group] -= self._is_reclaimable(large)
             self.used[large] += len(got)
             self.held[large] += len(got)
@@ -235,7 +190,7 @@ class LargePages:
 
     def cache(self, group: int, small: Ids) -> Ids:
         """Used → cached. Returns the large pages in which nothing is used any more."""
-        large, counts = self._by_large(group, small)
+        large, counts = self.by_large(group, small)
         self.used[large] -= counts
         self.num_used[group] -= len(small)
         idle: Ids = large[self.used[large] == 0]
@@ -245,7 +200,7 @@ class LargePages:
 
     def use(self, group: int, small: Ids) -> None:
         """Cached → used."""
-        large, counts = self._by_large(group, small)
+        large, counts = self.by_large(group, small)
         self.num_reclaimable[group] -= int(np.count_nonzero(self.used[large] == 0))
         self.used[large] += counts
         self.num_used[group] += len(small)
@@ -270,7 +225,7 @@ class LargePages:
 
     def free_used(self, group: int, small: Ids) -> Ids:
         """Used → free. Returns the large pages that still hold cached pages but nothing used."""
-        large, counts = self._by_large(group, small)
+        large, counts = self.by_large(group, small)
         self.used[large] -= counts
         self.num_used[group] -= len(small)
         held = self._free_small(group, small, large, counts)
@@ -280,7 +235,7 @@ class LargePages:
 
     def free_cached(self, group: int, small: Ids) -> None:
         """Cached → free."""
-        large, counts = self._by_large(group, small)
+        large, counts = self.by_large(group, small)
         held = self._free_small(group, small, large, counts)
         self.num_reclaimable[group] -= len(large) - len(held)
 
@@ -305,47 +260,10 @@ class LargePages:
         for page, large in zip(small[left].tolist(), large_pages[left].tolist(), strict=True):
             self._add_holes(group, large, [page])
         for large in empty.tolist():
-            if large in self._holes[group]:
-                self._drop_holes(group, large)
+            self.holes[group].drop(large, int(self._request[large]))
 
     def _add_holes(self, group: int, large: int, small: list[int]) -> None:
-        self._holes[group].setdefault(large, []).extend(small)
-        self._holes_of[group].setdefault(int(self._request[large]), {})[large] = None
-
-    def _drop_holes(self, group: int, large: int) -> None:
-        del self._holes[group][large]
-        request = int(self._request[large])
-        of_request = self._holes_of[group][request]
-        del of_request[large]
-        if not of_request:
-            del self._holes_of[group][request]
-
-    # -- helpers ----------------------------------------------------------------------------
-
-    def large_of(self, group: int, small: Ids) -> Ids:
-        """The large page that each small page lies in."""
-        per_large = self.small_per_large[group]
-        return small if per_large == 1 else small // per_large
-
-    def small_of(self, group: int, large: Ids) -> Ids:
-        """The small pages of each large page, (large, small per large)."""
-        per_large = self.small_per_large[group]
-        return large[:, None] if per_large == 1 else large[:, None] * per_large + self._slots[group]
-
-    def _by_large(self, group: int, small: Ids) -> tuple[Ids, Ids | int]:
-        """The large pages that small pages lie in, each once, and how many lie in each."""
-        if self.small_per_large[group] == 1:
-            return small, 1
-        if len(small) <= _FEW:
-            found: dict[int, int] = {}
-            for large in self.large_of(group, small).tolist():
-                found[large] = found.get(large, 0) + 1
-            return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
-        large_pages = np.sort(self.large_of(group, small))
-        last = np.flatnonzero(ends_run(large_pages))
-        counts = last + 1
-        counts[1:] -= counts[:-1].copy()
-        return large_pages[last], counts
+        self.holes[group].add(large, int(self._request[large]), small)
 
     def _is_reclaimable(self, large: int) -> bool:
         return bool(self.used[large] == 0 and self.held[large] > 0)
@@ -380,16 +298,6 @@ class LargePages:
         agree(f"group {g}: held small pages", self.num_held[g], int(held.sum()))
         idle = int(np.count_nonzero(used == 0))
         agree(f"group {g}: reclaimable large pages", self.num_reclaimable[g], idle)
-        self._check_holes(g, owned[held < per_large].tolist())
-
-    def _check_holes(self, g: int, with_holes: list[int]) -> None:
-        all_holes, per_large = self._holes[g], self.small_per_large[g]
-        none(f"group {g}: large pages with holes that are not listed", {*with_holes} ^ {*all_holes})
-        of_requests = [large for pages in self._holes_of[g].values() for large in pages]
-        agree(f"group {g}: large pages with holes", sorted(of_requests), sorted(all_holes))
-        for large, holes in all_holes.items():
-            missing = per_large - int(self.held[large])
-            agree(f"group {g}: holes in large page {large}", len(holes), missing)
-            agree(f"group {g}: distinct holes in large page {large}", len({*holes}), missing)
-            outside = [p for p in holes if p // per_large != large]
-            none(f"group {g}: holes of large page {large} that lie elsewhere", outside)
+        missing = per_large - held
+        missing_in = dict(zip(owned.tolist(), missing.tolist(), strict=True))
+        self.holes[g].check(f"group {g}", per_large, {p: n for p, n in missing_in.items() if n > 0})

@@ -13,12 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from jenga_sglang.core.dependency import EncoderTokens
 from jenga_sglang.core.geometry import ALIGN_BYTES, Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.ranges import page_ranges
-
-NOTHING = EncoderTokens(0)
 
 
 def fitting_cut(geometry: Geometry, spec: LayerGroupSpec) -> GroupGeometry:
@@ -57,15 +53,11 @@ def register_group(manager: Manager, cut: GroupGeometry) -> int:
             "or padding"
         )
     manager.geometry = replace(geometry, groups=(*geometry.groups, cut))
-    manager.dependencies.append(cut.spec.dependency.effective(manager.max_length))
-    group = len(manager.dependencies) - 1
-    needed = manager.dependencies[group].needed(manager.max_length)
-    manager.permanent.append(page_ranges(needed, manager.page_size))
+    group = manager.needs.add_group(cut)
     manager.memory.add_group(manager.geometry)
-    for pin in manager.pins.values():
-        pin.held.append([])
-        pin.held_for_others.append([])
-    manager.groups_changed()
+    for running in manager.running.values():
+        running.add_group()
+    _note_change(manager)
     return group
 
 
@@ -78,15 +70,19 @@ def retire_group(manager: Manager, group: int) -> None:
     memory = manager.memory
     if group not in memory.row_groups + memory.encoder_groups:
         raise ValueError(f"group {group} is not a group of rows in use")
-    pins = manager.pins.values()
-    if users := [pin.number for pin in pins if group in pin.groups + pin.encoder_groups]:
+    running = manager.running.values()
+    if users := [r.number for r in running if group in r.groups + r.encoder_groups]:
         raise ValueError(f"group {group} is in use by {len(users)} running requests")
     for groups in (memory.row_groups, memory.encoder_groups):
         groups[:] = [g for g in groups if g != group]
-    manager.retired.add(group)
-    manager.dependencies[group] = NOTHING
-    manager.permanent[group] = ()
+    manager.needs.retire_group(group)
     cached = np.flatnonzero(memory.table[group][:, 0])
     memory.drop(group, cached)
     manager.evictor.forget_hollow(cached)
-    manager.groups_changed()
+    _note_change(manager)
+
+
+def _note_change(manager: Manager) -> None:
+    """What was known of the pool and its tree may be known no more."""
+    manager.changes += 1
+    manager.tree.change(manager.tree)

@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jenga_sglang.core.admission import in_large_pages
-from jenga_sglang.core.dependency import reads_everything
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Hit
+from jenga_sglang.core.running import Hit
 from jenga_sglang.core.tree import Node, Path, PrefixTree, Tokens
 
 MAX_REQUESTS = 128  # looked at, from the head of the queue
@@ -141,7 +140,7 @@ class Lookahead:
                 hits.append((index + 1, prefix, first))
         self.wanted = self._wanted(hits)
         for _, prefix, _ in reversed(hits):
-            manager.touch_large(prefix.large)
+            manager.recency.touch_large(prefix.large)
         self._routes, self._prefixes = routes, prefixes
         self._looked_at = (waiting[0], manager.memory.now)
 
@@ -160,7 +159,12 @@ class Lookahead:
             return prefix
         hit = manager.hit_of(path)
         pages = tree.pages(hit.path)
-        return _Prefix(hit, pages, manager.large_pages_of(hit, pages), tree.version)
+        return _Prefix(
+            hit,
+            pages,
+            manager.recency.large_pages(manager.history(hit.encoder_pages), pages),
+            tree.version,
+        )
 
     def _wanted(self, hits: Sequence[tuple[int, _Prefix, int]]) -> list[Wanted]:
         """What each of the ``hits`` adds from the page on that comes with it, if anything."""
@@ -170,9 +174,8 @@ class Lookahead:
             parts: list[Ids] = []
             owners: list[int] = []
             for i, (_, prefix, first) in enumerate(hits):
-                pages, encoder_pages = prefix.pages, prefix.hit.path.node.encoder_pages
-                length = len(pages) * manager.page_size
-                for start, stop in manager.page_ranges(g, length, encoder_pages):
+                pages, history = prefix.pages, manager.history(prefix.hit.encoder_pages)
+                for start, stop in history.pages(g, len(pages) * manager.page_size):
                     if stop > first:
                         parts.append(pages[max(start, first) : stop])
                         owners.append(i)
@@ -201,10 +204,10 @@ class Lookahead:
         books = self.manager.memory.large
         if not step_cost_tokens or not num_running or not self.wanted:
             return 0
-        evictable = books.num_free + sum(books.num_reclaimable)
+        evictable = books.available
         unwanted = evictable - sum(w.large_pages for w in self.wanted)
         short = sum(in_large_pages(self.manager, demand)) - unwanted
-        gain = step_cost_tokens * self.manager.mean_output_tokens
+        gain = step_cost_tokens * self.manager.counters.mean_output_tokens
         loss = num_running**2 * sum(in_large_pages(self.manager, own))
         for w in reversed(self.wanted):
             if short <= 0:
@@ -219,14 +222,14 @@ class Lookahead:
         after it will share: of what is kept for ever, what its prompt adds to a document, by
         guess, and what it will answer; of the rest, all that is its own."""
         manager = self.manager
-        output_tokens = min(max_new_tokens, self.manager.mean_output_tokens)
+        output_tokens = min(max_new_tokens, self.manager.counters.mean_output_tokens)
         own_tokens = min(prompt_tokens, manager.policy.prompt_slack_tokens) + output_tokens
         pages = []
         for g, dependency in enumerate(manager.dependencies):
             if g in manager.memory.encoder_groups:
                 pages.append(0)  # an image is for others to hit
                 continue
-            lasts = reads_everything(dependency, manager.max_length)
+            lasts = manager.needs.keeps_everything(g)
             tokens = own_tokens if lasts else prompt_tokens + output_tokens
             pages.append(dependency.peak_pages(ceil(tokens), manager.page_size))
         return pages

@@ -10,41 +10,27 @@ a tree page cached and sets a private page free.
 
 A page of tokens is backed by a small page in every group of KV rows, a page that an encoder made
 in every group of those that read such (`core.dependency.CrossAttention`). In a group of recurrent
-states most have none: `core.states` says which are backed there, and what slots are.
+states most have none: `core.recurrent` says which are backed there, and what slots are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.corrupt import CorruptPool, agree, distinct, none
-from jenga_sglang.core.dependency import Dependency, reads_everything
+from jenga_sglang.core.corrupt import CorruptPool
+from jenga_sglang.core.dependency import reads_everything
 from jenga_sglang.core.geometry import Geometry
+from jenga_sglang.core.groups import Groups, Parts
 from jenga_sglang.core.ids import Ids, ceil_div, each_once
+from jenga_sglang.core.journal import Journal
 from jenga_sglang.core.large_pages import LargePages
 from jenga_sglang.core.lru import LruBuckets
 
-# Pages of a history, one part after the other: how many, and the groups that each of them is in.
-Parts = tuple[tuple[int, tuple[int, ...]], ...]
 
-REMEMBERED = 1 << 10  # demands of parts of histories
-
-
-@dataclass(frozen=True)
-class TreeChange:
-    """Pages that ``group`` has begun to hold for the tree, or holds no more; in order."""
-
-    group: int
-    held: bool
-    virtual: Ids
-
-
-class Memory:
+class Memory(Groups):
     """The pool's books, in host arrays that are the authority for every rank and the device.
 
     ``table[g]`` has shape (virtual pages, stripes) and dtype int64; ``pins[g]`` counts pins per
@@ -52,21 +38,13 @@ class Memory:
     """
 
     def __init__(self, geometry: Geometry, num_virtual_pages: int, max_requests: int = 0) -> None:
-        self.geometry = geometry
-        self.num_groups = len(geometry.groups)
-        self.state_groups = [g for g, cut in enumerate(geometry.groups) if cut.spec.is_state]
-        # Groups of KV rows: of tokens, and of what an encoder made.
-        self.row_groups: list[int] = []
-        self.encoder_groups: list[int] = []
-        for g, cut in enumerate(geometry.groups):
-            if not cut.spec.is_state:
-                self._rows_like(cut.spec.dependency).append(g)
+        super().__init__(geometry)
         self.num_virtual = num_virtual_pages
         self.num_slots = max_requests if self.state_groups else 0
+        self.journal = Journal()
         self.large = LargePages(geometry)
         self.lru = LruBuckets(self.large.num_large)
         rows = num_virtual_pages + 1 + self.num_slots
-        self.stripes = [g.stripes for g in geometry.groups]
         self.table = [np.zeros((rows, s), np.int64) for s in self.stripes]
         self._first = [table[:, 0] for table in self.table]  # one index is faster than two
         # Narrow, for thousands of them are read at a time; no index is ever made of them.
@@ -77,66 +55,26 @@ class Memory:
         # Pages of that history that an encoder made, all in front.
         self.encoder_pages = np.zeros(rows, np.int64)
         # The virtual page that a small page belongs to: the table read backwards.
-        self._virtual_of = [
+        self.virtual_of = [
             np.zeros((self.large.num_large + 1) * k, np.int64) for k in self.large.small_per_large
         ]
         self._free = np.arange(num_virtual_pages, 0, -1, dtype=np.int64)
         self.num_free_virtual = num_virtual_pages
-        # Nearly always asked about one page.
-        self.demand_of_parts = lru_cache(REMEMBERED)(self._demand_of_parts)
         self.num_tree = 0  # virtual pages in the tree
         self.num_tree_pinned = 0
         self.now = 0
-        self._freed: list[tuple[int, Ids]] | None = None
-        self._tree_changes: list[TreeChange] | None = None
-        self._changed: list[Ids] | None = None
-
-    def record_changes(self) -> None:
-        """Keep note of the pages and slots whose table entries change, for `take_changes`."""
-        self._changed = self._changed or []
-
-    def take_changes(self) -> Ids:
-        """Virtual pages and slots whose entry in some group changed since the last call:
-        ascending, once each. A copy of the tables that follows them is equal to the tables."""
-        changed, self._changed = self._changed or [], []
-        return each_once(np.concatenate(changed)) if changed else np.empty(0, np.int64)
-
-    def _rows_like(self, dependency: Dependency) -> list[int]:
-        return self.encoder_groups if dependency.reads_encoder else self.row_groups
 
     def add_group(self, geometry: Geometry) -> None:
         """``geometry`` is this one with one more group of rows: start its books, all empty."""
-        group = self.num_groups
-        self.geometry = geometry
-        self.num_groups += 1
-        self.demand_of_parts.cache_clear()
-        self._rows_like(geometry.groups[group].spec.dependency).append(group)
-        self.stripes.append(geometry.groups[group].stripes)
+        super().add_group(geometry)
+        group = self.num_groups - 1
         rows = self.pins.shape[1]
         self.table.append(np.zeros((rows, self.stripes[group]), np.int64))
         self._first.append(self.table[group][:, 0])
         self.pins = np.insert(self.pins, group, 0, axis=0)
         self.large.add_group(geometry.small_per_large(group))
         size = (self.large.num_large + 1) * self.large.small_per_large[group]
-        self._virtual_of.append(np.zeros(size, np.int64))
-
-    def record_freed(self) -> None:
-        """Keep note of the small pages that are freed, for `take_freed` (a debugging aid)."""
-        self._freed = []
-
-    def take_freed(self) -> list[tuple[int, Ids]]:
-        """(group, small pages) freed since the last call, in order."""
-        freed, self._freed = self._freed or [], []
-        return freed
-
-    def record_tree(self) -> None:
-        """Keep note of what the tree's pages gain and lose, for `take_tree_changes`."""
-        self._tree_changes = []
-
-    def take_tree_changes(self) -> list[TreeChange]:
-        """What happened since the last call, in order."""
-        changes, self._tree_changes = self._tree_changes or [], []
-        return changes
+        self.virtual_of.append(np.zeros(size, np.int64))
 
     def tick(self) -> int:
         """Advance logical time: the only clock there is, so that every rank decides alike."""
@@ -144,20 +82,6 @@ class Memory:
         return self.now
 
     # -- requests: take, pin, unpin -----------------------------------------------------------
-
-    def small_demand(self, pages: int, states: int = 0) -> tuple[int, ...]:
-        """Small pages per group that ``pages`` new pages of text and ``states`` new states take."""
-        return self.demand_of_parts(((pages, tuple(self.row_groups)),), states)
-
-    def _demand_of_parts(self, parts: Parts, states: int = 0) -> tuple[int, ...]:
-        """Small pages per group that ``parts`` and ``states`` new states take."""
-        counts = [0] * self.num_groups
-        for g in self.state_groups:
-            counts[g] = states
-        for pages, groups in parts:
-            for g in groups:
-                counts[g] += pages
-        return tuple([n * s for n, s in zip(counts, self.stripes, strict=True)])
 
     def take(
         self,
@@ -200,7 +124,7 @@ class Memory:
 
     def _take_virtual(self, pages: int, demand: Sequence[int]) -> Ids:
         """``pages`` virtual pages, if there is room for ``demand`` small pages per group."""
-        if self.large.num_missing(demand) > 0 or pages > self.num_free_virtual:
+        if self.large.shortfall(demand) > 0 or pages > self.num_free_virtual:
             raise MemoryError(f"{pages} virtual pages were never reserved")
         self.num_free_virtual -= pages
         return self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
@@ -219,9 +143,9 @@ class Memory:
         if len(fresh):
             self.lru.start(fresh)
         self.table[group][virtual] = small
-        self._virtual_of[group][small] = virtual[:, None]
+        self.virtual_of[group][small] = virtual[:, None]
         self.pins[group][virtual] = 1
-        self._note_change(virtual)
+        self.journal.note_changed(virtual)
 
     def open_slot(self, slot: Ids) -> None:
         """A request's working states live in ``slot`` from now on."""
@@ -271,7 +195,7 @@ class Memory:
         in_tree = self.in_tree[idle]
         cached = idle[in_tree]
         self.num_tree_pinned -= len(cached)
-        self._free_virtual(idle[~in_tree])
+        self._give_back(idle[~in_tree])
         return cached
 
     def touch(self, group: int, virtual: Ids) -> None:
@@ -297,11 +221,9 @@ class Memory:
 
     def _note_tree(self, group: int, held: bool, virtual: Ids) -> None:
         """The tree pages among ``virtual`` that ``group`` holds are new to it, or leave it."""
-        if self._tree_changes is None:
-            return
-        virtual = virtual[self.in_tree[virtual] & self.holds(group, virtual)]
-        if len(virtual):
-            self._tree_changes.append(TreeChange(group, held, virtual))
+        if self.journal.records_tree:
+            of_tree = virtual[self.in_tree[virtual] & self.holds(group, virtual)]
+            self.journal.note_tree(group, held, of_tree)
 
     def merge(self, private: Ids, tree: Ids) -> None:
         """Replace private pages by tree pages of the same tokens, position by position.
@@ -324,10 +246,10 @@ class Memory:
         small = self.table[group][private]
         self.table[group][others] = small
         self.table[group][private] = 0
-        self._virtual_of[group][small.ravel()] = np.repeat(others, self.stripes[group])
+        self.virtual_of[group][small.ravel()] = np.repeat(others, self.stripes[group])
         self.pins[group][others] = self.pins[group][private]
         self.pins[group][private] = 0
-        self._note_change(others, private)
+        self.journal.note_changed(others, private)
         self._note_tree(group, True, others)
 
     def drop(self, group: int, virtual: Ids) -> None:
@@ -348,11 +270,11 @@ class Memory:
         """Take hollow pages out of the tree and give their virtual ids back."""
         self.in_tree[virtual] = False
         self.num_tree -= len(virtual)
-        self._free_virtual(virtual)
+        self._give_back(virtual)
 
     def tenants(self, group: int, large: Ids) -> Ids:
         """Virtual pages with a small page of ``group`` in ``large`` pages; shape (large, k)."""
-        return self._virtual_of[group][self.large.small_of(group, large)]
+        return self.virtual_of[group][self.large.small_of(group, large)]
 
     def mixed_tenants(self, group: int, count: int) -> Ids:
         """Cached pages of ``group`` with at least ``count`` small pages between them, in large
@@ -393,80 +315,20 @@ class Memory:
         small = self._small(group, virtual)
         self._note_tree(group, False, virtual)
         self.table[group][virtual] = 0
-        self._virtual_of[group][small] = 0
-        self._note_change(virtual)
-        if self._freed is not None:
-            self._freed.append((group, small))
+        self.virtual_of[group][small] = 0
+        self.journal.note_changed(virtual)
+        self.journal.note_freed(group, small)
         return small
 
-    def _note_change(self, *virtual: Ids) -> None:
-        if self._changed is not None:
-            self._changed += virtual
+    @property
+    def free_virtual(self) -> Ids:
+        """Virtual pages that name nothing, the next one last."""
+        return self._free[: self.num_free_virtual]
 
-    def _free_virtual(self, virtual: Ids) -> None:
+    def _give_back(self, virtual: Ids) -> None:
         end = self.num_free_virtual + len(virtual)
         self._free[self.num_free_virtual : end] = virtual[::-1]
         self.num_free_virtual = end
-
-    def check(self) -> None:
-        """Recount every state; raise `CorruptPool` at the first difference."""
-        self.large.check()
-        self.lru.check(self.large.reclaimable())
-        self._check_virtual(self._free[: self.num_free_virtual])
-        for g, table in enumerate(self.table):
-            self._check_places(g, *self._check_table(g, table))
-
-    def _check_virtual(self, free: Ids) -> None:
-        none("pins of virtual page 0, by group", np.flatnonzero(self.pins[:, 0]))
-        none("virtual page 0 in the tree", np.flatnonzero(self.in_tree[:1]))
-        distinct("free virtual pages", free, self.num_virtual + 1)
-        none("free virtual pages in the tree", free[self.in_tree[free]])
-        none("free virtual pages that are pinned", free[self.pins[:, free].any(axis=0)])
-        agree("virtual pages in the tree", self.num_tree, int(self.in_tree.sum()))
-        pinned = self.pins[-1] > 0
-        in_use = int(np.count_nonzero(self.in_tree & pinned))
-        agree("pinned virtual pages in the tree", self.num_tree_pinned, in_use)
-        private = int(np.count_nonzero((~self.in_tree & pinned)[: self.num_virtual + 1]))
-        known = private + self.num_tree + len(free)
-        agree("virtual pages private, in the tree or free", known, self.num_virtual)
-
-    def _check_table(self, group: int, table: Ids) -> tuple[Ids, Ids]:
-        """Each small page has one virtual page, and the table read backwards says the same. Returns
-        the virtual pages that the group holds, and the small pages, one by one."""
-        none(f"group {group}: small pages of virtual page 0", table[0][table[0] != 0])
-        rows, stripes = np.nonzero(table)
-        none(f"group {group}: virtual pages held in part", rows[(table[rows] == 0).any(axis=1)])
-        small, virtual_of = table[rows, stripes], self._virtual_of[group]
-        distinct(f"group {group}: small pages in the table", small, len(virtual_of))
-        none(
-            f"group {group}: small pages of another virtual page", small[virtual_of[small] != rows]
-        )
-        tenants = np.count_nonzero(virtual_of)
-        agree(f"group {group}: small pages with a virtual page", tenants, len(small))
-        return rows, small
-
-    def _check_places(self, group: int, rows: Ids, small: Ids) -> None:
-        """Large pages hold and use what the ``small`` pages and the pins of ``rows`` come to."""
-        large = self.large.large_of(group, small)
-        owner, pins = self.large.owner, self.pins[group]
-        none(f"group {group}: large pages of another owner", large[owner[large] != group])
-        owned = np.flatnonzero(owner == group)
-        used = pins[rows] > 0
-        for what, booked, pages in (
-            ("held", self.large.held, large),
-            ("used", self.large.used, large[used]),
-        ):
-            recounted = np.bincount(pages, minlength=len(owner))
-            wrong = owned[booked[owned] != recounted[owned]]
-            none(f"group {group}: large pages whose {what} small pages are miscounted", wrong)
-        pinned = np.flatnonzero(pins)
-        none(
-            f"group {group}: pinned pages that it does not hold", pinned[~self.holds(group, pinned)]
-        )
-        none(
-            f"group {group}: pages pinned more often than by requests",
-            pinned[pins[pinned] > self.pins[-1][pinned]],
-        )
 
 
 def default_virtual_pages(geometry: Geometry, max_requests: int, max_length: int) -> int:

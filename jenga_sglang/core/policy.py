@@ -24,10 +24,10 @@ class CachePolicy:
     step takes however few requests it serves. What running one more request is worth against
     cached prefixes that others wait for; 0 = always admit.
 
-    ``state_interval_tokens``: the least number of tokens from one checkpoint of recurrent states
+    ``state_interval_tokens``: the least number of tokens from one snapshot of recurrent states
     to the next.
 
-    ``answer_state_tokens``: while nobody waits, a running request keeps one more checkpoint, which
+    ``answer_state_tokens``: while nobody waits, a running request keeps one more snapshot, which
     moves along with its answer in steps of so many tokens: the next turn may continue from there
     (0 = off).
 

@@ -6,27 +6,87 @@ from collections.abc import Collection
 
 import numpy as np
 
-from jenga_sglang.core.corrupt import agree, none
+from jenga_sglang.core.corrupt import agree, distinct, none
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.memory import Memory
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import PrefixTree
 
 
-def check_pins(memory: Memory, pins: Collection[Pin]) -> None:
-    """Raise `CorruptPool` unless every page is pinned just as often as ``pins`` say."""
+def check_memory(memory: Memory) -> None:
+    """Recount every state of a page; raise `CorruptPool` at the first difference."""
+    memory.large.check()
+    memory.lru.check(memory.large.reclaimable())
+    _check_virtual(memory, memory.free_virtual)
+    for g, table in enumerate(memory.table):
+        _check_places(memory, g, *_check_table(memory, g, table))
+
+
+def _check_virtual(memory: Memory, free: Ids) -> None:
+    none("pins of virtual page 0, by group", np.flatnonzero(memory.pins[:, 0]))
+    none("virtual page 0 in the tree", np.flatnonzero(memory.in_tree[:1]))
+    distinct("free virtual pages", free, memory.num_virtual + 1)
+    none("free virtual pages in the tree", free[memory.in_tree[free]])
+    none("free virtual pages that are pinned", free[memory.pins[:, free].any(axis=0)])
+    agree("virtual pages in the tree", memory.num_tree, int(memory.in_tree.sum()))
+    pinned = memory.pins[-1] > 0
+    in_use = int(np.count_nonzero(memory.in_tree & pinned))
+    agree("pinned virtual pages in the tree", memory.num_tree_pinned, in_use)
+    private = int(np.count_nonzero((~memory.in_tree & pinned)[: memory.num_virtual + 1]))
+    known = private + memory.num_tree + len(free)
+    agree("virtual pages private, in the tree or free", known, memory.num_virtual)
+
+
+def _check_table(memory: Memory, group: int, table: Ids) -> tuple[Ids, Ids]:
+    """Each small page has one virtual page, and the table read backwards says the same. Returns
+    the virtual pages that the group holds, and the small pages, one by one."""
+    none(f"group {group}: small pages of virtual page 0", table[0][table[0] != 0])
+    rows, stripes = np.nonzero(table)
+    none(f"group {group}: virtual pages held in part", rows[(table[rows] == 0).any(axis=1)])
+    small, virtual_of = table[rows, stripes], memory.virtual_of[group]
+    distinct(f"group {group}: small pages in the table", small, len(virtual_of))
+    none(f"group {group}: small pages of another virtual page", small[virtual_of[small] != rows])
+    tenants = np.count_nonzero(virtual_of)
+    agree(f"group {group}: small pages with a virtual page", tenants, len(small))
+    return rows, small
+
+
+def _check_places(memory: Memory, group: int, rows: Ids, small: Ids) -> None:
+    """Large pages hold and use what the ``small`` pages and the pins of ``rows`` come to."""
+    large = memory.large.large_of(group, small)
+    owner, pins = memory.large.owner, memory.pins[group]
+    none(f"group {group}: large pages of another owner", large[owner[large] != group])
+    owned = np.flatnonzero(owner == group)
+    used = pins[rows] > 0
+    for what, booked, pages in (
+        ("held", memory.large.held, large),
+        ("used", memory.large.used, large[used]),
+    ):
+        recounted = np.bincount(pages, minlength=len(owner))
+        wrong = owned[booked[owned] != recounted[owned]]
+        none(f"group {group}: large pages whose {what} small pages are miscounted", wrong)
+    pinned = np.flatnonzero(pins)
+    none(f"group {group}: pinned pages that it does not hold", pinned[~memory.holds(group, pinned)])
+    none(
+        f"group {group}: pages pinned more often than by requests",
+        pinned[pins[pinned] > memory.pins[-1][pinned]],
+    )
+
+
+def check_pins(memory: Memory, all_running: Collection[Running]) -> None:
+    """Raise `CorruptPool` unless every page is pinned just as often as ``all_running`` say."""
     for group in range(memory.num_groups):
         counts = np.zeros_like(memory.pins[group])
-        for pin in pins:
-            for start, stop in (*pin.held[group], *pin.held_for_others[group]):
-                counts[pin.pages[start:stop]] += 1
-            if group in memory.state_groups and pin.slot:
-                counts[pin.slot] += 1
+        for running in all_running:
+            for start, stop in (*running.held[group], *running.held_for_others[group]):
+                counts[running.pages[start:stop]] += 1
+            if group in memory.state_groups and running.state_page:
+                counts[running.state_page] += 1
         _none_differs(f"group {group}: pins", memory.pins[group], counts)
     counts = np.zeros_like(memory.pins[-1])
-    for pin in pins:
-        counts[pin.row[pin.row != 0]] += 1
-        counts[pin.slot] += bool(pin.slot)
+    for running in all_running:
+        counts[running.row[running.row != 0]] += 1
+        counts[running.state_page] += bool(running.state_page)
     _none_differs("pins of virtual pages", memory.pins[-1], counts)
 
 

@@ -32,11 +32,11 @@ def pool_stats(manager: Manager) -> dict[str, Any]:
         "free_large_pages": books.num_free,
         "free_bytes": books.num_free * large_bytes,
         "unusable_bytes": geometry.pool_bytes - books.num_large * large_bytes,
-        "running_requests": len(manager.pins),
+        "running_requests": len(manager.running),
         "max_length": manager.max_length,
         "refused_reservations": counters.refused_reservations,
-        "saved_checkpoints": counters.saved_checkpoints,
-        "skipped_checkpoints": counters.skipped_checkpoints,
+        "saved_snapshots": counters.saved_snapshots,
+        "skipped_snapshots": counters.skipped_snapshots,
         "prompt_tokens": counters.prompt_tokens,
         "hit_tokens": counters.hit_tokens,
         "groups": [group_stats(manager, g) for g in range(len(geometry.groups))],
@@ -73,9 +73,9 @@ def _waste_bytes(manager: Manager, group: int) -> int:
     cut = manager.geometry.groups[group]
     held = manager.memory.large.num_held[group]
     unwritten = sum(
-        pin.num_pages * manager.page_size - pin.length
-        for pin in manager.pins.values()
-        if pin.num_pages and pin.holds_last_page(group)
+        running.num_pages * manager.page_size - running.length
+        for running in manager.running.values()
+        if running.num_pages and running.holds_last_page(group)
     )
     return held * cut.padding_bytes + unwritten * cut.spec.bytes_per_token
 

@@ -218,10 +218,10 @@ class PrefixTree:
         """Forget the hollow end of ``node`` when nothing hangs below it."""
         while node.parent is not None and not node.children:
             held = np.flatnonzero(node.pages)
-            length = int(held[-1]) + 1 if len(held) else 0
-            node.tokens = node.tokens[: length * self.page_size]
-            node.pages = node.pages[:length]
-            if length:
+            num_pages = int(held[-1]) + 1 if len(held) else 0
+            node.tokens = node.tokens[: num_pages * self.page_size]
+            node.pages = node.pages[:num_pages]
+            if num_pages:
                 return
             parent = node.parent
             self._prune(node)

@@ -50,7 +50,7 @@ WINDOW_POOL = frozenset(
 DEFAULT_WINDOW_RATIO = 0.8  # --swa-full-tokens-ratio
 DEFAULT_STATE_RATIO = 0.9  # --mamba-full-memory-ratio, bytes of states per byte of KV
 # States that a running request may hold at once, by which the server caps its batch: three, and
-# two that track checkpoints under the overlap schedule.
+# two that track snapshots under the overlap schedule.
 STATES_PER_REQUEST = 5
 
 

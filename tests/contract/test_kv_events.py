@@ -46,7 +46,7 @@ def serve(events: KvEvents, history: Tokens, namespace: Namespace = PLAIN) -> No
 
 
 def publish(events: KvEvents, pin: Any, namespace: Namespace, history: Tokens) -> None:
-    events.manager.checkpoint(pin, namespace, history)
+    events.manager.publish(pin, namespace, history)
     events.published(namespace, history, pin.row[: pin.tree_pages])
 
 

@@ -50,7 +50,7 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     assert len(ours.state["groups"]) == ARCHITECTURES[architecture].num_groups
     for group in ours.state["groups"]:
         assert group["evicted_pages"] > 0 and group["used_bytes"] == 0, group
-    assert ours.state["saved_checkpoints"] > 50
+    assert ours.state["saved_snapshots"] > 50
     for request, given in list(zip(requests, ours.answers, strict=True))[::9]:
         assert greedy_tokens(path, request.prompt, len(given.tokens)) == given.tokens
 

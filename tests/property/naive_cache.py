@@ -55,8 +55,8 @@ class Request:
     matched: int  # pages known when it was locked
     has_state: bool = False  # a working state of its own in every group of states
     answer: int | None = None  # of ``for_others``, the place that moves along with the answer
-    to_publish: int = 0  # whole pages that are computed, and a checkpoint is still to come
-    gave_way: int = 0  # how often what waited for a checkpoint went for want of room
+    to_publish: int = 0  # whole pages that are computed, and still to be published
+    gave_way: int = 0  # how often what waited to be published went for want of room
     waits: int = 0  # whole pages to which the windows slide when it has come; 0 is nowhere
 
 
@@ -169,7 +169,7 @@ class NaiveCache:
 
     def pins(self, group: int, *, for_others: bool = True) -> dict[Page, int]:
         """How many requests hold each tree page, for themselves or for others as well: for a
-        checkpoint to come, too."""
+        publishing to come, too."""
         pins: dict[Page, int] = {}
         for request in self.requests:
             also = request.for_others[group] if for_others else set()
@@ -191,7 +191,7 @@ class NaiveCache:
         return {place for place in request.held[group] | saved if place >= request.tree_pages}
 
     def kept_for_good(self, group: int, request: Request) -> set[int]:
-        """Places that the request holds also when nothing waits for a checkpoint any more."""
+        """Places that the request holds also when nothing waits to be published any more."""
         if not request.waits:
             return request.held[group]
         length = request.waits * self.page_size
@@ -239,7 +239,7 @@ class NaiveCache:
         request.length = max(request.length, length)
 
     def may_save(self, request: Request, start: int, interval: int) -> set[int]:
-        """Places that end where a checkpoint may be worth it, in the step from ``start`` tokens
+        """Places that end where a snapshot may be worth it, in the step from ``start`` tokens
         to now; the branch point is one of them only where that is the policy."""
         ends = {n for n in range(start + 1, request.length + 1) if n % interval == 0}
         wanted = {request.prompt_tokens - 1, request.matched * self.page_size}
@@ -251,7 +251,7 @@ class NaiveCache:
         }
 
     def answer_end(self, request: Request, start: int, interval: int) -> int | None:
-        """The place where the step from ``start`` tokens to now may leave the checkpoint that
+        """The place where the step from ``start`` tokens to now may leave the snapshot that
         moves along with the answer, if any."""
         length = request.length // interval * interval if interval else 0
         place = length // self.page_size - 1
@@ -261,7 +261,7 @@ class NaiveCache:
     def save(
         self, request: Request, places: list[set[int]], allowed: set[int], answer: int | None
     ) -> tuple[int, int]:
-        """The manager has checkpoints at ``places`` now, and what moves along with the answer at
+        """The manager has snapshots at ``places`` now, and what moves along with the answer at
         ``answer``. How many are new or have moved, and how many have moved."""
         old, request.answer = request.answer, answer
         moved = {old} - {answer, None}
@@ -269,14 +269,14 @@ class NaiveCache:
         for group in self.groups:
             left = request.for_others[group] - places[group]
             if group in self.states:
-                assert left == moved, "a checkpoint went, and did not move"
+                assert left == moved, "a snapshot went, and did not move"
                 assert fresh[group] <= allowed | ({answer} - {old})
                 assert answer is None or answer in places[group]
             else:
                 assert not left and not fresh[group]
         request.for_others = places
         numbers = {len(fresh[g]) for g in self.states}
-        assert len(numbers) <= 1, "a checkpoint of some groups only"
+        assert len(numbers) <= 1, "a snapshot of some groups only"
         return max(numbers, default=0), len(moved)
 
     def let_go_of_answers(self) -> bool:
@@ -292,7 +292,7 @@ class NaiveCache:
         request.tokens = np.append(request.tokens, token)
         request.pages = self.histories.pages(request.namespace, request.tokens)
 
-    def checkpoint(self, request: Request, length: int) -> None:
+    def publish(self, request: Request, length: int) -> None:
         whole = length // self.page_size
         for place in range(request.tree_pages, whole):
             request.names.add(request.pages[place])
@@ -307,7 +307,7 @@ class NaiveCache:
         self.slide(request, max(length, request.waits * self.page_size))
 
     def slide(self, request: Request, length: int) -> None:
-        """Nothing goes that a checkpoint is to publish, but for who slides on without one."""
+        """Nothing goes that is to be published, but for who slides on without."""
         whole = length // self.page_size
         unpublished = request.to_publish > request.tree_pages < whole
         if unpublished and not 0 < request.waits < whole:
@@ -328,7 +328,7 @@ class NaiveCache:
             held &= kept | set(range(whole, request.num_pages))
 
     def give_way(self, request: Request) -> None:
-        """For want of room nothing waits for a checkpoint any more."""
+        """For want of room nothing waits to be published any more."""
         length, request.waits = request.waits * self.page_size, 0
         request.gave_way += 1
         self._let_go(request, length)

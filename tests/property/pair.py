@@ -9,7 +9,7 @@ from naive_cache import LargePage, NaiveCache, Request
 from random_pools import Pool
 
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Tokens
 
 
@@ -42,7 +42,7 @@ class Pair:
         dependencies = [g.spec.dependency for g in pool.geometry.groups]
         states = {g for g, cut in enumerate(pool.geometry.groups) if cut.spec.is_state}
         self.model = NaiveCache(dependencies, Histories(self.page_size), pool.max_length, states)
-        self.pins: dict[Request, Pin] = {}
+        self.pins: dict[Request, Running] = {}
         self.documents: list[Tokens] = []
         self._epochs: dict[tuple[int, int], Epoch] = {}
         # Small pages as large as large pages: every cached page can be evicted alone.
@@ -149,7 +149,9 @@ class Pair:
                 working = g in self.model.states and request.has_state
                 needed = self.model.needed(g, request.length, request.namespace)
                 assert working or needed <= present
-                assert working == bool(pin.slot and inside.tables(self.manager)[g][pin.slot, 0])
+                assert working == bool(
+                    pin.state_page and inside.tables(self.manager)[g][pin.state_page, 0]
+                )
                 private = {p for p in present if p >= pin.tree_pages}
                 assert private == self.model.private(g, request)
         assert len(set(rows)) == len(rows) and 0 not in rows
@@ -204,7 +206,7 @@ class Pair:
                 assert not self.model.accepts(hit.cut_by, pages, expected + 1)
 
     def _private_for_others(self, group: int) -> list[int]:
-        """Virtual pages outside the tree that hold a checkpoint of ``group``, or wait for it to
+        """Virtual pages outside the tree that hold a snapshot of ``group``, or wait for it to
         be published."""
         return [
             int(self.pins[r].row[place])

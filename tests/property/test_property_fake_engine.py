@@ -149,7 +149,7 @@ def run_with_live_groups(seed: int, kind: type[FakeEngine]) -> None:
             if generator.random() < 0.15 and len(inside.row_groups(manager)) < 5:
                 engine.register(random_cut(generator, len(manager.dependencies)))
                 born += 1
-            used = {g for pin in manager.pins.values() for g in pin.groups}
+            used = {g for pin in manager.running.values() for g in pin.groups}
             free = [g for g in inside.row_groups(manager) if g not in used]
             if free and len(inside.row_groups(manager)) > 1:
                 engine.retire(generator.choice(free))

@@ -105,7 +105,7 @@ class LargePagesMachine(RuleBasedStateMachine):
     def take_each(self, counts: dict[int, int], requests: list[int], scarce: bool) -> None:
         """Several at once is one after the other, to the last hole."""
         demand = [counts.get(g, 0) * len(requests) for g in range(GROUPS)]
-        if self.large.num_missing(demand) > 0:
+        if self.large.shortfall(demand) > 0:
             return
         alone = copy.deepcopy(self.large)
         expected: dict[int, tuple[set[int], set[int]]] = {g: (set(), set()) for g in counts}
@@ -160,7 +160,7 @@ class LargePagesMachine(RuleBasedStateMachine):
             used = sum(self.state[g].values())
             kept = len(self.tenants(g)) - len(self.idle(g))
             fits += -(-max(0, count - (kept * per_large - used)) // per_large)
-        assert self.large.num_missing(demand) == missing - self.num_free()
+        assert self.large.shortfall(demand) == missing - self.num_free()
         room = self.num_free() + sum(len(self.idle(g)) for g in range(GROUPS))
         assert self.large.can_serve(demand) == (fits <= room)
 

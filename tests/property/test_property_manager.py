@@ -56,8 +56,8 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.live)
     @rule(data=DATA)
-    def checkpoint(self, data: st.DataObject) -> None:
-        self.world.checkpoint(picker(data))
+    def publish(self, data: st.DataObject) -> None:
+        self.world.publish(picker(data))
 
     @precondition(lambda self: self.world.live)
     @rule(data=DATA)

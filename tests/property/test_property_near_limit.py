@@ -86,7 +86,7 @@ class World:
             done += step
             assert manager.reserve([(pin, manager.new_pages(pin, done))])
             manager.extend(pin, done)
-            manager.checkpoint(pin, NAMESPACE, prompt[:done], None if done == len(prompt) else [])
+            manager.publish(pin, NAMESPACE, prompt[:done], None if done == len(prompt) else [])
         for length in range(done, self.longest):
             manager.slide(pin, length)
             assert manager.reserve([(pin, manager.new_pages(pin, length + 1))]), "no room to decode"

@@ -20,10 +20,10 @@ class TableCopyMachine(ManagerMachine):
         memory = inside.memory(self.world.manager)
         if memory is not self.followed:
             self.followed = memory
-            memory.record_changes()
-            memory.take_changes()
+            memory.journal.record_changes()
+            memory.journal.take_changes()
             self.copies = [table.copy() for table in memory.table]
-        changed = memory.take_changes()
+        changed = memory.journal.take_changes()
         assert (np.diff(changed) > 0).all()
         for copy, table in zip(self.copies, memory.table, strict=True):
             copy[changed] = table[changed]

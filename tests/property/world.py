@@ -41,7 +41,7 @@ class World(Pair):
         twins = [self._lock(namespace, tokens), self._lock(namespace, tokens)]
         if self._grow([(r, len(tokens)) for r in twins]):
             for request in twins:
-                self._checkpoint(request, request.length)
+                self._publish(request, request.length)
 
     def overlap(self, pick: Pick) -> None:
         """Requests compute what they have; pages for the next tokens are taken before that is
@@ -53,7 +53,7 @@ class World(Pair):
         self._open_pages(batch, pick)
         for request, length, held, gave_way in computed:
             lengths = self.model.lengths_within(held, request, length)
-            self._checkpoint(request, length)
+            self._publish(request, length)
             if self.pool.prefix_cache and request.gave_way == gave_way:
                 self._check_prefixes(request, lengths)
 
@@ -99,12 +99,12 @@ class World(Pair):
             if not self._grow([(request, request.length + 1)]):
                 break
 
-    def checkpoint(self, pick: Pick) -> None:
+    def publish(self, pick: Pick) -> None:
         if self.live:
             request = choose(pick, self.live)
             length = request.length if pick(0, 3) else pick(request.slid, request.length)
             keep = [pick(0, length) for _ in range(pick(0, 2))] if pick(0, 1) else None
-            self._checkpoint(request, length, keep)
+            self._publish(request, length, keep)
 
     def slide(self, pick: Pick) -> None:
         if self.live:
@@ -124,7 +124,7 @@ class World(Pair):
     def finish(self, pick: Pick) -> None:
         if self.live:
             request = choose(pick, self.live)
-            self._checkpoint(request, request.length)
+            self._publish(request, request.length)
             self._release(request)
 
     def abort(self, pick: Pick) -> None:
@@ -150,11 +150,11 @@ class World(Pair):
         self._check_given_up(needed=not at_once)
 
     def ask_for_a_step(self, pick: Pick) -> None:
-        """`can_serve_pages` for a step that goes on: what is kept for others is room."""
+        """`make_way` for a step that goes on: what is kept for others is room."""
         wanted = pick(0, 30)
         pages = self.demand(wanted, 0)
         at_once, at_last = (self.fits(pages, at_last=x) for x in (False, True))
-        assert self.manager.can_serve_pages(wanted) == at_last
+        assert self.manager.make_way(wanted) == at_last
         self._check_given_up(needed=not at_once)
 
     def crowd(self, pick: Pick) -> None:
@@ -178,7 +178,7 @@ class World(Pair):
         *["start"] * 4,
         *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "flush"],
         *["grow", "overlap"] * 3,
-        *["decode", "answer", "checkpoint", "finish"] * 2,
+        *["decode", "answer", "publish", "finish"] * 2,
         *["slide", "wait", "abort", "crowd"],
     )
 
@@ -202,7 +202,7 @@ class World(Pair):
         self.model.hold_for_others(request, self.kept_for_others(request), before)
 
     def _grow(self, batch: Sequence[tuple[Request, int]], *, publish: bool = False) -> bool:
-        """Reserve for all, then extend each; True unless there is no room. Whether a checkpoint is
+        """Reserve for all, then extend each; True unless there is no room. Whether publishing is
         to ``publish`` it."""
         demands = [
             (self.pins[r], self.manager.new_pages(self.pins[r], length)) for r, length in batch
@@ -249,29 +249,28 @@ class World(Pair):
         return True
 
     def _save_states(self, request: Request, start: int, length: int) -> None:
-        """Room for checkpoints of the step, each in all groups of states or in none."""
+        """Room for snapshots of the step, each in all groups of states or in none."""
         counters, places = self.manager.counters, self.large_pages()
-        saved, skipped = counters.saved_checkpoints, counters.skipped_checkpoints
+        saved, skipped = counters.saved_snapshots, counters.skipped_snapshots
         pin = self.pins[request]
         prompt, before = request.prompt_tokens, request.answer
         self.manager.save_states(pin, start, length, prompt, crowded=self.crowded)
         self.evicted(places)
-        allowed = self.model.may_save(request, start, self.manager.state_interval)
+        allowed = self.model.may_save(request, start, self.manager.snapshots.interval)
         end = self.model.answer_end(request, start, self.pool.policy.answer_state_tokens)
         answer = pin.answer_page - 1 if pin.answer_page else None
         assert answer in (before, end)
         assert not (self.crowded and before is None and answer is not None)
         fresh, moved = self.model.save(request, self.kept_for_others(request), allowed, answer)
-        assert counters.saved_checkpoints - saved == fresh - moved
-        if counters.skipped_checkpoints > skipped:
+        assert counters.saved_snapshots - saved == fresh - moved
+        if counters.skipped_snapshots > skipped:
             assert not self.fits(self.demand(0, 1), at_last=False), "skipped although there is room"
-        copies = [(n // self.page_size - 1, copy.group) for n, copy in pin.saves]
+        copies = [(n // self.page_size - 1, copy.group) for n, copy in pin.take_saves()]
         assert len(copies) == fresh * len(self.model.states)
-        pin.starts.clear()
-        pin.saves.clear()
+        pin.take_starts()
 
     def _check_given_up(self, *, needed: bool) -> None:
-        """What requests keep for others, or for a checkpoint, goes only for want of room."""
+        """What requests keep for others, or until it is published, goes only for want of room."""
         for request in self.live:
             if request.waits and not self.pins[request].waiting_slide_pages:
                 assert needed
@@ -290,12 +289,12 @@ class World(Pair):
             surplus = inside.num_free(self.manager) - max(free_before, demand)
             assert 0 <= surplus <= gone_with_it
 
-    def _checkpoint(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:
+    def _publish(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:
         tokens = request.tokens[:length]
         before = [set(held) for held in request.held]
-        self.manager.checkpoint(self.pins[request], request.namespace, tokens, keep)
+        self.manager.publish(self.pins[request], request.namespace, tokens, keep)
         if self.pool.prefix_cache:
-            self.model.checkpoint(request, length)
+            self.model.publish(request, length)
             self.used(request, request.tree_pages)
             self.model.hold_for_others(request, self.kept_for_others(request), before)
 

@@ -96,4 +96,4 @@ def _handle_mamba_radix_cache(
     original: Callable[..., None], server_args: Any, hf_config: Any
 ) -> None:
     """SGLang's own prefix cache of recurrent states wants pages of one token or no overlap; ours
-    has neither limit and keeps its checkpoints itself."""
+    has neither limit and keeps its snapshots itself."""

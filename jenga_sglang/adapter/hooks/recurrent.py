@@ -41,7 +41,7 @@ def _resolve_max_num_reqs(
     original: Callable[..., int], configurator: Any, token_capacity: int
 ) -> int:
     """SGLang sets up to five states aside for every request that may run, and runs no more than its
-    pool of states has room for so. Here a request takes one from shared memory, and checkpoints
+    pool of states has room for so. Here a request takes one from shared memory, and snapshots
     what is left."""
     config = configurator.mambaish_config
     if config is None:
@@ -61,7 +61,7 @@ def _resolve_max_num_reqs(
     until=BACKEND_REGISTRY,
 )
 def _attn_backend_wrapper(original: Callable[..., Any], runner: Any, full_attn_backend: Any) -> Any:
-    """Recurrent layers run in rounds, from checkpoint to checkpoint, on states in our pool; SGLang
+    """Recurrent layers run in rounds, from snapshot to snapshot, on states in our pool; SGLang
     chooses the linear-attention backend by the model's config."""
     if not isinstance(runner.req_to_token_pool, JengaReqToTokenPool):
         return original(runner, full_attn_backend)
@@ -130,5 +130,5 @@ def _short_convolution(original: Callable[..., Any], *args: Any, **kwargs: Any) 
 def _can_dispatch_fused_lfm_short_conv(
     original: Callable[..., bool], *args: Any, **kwargs: Any
 ) -> bool:
-    """Gates and convolution in one kernel leave no place for a checkpoint between."""
+    """Gates and convolution in one kernel leave no place for a snapshot between."""
     return False

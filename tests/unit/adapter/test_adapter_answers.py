@@ -1,4 +1,4 @@
-"""Checkpoints that follow answers are for times when memory is not short."""
+"""Snapshots that follow answers are for times when memory is not short."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +13,8 @@ from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full, LastState
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.running import Running
 
 PAGE, NUM_LARGE = 4, 12
 
@@ -30,7 +30,7 @@ def cache() -> JengaPrefixCache:
     return make_cache(Manager(geometry, max_requests=4, max_length=64, policy=policy))
 
 
-def decode(cache: JengaPrefixCache, prompt: int, stop: int) -> Pin:
+def decode(cache: JengaPrefixCache, prompt: int, stop: int) -> Running:
     """A request, computed up to ``stop`` tokens one by one after its ``prompt``."""
     pin = begin(cache.manager, tokens(range(prompt)))
     lock = SimpleNamespace(receipt=pin)

@@ -33,13 +33,13 @@ def test_every_pass_asks_while_nothing_was_refused() -> None:
 def test_room_that_was_missing_is_there() -> None:
     manager, ask_again, refusal = refused(2)
     assert not ask_again.is_due("head", refusal)
-    manager.release(next(reversed(manager.pins.values())))
+    manager.release(next(reversed(manager.running.values())))
     assert ask_again.is_due("head", refusal)
 
 
 def test_less_room_than_was_missing_is_not_enough() -> None:
     manager, ask_again, refusal = refused(3)
-    manager.release(next(reversed(manager.pins.values())))
+    manager.release(next(reversed(manager.running.values())))
     assert not ask_again.is_due("head", refusal)
 
 
@@ -61,7 +61,7 @@ def test_nobody_waits_for_ever() -> None:
 
 def test_what_is_not_worth_it_does_not_become_so_by_room_alone() -> None:
     manager, ask_again, refusal = refused(1, "cache")
-    manager.release(next(reversed(manager.pins.values())))
+    manager.release(next(reversed(manager.running.values())))
     assert passes_until_due(ask_again, refusal) == ASK_EVERY_PASSES
     assert ask_again.is_due("other", refusal)
 

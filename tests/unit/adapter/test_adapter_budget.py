@@ -103,7 +103,7 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     serve(manager, document)
     running = [begin(manager, tokens(900 + n)) for n in range(3)]
     manager.lock(manager.miss(None))  # the candidate's own prefix
-    manager.mean_output_tokens = 1.0
+    manager.counters.mean_output_tokens = 1.0
     wanted = [tokens(document, 1000 + n) for n in range(8)]
     budget = make_budget(manager, *wanted)
     assert not offer(budget, 32)

@@ -12,14 +12,14 @@ from jenga_sglang.adapter.budget import JengaPrefillBudget
 from jenga_sglang.core.admission import step_pages
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.running import Running
 
 PAGE, CHUNK = 4, 16
 SHARED = tokens(range(32))
 
 
-def chunk_fits(manager: Manager, pin: Pin, prompt_tokens: int) -> bool:
+def chunk_fits(manager: Manager, pin: Running, prompt_tokens: int) -> bool:
     """Whether the next chunk of a prompt, computed as far as ``pin``, is let in."""
     cache = make_cache(manager)
     req: Any = SimpleNamespace(
@@ -60,7 +60,7 @@ def test_what_is_held_for_others_gives_way() -> None:
     prompt = tokens(SHARED, range(200, 232))
     pin = manager.lock(manager.match(None, prompt[:-1]))
     grow(manager, pin, 48)
-    manager.checkpoint(pin, None, prompt[:48], [])
+    manager.publish(pin, None, prompt[:48], [])
     assert sum(r.size for r in pin.held_for_others[1]) == 2
     assert not manager.can_serve(step_pages(manager, 4))
     assert chunk_fits(manager, pin, len(prompt))

@@ -39,7 +39,7 @@ def cache() -> JengaPrefixCache:
 def compute(manager: Manager, history: Ids) -> None:
     pin = manager.lock(manager.match(NAMESPACE, history[:-1]))
     grow(manager, pin, len(history))
-    manager.checkpoint(pin, NAMESPACE, history)
+    manager.publish(pin, NAMESPACE, history)
     manager.release(pin)
 
 

@@ -6,7 +6,7 @@ from core_builders import make_manager, serve, tokens
 
 from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full
-from jenga_sglang.core.pin import Hit
+from jenga_sglang.core.running import Hit
 
 HISTORY = tokens(range(12))
 
@@ -31,7 +31,7 @@ def test_admitted_request_keeps_the_pin_it_was_considered_with(cache: JengaPrefi
     admitted = cache.lock(node)
     assert admitted.receipt is considered.receipt
     cache.unlock(considered)
-    assert list(cache.manager.pins.values()) == [admitted.receipt]
+    assert list(cache.manager.running.values()) == [admitted.receipt]
     assert cache.evictable_size() == 0
     cache.unlock(admitted)
     cache.manager.check_idle()
@@ -57,7 +57,7 @@ def test_three_locks_of_a_hit_are_two_pins(cache: JengaPrefixCache) -> None:
     """Only the second lock can be of the request that the first one considered."""
     node = hit(cache)
     locks = [cache.lock(node) for _ in range(3)]
-    assert len(cache.manager.pins) == 2
+    assert len(cache.manager.running) == 2
     for lock in locks:
         cache.unlock(lock)
     cache.manager.check_idle()

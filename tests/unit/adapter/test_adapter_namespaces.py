@@ -36,7 +36,7 @@ def serve(cache: JengaPrefixCache, req: Req) -> None:
     history, manager = tokens(HISTORY), cache.manager
     pin = manager.lock(manager.match(_history(req, req), history[:-1]))
     grow(manager, pin, len(history))
-    manager.checkpoint(pin, _history(req, req), history)
+    manager.publish(pin, _history(req, req), history)
     manager.release(pin)
 
 

@@ -160,7 +160,7 @@ class Served:
         is hit of them; how much that is."""
         manager = self.bench.manager
         history = np.arange(tokens)
-        manager.checkpoint(self.bench.requests[source].pin, "shared", history)
+        manager.publish(self.bench.requests[source].pin, "shared", history)
         self.bench.finish(source)
         pin = manager.lock(manager.match("shared", history))
         request = Request(target, pin, length=pin.num_pages * MODEL.page_size)

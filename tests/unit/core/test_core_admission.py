@@ -15,7 +15,7 @@ from jenga_sglang.core.admission import (
 )
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.stats import used_share
 
 KINDS = [
@@ -43,13 +43,13 @@ def run_in_chunks(manager: Manager, length: int, fresh: int, *, cache: bool) -> 
         most = [max(pair) for pair in zip(most, held_pages(pin), strict=True)]
         manager.slide(pin, computed)
         if cache:
-            manager.checkpoint(pin, None, history[:computed])
+            manager.publish(pin, None, history[:computed])
     manager.release(pin)
     manager.check()
     return most
 
 
-def held_pages(pin: Pin) -> list[int]:
+def held_pages(pin: Running) -> list[int]:
     return [sum(r.size for r in ranges) for ranges in pin.held]
 
 
@@ -103,7 +103,7 @@ def test_running_requests_may_grow_until_each_holds_the_most_that_it_ever_will()
     for length in (8, 20):
         pin = begin(manager, tokens(range(length)))
         manager.slide(pin, length)
-    assert [held_pages(pin) for pin in manager.pins.values()] == [[2, 2], [5, 2]]
+    assert [held_pages(pin) for pin in manager.running.values()] == [[2, 2], [5, 2]]
     assert growth_room(manager) == [(25 - 2) + (25 - 5), (3 - 2) + (3 - 2)]
 
 

@@ -15,8 +15,8 @@ from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.lru import LruBuckets
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.ranges import Range
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Node
 
 A, B = tokens(range(100, 106)), tokens(range(200, 206))
@@ -34,7 +34,7 @@ def served() -> Manager:
     serve(manager, B)
     first_of_a = begin(manager, A)
     manager.save_states(first_of_a, 0, 6, 7)
-    manager.checkpoint(first_of_a, None, A)
+    manager.publish(first_of_a, None, A)
     manager.release(first_of_a)
     running = begin(manager, tokens(A, 1, 2, 3))
     manager.save_states(running, 6, 9, 9)
@@ -44,8 +44,8 @@ def served() -> Manager:
     return manager
 
 
-def running(manager: Manager) -> Pin:
-    return next(iter(manager.pins.values()))
+def running(manager: Manager) -> Running:
+    return next(iter(manager.running.values()))
 
 
 def leaf(manager: Manager) -> Node:
@@ -138,29 +138,29 @@ def reclaimable_large_pages_are_miscounted(manager: Manager) -> None:
 
 @breaks(r"^group 1: large pages with holes that are not listed: \d+$")
 def a_hole_is_forgotten(manager: Manager) -> None:
-    manager.memory.large._holes[1].popitem()
+    manager.memory.large.holes[1].in_large.popitem()
 
 
 @breaks(r"^group 1: large pages with holes: \[\] in the books, \[\d+\] recounted$")
 def a_hole_is_no_requests(manager: Manager) -> None:
-    manager.memory.large._holes_of[1].clear()
+    manager.memory.large.holes[1].of_request.clear()
 
 
 @breaks(r"^group 1: holes in large page \d+: 2 in the books, 1 recounted$")
 def a_hole_is_there_twice(manager: Manager) -> None:
-    for holes in manager.memory.large._holes[1].values():
+    for holes in manager.memory.large.holes[1].in_large.values():
         holes *= 2
 
 
 @breaks(r"^group 2: distinct holes in large page \d+: 1 in the books, \d recounted$")
 def all_holes_are_one(manager: Manager) -> None:
-    for holes in manager.memory.large._holes[2].values():
+    for holes in manager.memory.large.holes[2].in_large.values():
         holes[:] = holes[:1] * len(holes)
 
 
 @breaks(r"^group 1: holes of large page \d+ that lie elsewhere: 0$")
 def a_hole_lies_elsewhere(manager: Manager) -> None:
-    for holes in manager.memory.large._holes[1].values():
+    for holes in manager.memory.large.holes[1].in_large.values():
         holes[:] = [0]
 
 
@@ -226,16 +226,16 @@ def two_places_are_exchanged(manager: Manager) -> None:
 
 @breaks(r"^group 0: small pages with a virtual page: 16 in the books, 15 recounted$")
 def a_place_belongs_to_a_page_that_has_none(manager: Manager) -> None:
-    backwards = manager.memory._virtual_of[0]
+    backwards = manager.memory.virtual_of[0]
     backwards[np.flatnonzero(backwards == 0)[-1]] = 3
 
 
 @breaks(r"^group 1: large pages whose held small pages are miscounted: \d+, \d+$")
 def a_page_lies_in_the_hole_of_another_large_page(manager: Manager) -> None:
     memory, page = manager.memory, running(manager).row[0]
-    hole = next(iter(memory.large._holes[1].values()))[0]
-    memory._virtual_of[1][memory.table[1][page]] = 0
-    memory._virtual_of[1][hole] = page
+    hole = next(iter(memory.large.holes[1].in_large.values()))[0]
+    memory.virtual_of[1][memory.table[1][page]] = 0
+    memory.virtual_of[1][hole] = page
     memory.table[1][page] = hole
 
 
@@ -252,8 +252,8 @@ def a_used_page_is_booked_in_another_large_page(manager: Manager) -> None:
 def a_page_lies_in_foreign_memory(manager: Manager) -> None:
     memory, page = manager.memory, running(manager).row[0]
     place = 3 * int(np.flatnonzero(memory.large.owner == 1)[0])
-    memory._virtual_of[0][memory.table[0][page]] = 0
-    memory._virtual_of[0][place] = page
+    memory.virtual_of[0][memory.table[0][page]] = 0
+    memory.virtual_of[0][place] = page
     memory.table[0][page] = place
 
 
@@ -355,23 +355,23 @@ def a_hollow_end_is_not_forgotten(manager: Manager) -> None:
 
 @breaks(r"^slots of states more than once: \d+$")
 def a_slot_is_free_and_used(manager: Manager) -> None:
-    manager.states._free.append(running(manager).slot)
+    manager.snapshots._free.append(running(manager).state_page)
 
 
 @breaks(r"^slots of states free or used: 3 in the books, 4 recounted$")
 def a_slot_is_lost(manager: Manager) -> None:
-    manager.states._free.pop()
+    manager.snapshots._free.pop()
 
 
 @breaks(r"^slots that name tokens: 7$")
 def a_slot_names_tokens(manager: Manager) -> None:
-    manager.states._free[0] = 7
+    manager.snapshots._free[0] = 7
 
 
 @breaks(r"^group 2: slots with a state: \[\d+\] in the books, \[\] recounted$")
 def a_slot_has_a_state_and_no_request(manager: Manager) -> None:
-    manager.states._free.append(running(manager).slot)
-    running(manager).slot = 0
+    manager.snapshots._free.append(running(manager).state_page)
+    running(manager).state_page = 0
 
 
 @breaks(r"^group 0: pins: \(page, in the books, recounted\): \(\d+, 1, 0\)$")
@@ -402,7 +402,7 @@ def a_page_has_left_the_tree_alone(manager: Manager) -> None:
 
 @breaks(r"^retired group 0: held small pages: 15 in the books, 0 recounted$")
 def a_retired_group_holds_pages(manager: Manager) -> None:
-    manager.retired.add(0)
+    manager.needs.retired.add(0)
 
 
 @pytest.mark.parametrize(("change", "law"), [law[1:] for law in LAWS], ids=[law[0] for law in LAWS])

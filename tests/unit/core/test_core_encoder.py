@@ -33,7 +33,7 @@ def serve_image(manager: Manager, history: Tokens, encoder_tokens: int) -> None:
     namespace = Encoded(None, encoder_tokens)
     pin = manager.lock(manager.match(namespace, history[:-1]))
     grow(manager, pin, len(history))
-    manager.checkpoint(pin, namespace, history)
+    manager.publish(pin, namespace, history)
     manager.release(pin)
 
 
@@ -105,7 +105,7 @@ def test_pages_of_an_image_that_a_request_pins_stay() -> None:
     history = tokens(image(1, 8), image(3, 8), range(8))
     pin = manager.lock(manager.match(namespace, history))
     grow(manager, pin, len(history))
-    manager.checkpoint(pin, namespace, history)
+    manager.publish(pin, namespace, history)
     images = tokens(image(1, 8), image(2, 8))
     tail = inside.pages_of(manager, images, namespace)[3:4]
     inside.evict_pages(manager, 1, tail)

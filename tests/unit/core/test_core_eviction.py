@@ -236,7 +236,7 @@ def test_taking_a_hole_leaves_cached_neighbours_as_recent_as_they_were() -> None
     """The large page of A has a hole, which another request takes and leaves again."""
     manager = two_sizes(num_large=4)
     running = begin(manager, A[:2])
-    manager.checkpoint(running, None, A[:2])
+    manager.publish(running, None, A[:2])
     large = inside.tables(manager)[0][running.row[0], 0] // 3
     served_at = inside.times(manager)[large]
     grow(manager, running, 3)

@@ -170,12 +170,12 @@ def test_missing_large_pages_count_holes_but_nothing_cached(large: LargePages) -
     """Holes: two for group 0, one for group 1; two large pages free."""
     take(large, 0, 1, A)
     take(large, 1, 1, A)
-    assert large.num_missing([2, 1]) == -2
-    assert large.num_missing([3, 1]) == -1
-    assert large.num_missing([3, 2]) == 0
-    assert large.num_missing([6, 2]) == 1
+    assert large.shortfall([2, 1]) == -2
+    assert large.shortfall([3, 1]) == -1
+    assert large.shortfall([3, 2]) == 0
+    assert large.shortfall([6, 2]) == 1
     cache(large, 0, 3)
-    assert large.num_missing([6, 2]) == 1
+    assert large.shortfall([6, 2]) == 1
 
 
 def test_what_is_cached_counts_as_room(large: LargePages) -> None:

@@ -163,7 +163,7 @@ class TestWorth:
         queue = Queue(manager)
         serve(manager, A)
         queue.look(first=tokens(A, 1))
-        manager.mean_output_tokens = 16.0
+        manager.counters.mean_output_tokens = 16.0
         return not queue.lookahead.not_worth([demand], [4], num_running)
 
     def test_it_is_while_nothing_that_is_wanted_must_go(self) -> None:
@@ -189,7 +189,7 @@ def test_what_is_a_requests_own_ends_at_a_document() -> None:
         geometry, max_requests=8, max_length=1000, policy=CachePolicy(prompt_slack_tokens=5)
     )
     lookahead = Lookahead(manager)
-    manager.mean_output_tokens = 7.0
+    manager.counters.mean_output_tokens = 7.0
     assert lookahead.own_pages(100, 1000) == [12, 3, 50]
     assert lookahead.own_pages(30, 1000) == [12, 3, 37]
     assert lookahead.own_pages(2, 1000) == [9, 3, 9]
@@ -199,7 +199,7 @@ def test_what_is_a_requests_own_ends_at_a_document() -> None:
 def test_the_mean_output_follows_what_requests_answer() -> None:
     manager = make()
     for _ in range(1000):
-        manager.finished(40)
-    assert manager.mean_output_tokens == pytest.approx(40, abs=0.1)
+        manager.counters.finished(40)
+    assert manager.counters.mean_output_tokens == pytest.approx(40, abs=0.1)
     manager.reset()
-    assert manager.mean_output_tokens == pytest.approx(40, abs=0.1)
+    assert manager.counters.mean_output_tokens == pytest.approx(40, abs=0.1)

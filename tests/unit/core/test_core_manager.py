@@ -1,4 +1,4 @@
-"""One request's life in small numbers: match, lock, reserve, extend, checkpoint, slide, release."""
+"""One request's life in small numbers: match, lock, reserve, extend, publish, slide, release."""
 
 import core_inspector as inside
 import numpy as np
@@ -94,7 +94,7 @@ def test_a_page_is_used_until_the_last_request_lets_go() -> None:
 def test_a_released_request_frees_what_it_did_not_leave_in_the_tree() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=40, page_size=4)
     pin = begin(manager, A)
-    manager.checkpoint(pin, None, A[:9])
+    manager.publish(pin, None, A[:9])
     grow(manager, pin, 20)
     manager.release(pin)
     manager.check()
@@ -111,7 +111,7 @@ def test_virtual_pages_that_only_a_request_kept_end_with_it() -> None:
         history = tokens(range(1000 * document, 1000 * document + 40))
         for length in range(1, 41):
             grow(manager, pin, length)
-            manager.checkpoint(pin, None, history[:length])
+            manager.publish(pin, None, history[:length])
         manager.release(pin)
         manager.check()
         assert inside.num_in_tree(manager) <= 8, (
@@ -214,7 +214,7 @@ def test_sliding_keeps_the_last_page_boundary_hittable() -> None:
     pin = begin(manager, A)
     manager.slide(pin, 11)
     assert row_holds(manager, pin, 1) == {1, 2}
-    manager.checkpoint(pin, None, A[:11])
+    manager.publish(pin, None, A[:11])
     manager.release(pin)
     assert hit_tokens(manager, A) == 8
 
@@ -231,7 +231,7 @@ def test_sliding_again_to_a_shorter_length_takes_nothing_back() -> None:
 def test_a_tree_page_behind_the_window_stays_cached() -> None:
     manager = make_manager(SlidingWindow(3), num_large=40)
     pin = begin(manager, A)
-    manager.checkpoint(pin, None, A[:6], keep=[])
+    manager.publish(pin, None, A[:6], keep=[])
     manager.slide(pin, 12)
     manager.check()
     assert (used(manager), cached(manager)) == ([2], [6])
@@ -248,25 +248,25 @@ def test_a_chunk_is_let_go_as_a_whole() -> None:
     assert row_holds(manager, pin, 0) == set()
 
 
-# -- checkpoint ----------------------------------------------------------------------------------
+# -- publish -------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_makes_pages_hits_while_the_request_runs() -> None:
+def test_publishing_makes_pages_hits_while_the_request_runs() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=40)
     pin = begin(manager, A)
     assert hit_tokens(manager, A) == 0
-    manager.checkpoint(pin, None, A)
+    manager.publish(pin, None, A)
     assert hit_tokens(manager, A) == 12
     assert used(manager) == [12, 2]
     manager.check()
 
 
-def test_a_checkpoint_goes_on_where_the_last_one_ended() -> None:
+def test_publishing_goes_on_where_it_ended_last() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=40, page_size=2)
     pin = begin(manager, A[:5])
-    manager.checkpoint(pin, None, A[:5])
+    manager.publish(pin, None, A[:5])
     grow(manager, pin, 12)
-    manager.checkpoint(pin, None, A)
+    manager.publish(pin, None, A)
     manager.check()
     assert held_pages(manager, 0, A) == list(range(6))
     assert pin.tree_pages == 6
@@ -275,9 +275,9 @@ def test_a_checkpoint_goes_on_where_the_last_one_ended() -> None:
 def test_two_requests_that_computed_the_same_keep_one_copy() -> None:
     manager = make_manager(Full(), SlidingWindow(5), num_large=60)
     one, two = begin(manager, A), begin(manager, A)
-    manager.checkpoint(one, None, A)
+    manager.publish(one, None, A)
     assert used(manager) == [24, 4 + 12]
-    manager.checkpoint(two, None, A)
+    manager.publish(two, None, A)
     manager.check()
     assert (used(manager), cached(manager)) == ([12, 4], [0, 8])
     assert two.row.tolist() == one.row.tolist()
@@ -288,8 +288,8 @@ def test_the_private_copy_is_freed_only_as_far_as_the_tree_knows_the_history() -
     manager = make_manager(Full(), num_large=60)
     one, two = begin(manager, A[:5]), begin(manager, A)
     own = two.row.tolist()
-    manager.checkpoint(one, None, A[:5])
-    manager.checkpoint(two, None, A)
+    manager.publish(one, None, A[:5])
+    manager.publish(two, None, A)
     manager.check()
     assert two.row.tolist() == one.row.tolist() + own[5:]
     assert used(manager) == [12]
@@ -299,8 +299,8 @@ def test_a_branch_shares_what_comes_before_it() -> None:
     manager = make_manager(Full(), num_large=60)
     fork = tokens(A[:5], range(7))
     one, two = begin(manager, A), begin(manager, fork)
-    manager.checkpoint(one, None, A)
-    manager.checkpoint(two, None, fork)
+    manager.publish(one, None, A)
+    manager.publish(two, None, fork)
     manager.check()
     assert one.row[:5].tolist() == two.row[:5].tolist()
     assert not set(one.row[5:].tolist()) & set(two.row[5:].tolist())
@@ -319,7 +319,7 @@ def test_a_hole_in_the_tree_is_filled_by_who_computes_it_again() -> None:
     assert pin.hit.path.num_pages == 10
     mine = inside.tables(manager)[1][pin.row[10], 0]
     held = inside.num_held(manager)[0]
-    manager.checkpoint(pin, None, A)
+    manager.publish(pin, None, A)
     manager.check()
     assert pin.row[10] == lost[0]
     assert inside.tables(manager)[0][lost, 0].item() == full_page
@@ -337,7 +337,7 @@ def test_a_page_that_the_request_let_go_of_too_stays_a_hole() -> None:
     pin = begin(manager, A[:9])
     assert pin.hit.path.num_pages == 2
     manager.slide(pin, 9)
-    manager.checkpoint(pin, None, A[:9])
+    manager.publish(pin, None, A[:9])
     manager.check()
     assert held_pages(manager, 1, A) == [0, 1, 7, 8, 9, 10, 11]
 
@@ -350,7 +350,7 @@ def test_a_hollow_page_is_taken_over_whole() -> None:
     assert inside.pages_of(manager, A)[:10].tolist() == [0] * 10
     pin = begin(manager, A[:6])
     mine = pin.row.tolist()
-    manager.checkpoint(pin, None, A[:6])
+    manager.publish(pin, None, A[:6])
     manager.check()
     assert pin.row.tolist() == mine
     assert held_pages(manager, 0, A) == [0, 1, 2, 3, 4, 5, 10, 11]
@@ -368,7 +368,7 @@ def test_a_prefix_that_the_tree_forgot_under_a_request_is_no_stumbling_block() -
     inside.evict_pages(manager, 0, path[4:])
     assert inside.find(manager, None, A).num_pages == 0
     grow(manager, pin, 7)
-    manager.checkpoint(pin, None, A[:7])
+    manager.publish(pin, None, A[:7])
     manager.check()
     assert held_pages(manager, 0, A) == [4, 5, 6]
     manager.release(pin)
@@ -437,7 +437,7 @@ def test_what_the_tree_gains_and_loses_is_noted_by_group_and_in_order() -> None:
     pin = begin(manager, tokens(range(4)))
     manager.slide(pin, 4)
     assert inside.tree_changes(manager) == []
-    manager.checkpoint(pin, None, tokens(range(4)))
+    manager.publish(pin, None, tokens(range(4)))
     pages = pin.row.tolist()
     noted = [(c.group, c.held, c.virtual.tolist()) for c in inside.tree_changes(manager)]
     assert noted == [(0, True, pages), (1, True, pages[2:])]

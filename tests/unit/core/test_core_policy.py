@@ -15,8 +15,8 @@ from core_builders import (
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.running import Running
 
 A = tokens(range(100, 112))
 FORK = tokens(A[:6], range(200, 206))
@@ -69,7 +69,7 @@ def test_a_history_that_merely_goes_on_is_no_branch() -> None:
 def test_the_windows_of_the_lengths_to_keep_stay_and_those_between_go_first() -> None:
     manager = make(CachePolicy())
     pin = begin(manager, A)
-    manager.checkpoint(pin, None, A, keep=[4, 12])
+    manager.publish(pin, None, A, keep=[4, 12])
     manager.release(pin)
     evict_transient(manager)
     assert held_pages(manager, 0, A) == list(range(12))
@@ -80,7 +80,7 @@ def test_the_windows_of_the_lengths_to_keep_stay_and_those_between_go_first() ->
 def test_nothing_to_keep_is_the_first_to_go() -> None:
     manager = make(CachePolicy())
     pin = begin(manager, A)
-    manager.checkpoint(pin, None, A, keep=[])
+    manager.publish(pin, None, A, keep=[])
     manager.release(pin)
     evict_transient(manager)
     assert held_pages(manager, 1, A) == []
@@ -88,14 +88,14 @@ def test_nothing_to_keep_is_the_first_to_go() -> None:
 
 def window_alone(
     num_large: int, *, mean_output_tokens: float = 24, hold_hits: bool = True
-) -> tuple[Manager, Pin]:
+) -> tuple[Manager, Running]:
     """A request that left a known history after six tokens, has computed twelve, and needs the
     last two of them. To hold two pages more saves six tokens and is worth it, beside the eight
     pages in use and at a token a step, up to answers of 6 · 8 / 2 tokens."""
     policy = CachePolicy(step_cost_tokens=1, hold_hits=hold_hits)
     geometry = make_geometry([SlidingWindow(3)], num_large)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
-    manager.mean_output_tokens = mean_output_tokens
+    manager.counters.mean_output_tokens = mean_output_tokens
     serve(manager, tokens(A[:6], [900]))
     pin = begin(manager, A)
     assert pin.hit.path.num_pages == 6

@@ -7,8 +7,8 @@ from core_builders import begin, grow, make_geometry, make_manager, serve, token
 
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.running import Running
 
 KINDS: list[tuple[Dependency, ...]] = [
     (Full(),),
@@ -19,7 +19,7 @@ KINDS: list[tuple[Dependency, ...]] = [
 LONGEST = 33
 
 
-def next_token(manager: Manager, pin: Pin) -> None:
+def next_token(manager: Manager, pin: Running) -> None:
     """Room for one more token, as the next step's batch takes it."""
     length = pin.length
     if length % manager.page_size == 0:
@@ -28,7 +28,7 @@ def next_token(manager: Manager, pin: Pin) -> None:
         manager.extend_each([pin])
 
 
-def held(pin: Pin) -> list[int]:
+def held(pin: Running) -> list[int]:
     return [sum(r.size for r in ranges) for ranges in pin.held]
 
 
@@ -45,7 +45,7 @@ def test_a_prompt_is_hit_as_if_it_had_been_published_at_once(
         manager = make_manager(*kinds, num_large=300, page_size=page_size)
         pin = begin(manager, prompt, publish=True)
         steps = [
-            lambda m=manager, p=pin: m.checkpoint(p, None, prompt),
+            lambda m=manager, p=pin: m.publish(p, None, prompt),
             lambda m=manager, p=pin: next_token(m, p),
         ]
         for step in reversed(steps) if overlapped else steps:
@@ -60,7 +60,7 @@ def test_a_prompt_is_hit_as_if_it_had_been_published_at_once(
     assert holds[0] == holds[1]
 
 
-def waiting(num_large: int) -> tuple[Manager, Pin]:
+def waiting(num_large: int) -> tuple[Manager, Running]:
     """A prompt of 16 tokens in four pages, of which a window of 4 needs the last; it is not
     published yet."""
     manager = make_manager(SlidingWindow(4), num_large=num_large, page_size=4)
@@ -72,7 +72,7 @@ def waiting(num_large: int) -> tuple[Manager, Pin]:
 
 def test_what_waits_to_be_published_gives_way() -> None:
     manager, pin = waiting(num_large=4)
-    assert manager.can_serve_pages(1)
+    assert manager.make_way(1)
     assert held(pin) == [1]
     assert manager.reserve([(pin, 3)]), "the other three pages are free"
 
@@ -81,13 +81,13 @@ def test_it_waits_only_where_there_is_room() -> None:
     manager, pin = waiting(num_large=5)
     assert manager.reserve([(pin, 1)]) and held(pin) == [4]
     manager.extend_each([pin])
-    manager.checkpoint(pin, None, tokens(range(16)))
+    manager.publish(pin, None, tokens(range(16)))
     assert held(pin) == [2]
     assert manager.match(None, tokens(range(15))).path.num_pages == 3
 
 
 def test_it_does_not_wait_twice() -> None:
-    """Whoever slides on without a checkpoint publishes nothing."""
+    """Whoever slides on without publishing leaves nothing."""
     manager, pin = waiting(num_large=9)
     grow(manager, pin, 20)
     manager.slide(pin, 16)
@@ -98,9 +98,9 @@ def test_it_does_not_wait_twice() -> None:
 
 def test_who_publishes_a_part_waits_with_the_rest() -> None:
     manager, pin = waiting(num_large=9)
-    manager.checkpoint(pin, None, tokens(range(8)))
+    manager.publish(pin, None, tokens(range(8)))
     assert held(pin) == [3]
-    manager.checkpoint(pin, None, tokens(range(16)))
+    manager.publish(pin, None, tokens(range(16)))
     assert held(pin) == [1]
 
 
@@ -113,7 +113,7 @@ def test_nothing_waits_that_is_never_published(prefix_cache: bool) -> None:
     assert held(pin) == [1]
 
 
-def test_who_ends_without_a_checkpoint_leaves_nothing() -> None:
+def test_who_ends_without_publishing_leaves_nothing() -> None:
     manager, pin = waiting(num_large=4)
     manager.release(pin)
     manager.check_idle()
@@ -134,7 +134,7 @@ def test_a_history_that_others_left_is_held_for_them_all_the_same() -> None:
         pin = begin(manager, prompt, publish=True)
         if overlapped:
             next_token(manager, pin)
-        manager.checkpoint(pin, None, prompt)
+        manager.publish(pin, None, prompt)
         if not overlapped:
             next_token(manager, pin)
         holds.append(pin.held_for_others)

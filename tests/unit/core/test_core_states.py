@@ -1,4 +1,4 @@
-"""Recurrent layers: working states, checkpoints, and where a later request may continue."""
+"""Recurrent layers: working states, snapshots, and where a later request may continue."""
 
 import core_inspector as inside
 import pytest
@@ -8,9 +8,9 @@ from jenga_sglang.core.admission import longest_request, request_pages
 from jenga_sglang.core.dependency import Full, LastState
 from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
-from jenga_sglang.core.states import due
+from jenga_sglang.core.recurrent import due
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Tokens
 
 PAGE = 2
@@ -35,7 +35,7 @@ def make(
     )
 
 
-def compute(manager: Manager, history: Tokens) -> Pin:
+def compute(manager: Manager, history: Tokens) -> Running:
     """Begin a request, and compute its whole prompt in one step."""
     pin = begin(manager, history)
     start = pin.hit.path.num_pages * PAGE
@@ -43,15 +43,15 @@ def compute(manager: Manager, history: Tokens) -> Pin:
     return pin
 
 
-def serve(manager: Manager, history: Tokens) -> Pin:
+def serve(manager: Manager, history: Tokens) -> Running:
     pin = compute(manager, history)
-    manager.checkpoint(pin, None, history)
+    manager.publish(pin, None, history)
     manager.release(pin)
     manager.check_idle()
     return pin
 
 
-def saved(pin: Pin) -> list[int]:
+def saved(pin: Running) -> list[int]:
     return [length for length, _ in pin.saves]
 
 
@@ -66,18 +66,20 @@ def test_a_request_holds_one_state_however_long_it_grows() -> None:
     assert inside.num_held(manager) == [0, 0]
 
 
-def test_checkpoints_are_left_every_interval_and_before_the_end_of_the_prompt() -> None:
+def test_snapshots_are_left_every_interval_and_before_the_end_of_the_prompt() -> None:
     """The last token of a prompt is never matched, so of 16 the 14 before its page are worth it."""
     manager = make(40)
     pin = compute(manager, A)
     assert saved(pin) == [8, 14, 16]
-    assert all(copy.source == inside.tables(manager)[STATES][pin.slot] for _, copy in pin.saves)
-    manager.checkpoint(pin, None, A)
+    assert all(
+        copy.source == inside.tables(manager)[STATES][pin.state_page] for _, copy in pin.saves
+    )
+    manager.publish(pin, None, A)
     assert [page + 1 for page in held_pages(manager, STATES, A)] == [4, 7, 8]
-    assert manager.counters.saved_checkpoints == 3
+    assert manager.counters.saved_snapshots == 3
 
 
-def test_a_hit_ends_exactly_at_a_checkpoint() -> None:
+def test_a_hit_ends_exactly_at_a_snapshot() -> None:
     manager = make(40)
     serve(manager, A)
     assert [hit_tokens(manager, A[:n]) for n in (7, 8, 13, 14, 15, 16)] == [0, 8, 8, 14, 14, 16]
@@ -85,14 +87,14 @@ def test_a_hit_ends_exactly_at_a_checkpoint() -> None:
     assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (4, 6, STATES)
 
 
-def test_the_first_state_is_zero_and_a_later_one_a_copy_of_the_checkpoint() -> None:
-    """Copy on write: the checkpoint stays what it was, so two requests can go on from it."""
+def test_the_first_state_is_zero_and_a_later_one_a_copy_of_the_snapshot() -> None:
+    """Copy on write: the snapshot stays what it was, so two requests can go on from it."""
     manager = make(40)
     first = compute(manager, A)
     (start,) = first.starts
     assert start.source.tolist() == [0]
-    assert start.target == inside.tables(manager)[STATES][first.slot]
-    manager.checkpoint(first, None, A)
+    assert start.target == inside.tables(manager)[STATES][first.state_page]
+    manager.publish(first, None, A)
     twins = [begin(manager, tokens(A, n)) for n in (1, 2)]
     page = inside.pages_of(manager, A)[-1]
     copies = [twin.starts[0] for twin in twins]
@@ -101,17 +103,17 @@ def test_the_first_state_is_zero_and_a_later_one_a_copy_of_the_checkpoint() -> N
     manager.check()
 
 
-def test_where_a_prompt_leaves_a_known_history_a_checkpoint_is_left() -> None:
+def test_where_a_prompt_leaves_a_known_history_a_snapshot_is_left() -> None:
     manager = make(60, interval=64)
     serve(manager, A)
     fork = tokens(A[:6], range(200, 209))
     pin = compute(manager, fork)
     assert saved(pin) == [6, 14]
-    manager.checkpoint(pin, None, fork)
+    manager.publish(pin, None, fork)
     assert hit_tokens(manager, tokens(A[:6], 300, 301, 302)) == 6
 
 
-def test_decoding_leaves_checkpoints_too() -> None:
+def test_decoding_leaves_snapshots_too() -> None:
     manager = make(60)
     pin = compute(manager, A)
     pin.saves.clear()
@@ -119,22 +121,22 @@ def test_decoding_leaves_checkpoints_too() -> None:
         grow(manager, pin, length)
         manager.save_states(pin, length - 1, length, len(A))
     assert saved(pin) == [24]
-    manager.checkpoint(pin, None, tokens(A, range(9)))
+    manager.publish(pin, None, tokens(A, range(9)))
     assert hit_tokens(manager, tokens(A, range(9))) == 24
 
 
-def test_a_checkpoint_without_room_is_skipped_and_counted() -> None:
+def test_a_snapshot_without_room_is_skipped_and_counted() -> None:
     manager = make(8 + 1 + 1)
     pin = compute(manager, A)
     assert saved(pin) == [8]
-    assert manager.counters.skipped_checkpoints == 2
-    manager.checkpoint(pin, None, A)
+    assert manager.counters.skipped_snapshots == 2
+    manager.publish(pin, None, A)
     manager.release(pin)
     manager.check_idle()
     assert hit_tokens(manager, A) == 8
 
 
-def test_a_checkpoint_is_given_up_before_a_reservation_fails() -> None:
+def test_a_snapshot_is_given_up_before_a_reservation_fails() -> None:
     manager = make(8 + 1 + 3)
     pin = compute(manager, A)
     assert len(pin.saves) == 3
@@ -144,7 +146,7 @@ def test_a_checkpoint_is_given_up_before_a_reservation_fails() -> None:
     assert not manager.reserve([(pin, 4)])
 
 
-def test_a_checkpoint_takes_the_place_of_what_is_merely_cached() -> None:
+def test_a_snapshot_takes_the_place_of_what_is_merely_cached() -> None:
     manager = make(8 + 1 + 3)
     serve(manager, A)
     other = tokens(range(300, 316))
@@ -153,14 +155,14 @@ def test_a_checkpoint_takes_the_place_of_what_is_merely_cached() -> None:
     manager.check()
 
 
-def test_equal_checkpoints_are_kept_once() -> None:
+def test_equal_snapshots_are_kept_once() -> None:
     manager = make(60)
     pins = [begin(manager, A) for _ in range(2)]
     for pin in pins:
         manager.save_states(pin, 0, len(A), len(A))
     assert inside.num_held(manager)[STATES] == 2 + 2 * 3
     for pin in pins:
-        manager.checkpoint(pin, None, A)
+        manager.publish(pin, None, A)
         manager.release(pin)
     manager.check_idle()
     assert inside.num_held(manager) == [8, 3]
@@ -170,7 +172,7 @@ def test_nothing_is_saved_without_a_prefix_cache() -> None:
     manager = make(40, prefix_cache=False)
     pin = compute(manager, A)
     assert not pin.saves
-    assert manager.counters.skipped_checkpoints == 0
+    assert manager.counters.skipped_snapshots == 0
 
 
 def test_a_request_is_refused_when_there_is_no_room_for_its_state() -> None:
@@ -187,7 +189,7 @@ def test_admission_counts_one_state_a_request() -> None:
     assert longest_request(make(12), 16) == 2 * 11
 
 
-def test_the_interval_grows_until_checkpoints_take_no_more_than_the_rows() -> None:
+def test_the_interval_grows_until_snapshots_take_no_more_than_the_rows() -> None:
     rows = LayerGroupSpec("rows", (0,), Full(), 8, 8)
     states = LayerGroupSpec("states", (1, 2), LastState(), state_bytes=(512,))
     cuts = (GroupGeometry(rows, 4), GroupGeometry(states, 4))
@@ -198,7 +200,7 @@ def test_the_interval_grows_until_checkpoints_take_no_more_than_the_rows() -> No
             max_length=64,
             policy=CachePolicy(state_interval_tokens=wanted),
         )
-        assert manager.state_interval == tokens_apart
+        assert manager.snapshots.interval == tokens_apart
 
 
 @pytest.mark.parametrize(
@@ -211,24 +213,26 @@ def test_the_interval_grows_until_checkpoints_take_no_more_than_the_rows() -> No
         (16, 32, (), [8]),
     ],
 )
-def test_a_checkpoint_is_due_where_a_step_passes_it(
+def test_a_snapshot_is_due_where_a_step_passes_it(
     start: int, stop: int, others: tuple[int, ...], pages: list[int]
 ) -> None:
     assert due(start, stop, 16, others, 4) == pages
 
 
-def follow(manager: Manager, pin: Pin, prompt: int, stop: int, *, crowded: bool = False) -> None:
+def follow(
+    manager: Manager, pin: Running, prompt: int, stop: int, *, crowded: bool = False
+) -> None:
     """Decode up to ``stop`` tokens, one by one."""
     for length in range(pin.length + 1, stop + 1):
         grow(manager, pin, length)
         manager.save_states(pin, length - 1, length, prompt, crowded=crowded)
 
 
-def test_one_checkpoint_moves_along_with_the_answer() -> None:
+def test_one_snapshot_moves_along_with_the_answer() -> None:
     """Where the answer will end nobody knows: every four tokens it is taken anew, in one place."""
     manager = make(40, interval=64, answer=4)
     pin = compute(manager, A[:9])
-    manager.checkpoint(pin, None, A[:9])
+    manager.publish(pin, None, A[:9])
     pin.saves.clear()
     follow(manager, pin, 9, 15)
     assert saved(pin) == [12]
@@ -237,13 +241,13 @@ def test_one_checkpoint_moves_along_with_the_answer() -> None:
     assert saved(pin) == [16, 20] and all(c.target == first for _, c in pin.saves)
     assert inside.num_used(manager)[STATES] == 2, "the working state, and one that follows"
     history = tokens(A, range(7))
-    manager.checkpoint(pin, None, history)
+    manager.publish(pin, None, history)
     manager.release(pin)
     manager.check_idle()
     assert [hit_tokens(manager, history[:n]) for n in (10, 19, 20, 23)] == [8, 8, 20, 20]
 
 
-def test_while_others_wait_for_memory_no_checkpoint_begins_to_follow_an_answer() -> None:
+def test_while_others_wait_for_memory_no_snapshot_begins_to_follow_an_answer() -> None:
     manager = make(40, interval=64, answer=4)
     pin = compute(manager, A[:9])
     pin.saves.clear()

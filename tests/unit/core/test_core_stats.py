@@ -30,7 +30,7 @@ def test_bytes_of_one_request_by_hand() -> None:
     grow(manager, pin, 12)
     assert [g["waste_bytes"] for g in pool_stats(manager)["groups"]] == [0, 0]
 
-    manager.checkpoint(pin, None, tokens(range(12)))
+    manager.publish(pin, None, tokens(range(12)))
     manager.release(pin)
     full, window = pool_stats(manager)["groups"]
     assert (full["used_bytes"], full["cached_bytes"]) == (0, 3 * 64)

@@ -19,8 +19,8 @@ from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import retire_group
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.pin import Pin
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.running import Running
 from jenga_sglang.core.tree import Encoded, Path, PrefixTree, Tokens
 
 A = tokens(range(100, 112))
@@ -49,7 +49,7 @@ def halves() -> Manager:
     grow(manager, pin, 4)
     places = (inside.tables(manager)[0][pin.row, 0] // 2).tolist()
     assert places[0] == places[3] and places[1] == places[2] != places[0]
-    manager.checkpoint(pin, None, A[:4])
+    manager.publish(pin, None, A[:4])
     manager.release(pin)
     assert (inside.num_free(manager), inside.num_owned(manager)) == (0, [2, 4])
     return manager
@@ -96,9 +96,9 @@ def seeing() -> tuple[Manager, Tokens]:
     return manager, tokens([1000] * 4, 1, 2)
 
 
-def insert(manager: Manager, pin: Pin, history: Tokens) -> None:
+def insert(manager: Manager, pin: Running, history: Tokens) -> None:
     grow(manager, pin, len(history))
-    manager.checkpoint(pin, IMAGE, history)
+    manager.publish(pin, IMAGE, history)
 
 
 @pytest.mark.parametrize("in_one_node", [True, False])
@@ -215,7 +215,7 @@ def holder(num_large: int) -> Manager:
     policy = CachePolicy(step_cost_tokens=1)
     geometry = make_geometry([SlidingWindow(3)], num_large)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
-    manager.mean_output_tokens = 24
+    manager.counters.mean_output_tokens = 24
     serve(manager, tokens(A[:6], [900]))
     pin = begin(manager, A)
     manager.slide(pin, 12)
@@ -225,19 +225,19 @@ def holder(num_large: int) -> Manager:
 
 def test_a_decode_makes_running_requests_give_up_what_they_hold_for_others() -> None:
     manager = holder(12)
-    assert manager.can_serve_pages(8)
+    assert manager.make_way(8)
     assert inside.num_used(manager) == [4], "there is room beside it"
-    assert manager.can_serve_pages(9)
+    assert manager.make_way(9)
     assert inside.num_used(manager) == [2]
     manager.check()
-    assert manager.can_serve_pages(10) and not manager.can_serve_pages(11)
+    assert manager.make_way(10) and not manager.make_way(11)
 
 
 def test_two_requests_that_computed_one_page_both_hold_the_one_that_stays() -> None:
     manager = make_manager(Full(), num_large=8)
     twins = [begin(manager, A[:1]) for _ in range(2)]
     for twin in twins:
-        manager.checkpoint(twin, None, A[:1])
+        manager.publish(twin, None, A[:1])
     manager.check()
     (page,) = inside.pages_of(manager, A[:1]).tolist()
     assert [twin.row.tolist() for twin in twins] == [[page], [page]]
@@ -254,7 +254,7 @@ def test_a_large_page_that_a_private_page_leaves_idle_can_be_evicted() -> None:
     """Two cached pages of A and the private end of a request share it, until that is aborted."""
     manager = make_manager(Full(), SlidingWindow(100), num_large=4, layers=[2, 3])
     pin = begin(manager, A[:2])
-    manager.checkpoint(pin, None, A[:2])
+    manager.publish(pin, None, A[:2])
     grow(manager, pin, 3)
     assert inside.num_owned(manager) == [1, 2]
     manager.release(pin)
@@ -281,7 +281,7 @@ def recurrent(num_large: int, *sizes: int, interval: int = 4, answer: int = 0) -
     return Manager(geometry, max_requests=4, max_length=64, policy=policy)
 
 
-def compute(manager: Manager, history: Tokens) -> Pin:
+def compute(manager: Manager, history: Tokens) -> Running:
     pin = begin(manager, history)
     manager.save_states(pin, 0, len(history), len(history))
     return pin
@@ -292,7 +292,7 @@ def test_snapshots_in_the_tree_are_as_recent_as_what_is_computed() -> None:
     manager = recurrent(60, 2)
     pin = compute(manager, A)
     assert [length for length, _ in pin.saves] == [4, 8, 11, 12]
-    manager.checkpoint(pin, None, A)
+    manager.publish(pin, None, A)
     assert [page + 1 for page in held_pages(manager, 1, A)] == [4, 8, 11, 12]
     large = inside.tables(manager)[1][pin.row[[3, 7, 10, 11]], 0]
     assert inside.times(manager)[large].tolist() == [inside.now(manager)] * 4
@@ -306,7 +306,7 @@ def test_a_snapshot_that_is_in_the_tree_follows_the_answer_no_more() -> None:
         grow(manager, pin, length)
         manager.save_states(pin, length - 1, length, 1)
     assert pin.answer_page == 4
-    manager.checkpoint(pin, None, A[:4])
+    manager.publish(pin, None, A[:4])
     assert pin.answer_page == 0
     for length in range(5, 7):
         grow(manager, pin, length)
@@ -325,5 +325,5 @@ def test_a_snapshot_goes_into_anybodys_hole_before_it_opens_a_large_page() -> No
     pin = compute(manager, A[:8])
     assert [length for length, _ in pin.saves] == [6, 6, 7, 7]
     assert inside.num_owned(manager) == [3, 2, 4]
-    assert manager.counters.skipped_checkpoints == 0
+    assert manager.counters.skipped_snapshots == 0
     manager.check()

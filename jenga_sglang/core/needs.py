@@ -1,0 +1,159 @@
+"""What every group needs of a history, in pages.
+
+`core.dependency` answers for one group and in tokens. Here are the answers for all groups of a pool
+at once, remembered, for the same few lengths are asked about again and again. What an encoder made
+in front of a text shifts them; a `History` is the needs of all histories that begin with so many of
+its pages, so nothing else counts those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jenga_sglang.core.dependency import Dependency, EncoderTokens, reads_everything
+from jenga_sglang.core.geometry import Geometry, GroupGeometry
+from jenga_sglang.core.hit import longest_hit
+from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.ranges import Range, intersect, page_ranges, union
+
+REMEMBERED = 1 << 14  # answers about lengths of histories
+NOTHING = EncoderTokens(0)
+
+
+class Held(Protocol):
+    """Which pages the groups hold; `core.memory.Memory` says it."""
+
+    encoder_groups: list[int]
+
+    def first_missing(self, group: int, virtual: Ids) -> int | None: ...
+
+    def holds(self, group: int, virtual: Ids) -> NDArray[np.bool_]: ...
+
+
+class Needs:
+    """``dependencies[g]`` and ``permanent[g]`` of every group. The latter are the pages that every
+    longer history needs: losing one puts all that follows out of reach. They count from the first
+    page of text, except where a group reads what an encoder made."""
+
+    def __init__(self, geometry: Geometry, max_length: int) -> None:
+        self.page_size = geometry.page_size
+        self.max_length = max_length
+        self.dependencies: list[Dependency] = []
+        self.permanent: list[tuple[Range, ...]] = []
+        self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
+        self.of_pages = lru_cache(REMEMBERED)(self._of_pages)
+        self.of_hits = lru_cache(REMEMBERED)(self._of_hits)
+        for cut in geometry.groups:
+            self.add_group(cut)
+
+    def add_group(self, cut: GroupGeometry) -> int:
+        """One more group; returns its number."""
+        dependency = cut.spec.dependency.effective(self.max_length)
+        needed = page_ranges(dependency.needed(self.max_length), self.page_size)
+        self.dependencies.append(dependency)
+        self.permanent.append(() if cut.spec.is_state else needed)
+        self._forget()
+        return len(self.dependencies) - 1
+
+    def retire_group(self, group: int) -> None:
+        """``group`` needs nothing from now on."""
+        self.dependencies[group] = NOTHING
+        self.permanent[group] = ()
+        self.retired.add(group)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.of_pages.cache_clear()
+        self.of_hits.cache_clear()
+        self.__dict__.pop("forgetful", None)
+
+    @property
+    def groups(self) -> range:
+        return range(len(self.dependencies))
+
+    @cached_property
+    def forgetful(self) -> list[int]:
+        """Groups that let go of pages while a request runs."""
+        return [g for g in self.groups if not self.keeps_everything(g)]
+
+    def keeps_everything(self, group: int) -> bool:
+        """Whether ``group`` lets go of nothing while a request runs."""
+        return reads_everything(self.dependencies[group], self.max_length)
+
+    def of_text(self, group: int, length: int) -> tuple[Range, ...]:
+        """The pages of a text of ``length`` tokens that ``group`` still needs."""
+        return self.of_pages(group, length, 0)
+
+    def dependency(self, group: int, encoder_pages: int) -> Dependency:
+        """What ``group`` needs of a history whose first ``encoder_pages`` an encoder made."""
+        return self.dependencies[group].after_encoder(encoder_pages * self.page_size)
+
+    def _of_pages(self, group: int, length: int, encoder_pages: int) -> tuple[Range, ...]:
+        return page_ranges(self.dependency(group, encoder_pages).needed(length), self.page_size)
+
+    def _of_hits(
+        self, group: int, of_encoder: bool, num_pages: int, encoder_pages: int, *lengths: int
+    ) -> list[Range]:
+        everything = [Range(0, num_pages)]
+        shift = encoder_pages
+        permanent = [Range(r.start + shift, r.stop + shift) for r in self.permanent[group]]
+        ranges = intersect([Range(0, shift)] if of_encoder else permanent, everything)
+        if ranges == everything:
+            return ranges
+        for n in lengths:
+            ranges += self.of_pages(group, n // self.page_size * self.page_size, encoder_pages)
+        return union(ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The needs of histories whose first ``encoder_pages`` pages an encoder made."""
+
+    needs: Needs
+    held: Held
+    encoder_pages: int
+
+    def pages(self, group: int, length: int) -> tuple[Range, ...]:
+        """The pages of a history of ``length`` tokens that ``group`` still needs."""
+        return self.needs.of_pages(group, length, self.encoder_pages)
+
+    def pages_of_hits(self, group: int, num_pages: int, lengths: Sequence[int]) -> list[Range]:
+        """What hits of ``lengths`` tokens, and every longer history, need of the first
+        ``num_pages`` pages of one."""
+        of_encoder = group in self.held.encoder_groups
+        return self.needs.of_hits(group, of_encoder, num_pages, self.encoder_pages, *lengths)
+
+    def longest_hit(self, pages: Ids) -> tuple[int, int | None]:
+        """The most of ``pages`` of a history that every group can continue from, and the group
+        that cut it last; see `core.hit`."""
+        return longest_hit(
+            len(pages),
+            self.needs.page_size,
+            self._dependencies(),
+            self.pages,
+            partial(self._refusal, pages),
+        )
+
+    def _dependencies(self) -> Sequence[Dependency]:
+        if not self.encoder_pages and not self.held.encoder_groups:
+            return self.needs.dependencies
+        return [self.needs.dependency(g, self.encoder_pages) for g in self.needs.groups]
+
+    def _refusal(self, pages: Ids, group: int, wanted: Range) -> int | None:
+        """None where ``group`` holds the ``wanted`` ones of ``pages``, else how many of them may
+        be a hit at most."""
+        missing = self.held.first_missing(group, pages[wanted.start : wanted.stop])
+        if missing is None:
+            return None
+        num_pages = wanted.start + missing
+        if self.needs.dependencies[group].needs_last:
+            # The next prefix that ends with a page that is held, or the one without any text.
+            held = np.flatnonzero(self.held.holds(group, pages[:num_pages]))
+            num_pages = int(held[-1]) + 1 if len(held) else min(num_pages, self.encoder_pages)
+        return num_pages
