@@ -14,7 +14,7 @@ from jenga_sglang.core.manager import Manager
 
 def make_cache(manager: Manager) -> JengaPrefixCache:
     """The prefix cache of ``manager`` as SGLang's scheduler has it, with four rows."""
-    pool = SimpleNamespace(pin_of_row={})
+    pool = SimpleNamespace(running_of_row={})
     params = SimpleNamespace(
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(4, 32)),
         token_to_kv_pool_allocator=SimpleNamespace(device="cpu", get_kvcache=lambda: pool),

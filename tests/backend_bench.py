@@ -154,11 +154,11 @@ class Bench:
         namespace = Encoded(row, pages * self.model.page_size) if made else row
         pin = self.manager.lock(self.manager.miss(namespace))
         self.requests[row] = Request(row, pin, made)
-        self.pool.pin_of_row[row] = pin
+        self.pool.running_of_row[row] = pin
 
     def finish(self, row: int) -> None:
         self.manager.release(self.requests.pop(row).pin)
-        del self.pool.pin_of_row[row]
+        del self.pool.running_of_row[row]
 
     def grow(self, row: int, new_tokens: int) -> None:
         """Pages for the new tokens; what the history before them does not need is let go."""

@@ -35,16 +35,17 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
     continuing = [req.kv.holds_kv for req in batch.reqs]
     rows = alloc_req_slots(batch.req_to_token_pool, batch.reqs, cache)
     lengths = batch.seq_lens_cpu.tolist()
-    pins = [cache.bind_row(req) for req in batch.reqs]
-    for req, pin, prefix, holds_kv in zip(
-        batch.reqs, pins, batch.prefix_lens, continuing, strict=True
+    all_running = [cache.bind_row(req) for req in batch.reqs]
+    for req, running, prefix, holds_kv in zip(
+        batch.reqs, all_running, batch.prefix_lens, continuing, strict=True
     ):
         if holds_kv:
-            cache.manager.slide(pin, prefix)
+            cache.manager.slide(running, prefix)
         else:
             cache.count_prompt(len(req.full_untruncated_fill_ids), prefix)
     _reserve(
-        cache, [(p, cache.manager.new_pages(p, n)) for p, n in zip(pins, lengths, strict=True)]
+        cache,
+        [(p, cache.manager.new_pages(p, n)) for p, n in zip(all_running, lengths, strict=True)],
     )
 
     new_ids, written = [], []
@@ -52,12 +53,12 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
         start if holds_kv else 0
         for start, holds_kv in zip(batch.prefix_lens, continuing, strict=True)
     ]
-    for req, pin, row, start, first, length in zip(
-        batch.reqs, pins, rows, batch.prefix_lens, firsts, lengths, strict=True
+    for req, running, row, start, first, length in zip(
+        batch.reqs, all_running, rows, batch.prefix_lens, firsts, lengths, strict=True
     ):
-        cache.manager.extend(pin, length, publish=not req.skip_radix_cache_insert)
-        cache.last_page[row] = pin.row[-1]
-        ids = cache.token_ids(pin.row)[:length]
+        cache.manager.extend(running, length, publish=not req.skip_radix_cache_insert)
+        cache.last_page[row] = running.row[-1]
+        ids = cache.token_ids(running.row)[:length]
         written.append(ids[first:])
         new_ids.append(ids[start:].astype(np.int64))
         req.kv.kv_allocated_len = req.kv.kv_committed_len = length
@@ -102,11 +103,11 @@ def _open_pages(
     """One more page for each of the requests at the indices ``opening``."""
     if not opening:
         return
-    pins: list[Running] = [reqs[index].lock.receipt for index in opening]
-    for pin, length in zip(pins, lengths[opening].tolist(), strict=True):
-        cache.manager.slide(pin, length)
-    _reserve(cache, [(pin, 1) for pin in pins])
-    cache.last_page[rows[opening]] = cache.manager.extend_each(pins)
+    all_running: list[Running] = [reqs[index].lock.receipt for index in opening]
+    for running, length in zip(all_running, lengths[opening].tolist(), strict=True):
+        cache.manager.slide(running, length)
+    _reserve(cache, [(running, 1) for running in all_running])
+    cache.last_page[rows[opening]] = cache.manager.extend_each(all_running)
 
 
 def _encoder_tokens(batch: ScheduleBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:

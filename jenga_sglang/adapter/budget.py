@@ -121,11 +121,11 @@ class JengaPrefillBudget:
         """Whether the candidate fits beside everything admitted and everything still to grow, and
         is worth what must be evicted for it. An encoder makes its first ``encoder_pages``; without
         that number it is the request that SGLang has just pinned a prefix of."""
-        pin: Running | None = None
+        running: Running | None = None
         is_question = encoder_pages is not None
         if encoder_pages is None:
-            pin = next(reversed(self.manager.running.values()), None)
-            encoder_pages = pin.encoder_pages if pin else 0
+            running = next(reversed(self.manager.running.values()), None)
+            encoder_pages = running.encoder_pages if running else 0
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         length = input_tokens + max_new_tokens
@@ -136,10 +136,10 @@ class JengaPrefillBudget:
         if not fits(self._candidate):
             weighing = self.weigh_candidate()
             self.refusal = Refusal(weighing, "memory", weighing.missing)
-            if pin is not None and len(self.manager.running) == 1:
+            if running is not None and len(self.manager.running) == 1:
                 # Its prefix lies scattered among pages that only the same groups can use. Nobody
                 # will leave and make room: it is given up for the next time.
-                self._cache.hindering = pin.hit.path
+                self._cache.hindering = running.hit.path
         elif short := self._not_worth(extend_input_len, max_new_tokens):
             self.refusal = Refusal(self.weigh_candidate(), "cache", short)
         else:
@@ -178,9 +178,9 @@ class JengaPrefillBudget:
         """The whole next chunk, or None for this pass."""
         tokens = min(extend_input_len, chunk_limit)
         pages = -(-tokens // self.page_size)
-        if (pin := self._cache.chunked) is not None:
+        if (running := self._cache.chunked) is not None:
             # Not a page more than it takes: the prompt may be one that fills the pool.
-            pages = self.manager.new_pages(pin, pin.length + tokens)
+            pages = self.manager.new_pages(running, running.length + tokens)
         self._candidate = step_pages(self.manager, pages)
         if self.manager.can_serve(self._with_pending(self._candidate)):
             return chunk_limit

@@ -77,7 +77,7 @@ class JengaKVPool(KVCache):
         # SGLang's rows of virtual tokens, whose row 0 is that of requests that pad a batch.
         self.req_to_token: torch.Tensor | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
-        self.pin_of_row: dict[int, Running] = {}
+        self.running_of_row: dict[int, Running] = {}
         self.place: dict[int, LayerPlace] = {}
         self.k_pages: dict[int, torch.Tensor] = {}
         self.v_pages: dict[int, torch.Tensor] = {}

@@ -70,14 +70,14 @@ class JengaPrefixCache(BasePrefixCache):
         self.device = torch.device(self.token_to_kv_pool_allocator.device)
         self.sliding_window_size = None
         rows = self.req_to_token_pool.req_to_token.shape[0]
-        # The pin of every row in use, shared with the attention backend, and each row's last
+        # The request of every row in use, shared with the attention backend, and each row's last
         # virtual page for the decode step.
-        self.pin_of_row: dict[int, Running] = (
-            self.token_to_kv_pool_allocator.get_kvcache().pin_of_row
+        self.running_of_row: dict[int, Running] = (
+            self.token_to_kv_pool_allocator.get_kvcache().running_of_row
         )
         self.last_page = np.zeros(rows, np.int64)
         self.lookahead = Lookahead(manager)
-        # The newest lock, while it is the only one of its pin; pins that have two.
+        # The newest lock, while it is the only one of its request; requests that have two.
         self._newest_lock: TreeLock | None = None
         self._locked_twice: set[int] = set()
         # Known from its first pass on.
@@ -101,7 +101,7 @@ class JengaPrefixCache(BasePrefixCache):
         self.lookahead.clear()
         self._newest_lock = self.hindering = None
         self._locked_twice.clear()
-        self.pin_of_row.clear()
+        self.running_of_row.clear()
         if self.kv_events is not None:
             self.kv_events.reset()
         self._evicted_pages = 0
@@ -160,27 +160,27 @@ class JengaPrefixCache(BasePrefixCache):
 
     def lock(self, node: Hit) -> TreeLock:
         """Pin what a request that continues from ``node`` needs. SGLang locks what it considers,
-        and once more when it admits that: the second lock shares the first one's pin."""
+        and once more when it admits that: the second lock is the same request's."""
         newest, self._newest_lock = self._newest_lock, None
         if newest is not None and newest.node is node:
-            pin: Running = newest.receipt
-            self._locked_twice.add(pin.number)
-            return TreeLock(node, pin)
+            running: Running = newest.receipt
+            self._locked_twice.add(running.number)
+            return TreeLock(node, running)
         lock = self._newest_lock = TreeLock(node, self.manager.lock(node))
         return lock
 
     def unlock(self, lock: TreeLock | None) -> None:
-        """Drop the pin with its last lock. This frees what the request alone held: see
+        """Drop the pages with the last lock. This frees what the request alone held: see
         `free_kv_row`."""
         if lock is None:
             return
-        pin: Running = lock.receipt
+        running: Running = lock.receipt
         if lock is self._newest_lock:
             self._newest_lock = None
-        if pin.number in self._locked_twice:
-            self._locked_twice.remove(pin.number)
+        if running.number in self._locked_twice:
+            self._locked_twice.remove(running.number)
         else:
-            self.manager.release(pin)
+            self.manager.release(running)
 
     def inc_lock_ref(self, node: Any) -> IncLockRefResult:
         raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
@@ -189,18 +189,18 @@ class JengaPrefixCache(BasePrefixCache):
         raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
 
     def bind_row(self, req: Req) -> Running:
-        """The pin of ``req``, whose req_to_token row has just been assigned."""
+        """What ``req`` holds, whose req_to_token row has just been assigned."""
         if req.lock is None:
             req.lock = self.lock(self.manager.miss(_history(req, req)))
-        pin: Running = req.lock.receipt
-        self.pin_of_row[req.kv.req_pool_idx] = pin
-        return pin
+        running: Running = req.lock.receipt
+        self.running_of_row[req.kv.req_pool_idx] = running
+        return running
 
     def free_kv_row(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
         """Nothing to do: the row's private pages are pinned by its lock, and freed with it."""
 
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
-        self.pin_of_row.pop(req.kv.req_pool_idx, None)
+        self.running_of_row.pop(req.kv.req_pool_idx, None)
         if req.finished():
             self.manager.counters.finished(len(req.output_ids))
 
@@ -215,16 +215,18 @@ class JengaPrefixCache(BasePrefixCache):
         """Put the request's whole pages up to ``up_to`` into the tree and go on with its copy."""
         if not self.manager.prefix_cache:
             return
-        pin: Running = req.lock.receipt
-        first = pin.tree_pages
-        before = pin.row[first:].copy()
+        running: Running = req.lock.receipt
+        first = running.tree_pages
+        before = running.row[first:].copy()
         tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
         keep = self._lengths_to_keep(req, up_to)
-        self.manager.publish(pin, _history(req, req), tokens, keep)
+        self.manager.publish(running, _history(req, req), tokens, keep)
         if self.kv_events is not None:
-            self.kv_events.published(_namespace(req, req), tokens, pin.row[: pin.tree_pages])
-        self._rewrite_row(req, pin, first, before)
-        req.kv.cache_protected_len = pin.tree_pages * self.page_size
+            self.kv_events.published(
+                _namespace(req, req), tokens, running.row[: running.tree_pages]
+            )
+        self._rewrite_row(req, running, first, before)
+        req.kv.cache_protected_len = running.tree_pages * self.page_size
 
     def _lengths_to_keep(self, req: Req, up_to: int) -> list[int]:
         """Where the next request may go on from: the end of the prompt or a little before it, at
@@ -236,16 +238,16 @@ class JengaPrefixCache(BasePrefixCache):
         slack = max(1, self.manager.prompt_slack(prompt))
         return [prompt - slack, prompt] if up_to == prompt else []
 
-    def _rewrite_row(self, req: Req, pin: Running, first: int, before: Ids) -> None:
-        now = pin.row[first:]
+    def _rewrite_row(self, req: Req, running: Running, first: int, before: Ids) -> None:
+        now = running.row[first:]
         changed = np.flatnonzero(now != before)
         if not len(changed):
             return
         start, stop = first + int(changed[0]), first + int(changed[-1]) + 1
-        row = self.token_ids(pin.row[start:stop])
+        row = self.token_ids(running.row[start:stop])
         where = (req.kv.req_pool_idx, slice(start * self.page_size, stop * self.page_size))
         self.req_to_token_pool.write(where, to_device(row, self.device))
-        self.last_page[req.kv.req_pool_idx] = pin.row[-1]
+        self.last_page[req.kv.req_pool_idx] = running.row[-1]
 
     def token_ids(self, virtual: Ids) -> NDArray[np.int32]:
         """Virtual token ids of whole virtual pages, in order, as req_to_token has them."""
@@ -267,13 +269,15 @@ class JengaPrefixCache(BasePrefixCache):
         out, for nobody else may begin before it has gone on; or else of `hindering`."""
         self.note_chunked(req)
         self._give_up_hindering()
-        if req is None or (pin := self.chunked) is None:
+        if req is None or (running := self.chunked) is None:
             return
         # A prompt that is not put into the tree has not been slid yet.
-        self.manager.slide(pin, pin.length)
-        left = len(req.full_untruncated_fill_ids) - pin.length
+        self.manager.slide(running, running.length)
+        left = len(req.full_untruncated_fill_ids) - running.length
         # As a reservation would, it gives up what is held for others where that is in the way.
-        self.manager.make_way(self.manager.new_pages(pin, pin.length + min(left, chunk_tokens)))
+        self.manager.make_way(
+            self.manager.new_pages(running, running.length + min(left, chunk_tokens))
+        )
 
     def _give_up_hindering(self) -> None:
         """Evict the prefix altogether, or its request would be merged with it as it is computed.

@@ -115,29 +115,33 @@ class StateRounds:
             return
         lengths = _host(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
         requests = _host(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
-        pins = [self.pool.pin_of_row[row] for row in requests if row in self.pool.pin_of_row]
-        if not pins:
+        all_running = [
+            self.pool.running_of_row[row] for row in requests if row in self.pool.running_of_row
+        ]
+        if not all_running:
             return  # a warm-up batch: there is nobody whose state could change
-        agree("requests of the batch with pages", len(pins), len(requests))
+        agree("requests of the batch with pages", len(all_running), len(requests))
         if mode.is_decode():
             prefixes = [length - 1 for length in lengths]
         else:
             prefixes = _host(forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens)
-        self._start(pins)
-        rounds = _cut(pins, prefixes, lengths)
+        self._start(all_running)
+        rounds = _cut(all_running, prefixes, lengths)
         for pieces in rounds:
-            self._rounds.append(self._round(forward_batch, pins, pieces, whole=len(rounds) == 1))
+            self._rounds.append(
+                self._round(forward_batch, all_running, pieces, whole=len(rounds) == 1)
+            )
 
-    def _start(self, pins: list[Running]) -> None:
-        starts = [start for pin in pins for start in pin.take_starts()]
+    def _start(self, all_running: list[Running]) -> None:
+        starts = [start for running in all_running for start in running.take_starts()]
         if starts:
             for source, target in zip(*copy_pages(starts), strict=True):
                 self.states.copy_pages(self._to_device(source), self._to_device(target))
 
     def _round(
-        self, batch: ForwardBatch, pins: list[Running], pieces: list[Piece], *, whole: bool
+        self, batch: ForwardBatch, all_running: list[Running], pieces: list[Piece], *, whole: bool
     ) -> Round:
-        working = working_pages([pins[piece.row] for piece in pieces], self._table)
+        working = working_pages([all_running[piece.row] for piece in pieces], self._table)
         saves = [save for piece in pieces for save in piece.saves]
         saved = zip(*copy_pages(saves), strict=True) if saves else ()
         result = Round(
@@ -374,13 +378,15 @@ STEP_FIELDS = (
 )
 
 
-def _cut(pins: list[Running], prefixes: list[int], lengths: list[int]) -> list[list[Piece]]:
+def _cut(all_running: list[Running], prefixes: list[int], lengths: list[int]) -> list[list[Piece]]:
     """The rounds of a step, as pieces. Takes the snapshots of the step from the
     requests."""
     rounds: list[list[Piece]] = []
     place = 0
-    for row, (pin, start, length) in enumerate(zip(pins, prefixes, lengths, strict=True)):
-        all_saves = pin.take_saves()
+    for row, (running, start, length) in enumerate(
+        zip(all_running, prefixes, lengths, strict=True)
+    ):
+        all_saves = running.take_saves()
         for number, stop in enumerate(sorted({stop for stop, _ in all_saves} | {length})):
             saves = tuple(save for at, save in all_saves if at == stop)
             if number == len(rounds):

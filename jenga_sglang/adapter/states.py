@@ -130,9 +130,9 @@ class JengaReqToTokenPool(ReqToTokenPool):
         return self.views.layers[layer_id]
 
 
-def working_pages(pins: list[Running], table: Ids) -> Ids:
+def working_pages(all_running: list[Running], table: Ids) -> Ids:
     """Small pages of the working states, (stripes, requests)."""
-    return table[[pin.state_page for pin in pins]].T
+    return table[[running.state_page for running in all_running]].T
 
 
 def copy_pages(copies: list[StateCopy]) -> tuple[Ids, Ids]:

@@ -167,7 +167,7 @@ class JengaTorchBackend(AttentionBackend):
         indices = _host_list(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
         batch = list(zip(indices, starts, stops, strict=True))
         # Without a request is padding, or everything: a warm-up.
-        requests = [entry for entry in batch if entry[0] in self.pool.pin_of_row]
+        requests = [entry for entry in batch if entry[0] in self.pool.running_of_row]
         rows = [
             Row(self._virtual(index, stop), start, stop) for index, start, stop in requests or batch
         ]
@@ -194,12 +194,12 @@ class JengaTorchBackend(AttentionBackend):
     def _virtual(self, row: int, length: int, *, of_encoder: bool = False) -> Ids:
         """The pages of ``length`` tokens of a request's text, or of an encoder's before it."""
         pages = -(-length // self.page_size)
-        pin = self.pool.pin_of_row.get(row)
+        running = self.pool.running_of_row.get(row)
         # Dummy batches (warm-up) have no request: they write to and read from the null page.
-        if pin is None:
+        if running is None:
             return np.zeros(pages, np.int64)
-        first = 0 if of_encoder else pin.encoder_pages
-        return pin.row[first : first + pages]
+        first = 0 if of_encoder else running.encoder_pages
+        return running.row[first : first + pages]
 
     # -- once a layer -------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class Served:
         pin = manager.lock(manager.match("shared", history))
         request = Request(target, pin, length=pin.num_pages * MODEL.page_size)
         self.bench.requests[target] = request
-        self.bench.pool.pin_of_row[target] = pin
+        self.bench.pool.running_of_row[target] = pin
         self.dense.share(source, target, request.length)
         return request.length
 
