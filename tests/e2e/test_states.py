@@ -92,7 +92,7 @@ def test_prompts_and_decodes_in_one_batch(
     reports = run_jobs({"mixed": mixed, "apart": apart}, tmp_path)
     ours = reports["mixed"]
     assert ours.batches["MIXED"] > 20 and not reports["apart"].batches["MIXED"]
-    assert ours.cached_tokens > 500 and ours.state["saved_checkpoints"] > 50
+    assert ours.cached_tokens > 500 and ours.state["saved_snapshots"] > 50
     tokens = [answer.tokens for answer in ours.answers]
     assert tokens == [answer.tokens for answer in reports["apart"].answers]
     for request, given in list(zip(requests, tokens, strict=True))[::9]:
