@@ -160,9 +160,9 @@ class Served:
         is hit of them; how much that is."""
         manager = self.bench.manager
         history = np.arange(tokens)
-        manager.publish(self.bench.requests[source].pin, "shared", history)
+        manager.publish(self.bench.requests[source].pin, source, history)
         self.bench.finish(source)
-        pin = manager.lock(manager.match("shared", history))
+        pin = manager.lock(manager.match(source, history))
         request = Request(target, pin, length=pin.num_pages * MODEL.page_size)
         self.bench.requests[target] = request
         self.bench.pool.running_of_row[target] = pin

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import core_inspector as inside
 import pytest
 import torch
 
@@ -37,6 +38,6 @@ def test_a_long_prompt_and_its_end_are_followed_at_once(monkeypatch: pytest.Monk
         step()
         copy.follow()
         for group in (0, 1):
-            books = torch.from_numpy(manager.memory.table[group][:, 0]).int()
+            books = torch.from_numpy(inside.tables(manager)[group][:, 0]).int()
             assert torch.equal(copy.entries[group], torch.where(books == 0, -1, books))
     assert launches and launches[0] >= PAGES and len(launches) <= 3

@@ -6,7 +6,9 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[2]
 # The inspector, what breaks the books on purpose, and this file.
 MAY = {"core_inspector.py", "test_core_corrupt.py", Path(__file__).name}
-INSIDE = re.compile(r"\bmanager\.(memory|tree|evictor|states|_\w+)\b")
+INSIDE = re.compile(
+    r"\bmanager\.(memory|tree|evictor|holding|recency|publisher|needs|(snapshots\.)?_\w+)\b"
+)
 
 
 def test_tests_look_inside_a_manager_through_the_inspector() -> None:

@@ -135,7 +135,7 @@ def test_what_is_held_is_weighed_in_large_pages(mean_output_tokens: int, used: i
     geometry = make_geometry([SlidingWindow(3), Full()], 40, layers=[1, 2])
     policy = CachePolicy(step_cost_tokens=1)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
-    manager.mean_output_tokens = mean_output_tokens
+    manager.counters.mean_output_tokens = mean_output_tokens
     serve(manager, tokens(A[:6], [900]))
     pin = begin(manager, A)
     assert inside.num_used(manager) == [8, 12]
