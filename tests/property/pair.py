@@ -19,6 +19,7 @@ class Epoch:
     had that, and the latest use of any tenant since it has had them."""
 
     tenants: frozenset[int]
+    has_others: bool
     time: int
     shallowest: int
     deepest: int
@@ -92,11 +93,13 @@ class Pair:
         # A page that is not in the tree counts as deep as that number was the last time.
         low, high = (0, self.pool.max_length) if place.has_others else (depth, depth)
         before = self._epochs.get(place.key)
-        if before is not None and (before.tenants & place.tenants or place.has_others):
+        # A page that was not in the tree may have come into it, under another name.
+        stays = before is not None and (before.has_others or place.has_others)
+        if before is not None and (stays or before.tenants & place.tenants):
             latest = max(latest, before.latest)
             if before.time == place.time:
                 low, high = min(low, before.shallowest), max(high, before.deepest)
-        return Epoch(place.tenants, place.time, low, high, latest)
+        return Epoch(place.tenants, place.has_others, place.time, low, high, latest)
 
     def forget_places(self) -> None:
         self._epochs.clear()
