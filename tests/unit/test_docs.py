@@ -62,3 +62,9 @@ def test_refused_flags_are_listed_with_the_codes_reasons() -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    names = re.findall(r"`((?:jenga_sglang|flashinfer_ext|tests|docs)/[\w./-]+)`", page.read_text())
+    assert not [name for name in names if not (ROOT / name).exists()]
