@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from adapter_builders import make_cache
-from core_builders import begin, grow, make_manager, serve, tokens
+from core_builders import begin, grow, make_geometry, make_manager, serve, tokens
 
 from jenga_sglang.adapter.budget import JengaPrefillBudget
 from jenga_sglang.core.admission import step_pages
@@ -53,8 +53,9 @@ def test_what_windows_have_passed_is_gone_also_without_a_prefix_cache() -> None:
 
 def test_what_is_held_for_others_gives_way() -> None:
     """The prompt holds two pages of its window where it left another, and lacks two."""
-    manager = make_manager(Full(), SlidingWindow(8), num_large=26, page_size=PAGE)
-    manager.policy = CachePolicy(step_cost_tokens=0)
+    geometry = make_geometry([Full(), SlidingWindow(8)], 26, page_size=PAGE)
+    policy = CachePolicy(step_cost_tokens=0)
+    manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
     serve(manager, tokens(SHARED, range(100, 116)))
     begin(manager, tokens(range(300, 308)))
     prompt = tokens(SHARED, range(200, 232))
