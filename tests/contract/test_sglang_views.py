@@ -3,7 +3,7 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import pytest
@@ -38,7 +38,9 @@ def names_of(cls: type) -> set[str]:
     for base in cls.__mro__[:-1]:
         names |= {*vars(base), *set_on_self(base)}
         for fields in ("__annotations__", "__dataclass_fields__", "__struct_fields__"):
-            names |= set(vars(base).get(fields, ()))
+            found = vars(base).get(fields, ())
+            # `msgspec.Struct` itself has a descriptor there.
+            names |= set(found) if isinstance(found, Iterable) else set()
     return names
 
 
