@@ -310,7 +310,8 @@ class Manager:
         running.keep_hit(*([len(tokens)] if keep is None else keep))
         if self.policy.keep_branches and running.reached_branch(num_pages):
             running.keep_hit(running.hit.matched_pages * self.page_size, shared=True)
-        self.slide(running, len(tokens))
+        waiting = running.waiting_slide_pages * self.page_size
+        self.slide(running, max(len(tokens), waiting))
         self.recency.touch(running, running.tree_pages)
 
     def prompt_slack(self, prompt_tokens: int) -> int:

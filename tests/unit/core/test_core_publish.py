@@ -141,3 +141,20 @@ def test_a_history_that_others_left_is_held_for_them_all_the_same() -> None:
         manager.check()
     assert holds[0] == holds[1]
     assert any(holds[0]), "nothing is held for others"
+
+
+def test_windows_slide_on_once_what_they_waited_for_is_published() -> None:
+    """Also to a token that was computed after it."""
+    holds = []
+    for overlapped in (False, True):
+        manager = make_manager(SlidingWindow(3), num_large=20)
+        pin = begin(manager, tokens(range(4)), publish=True)
+        if not overlapped:
+            manager.publish(pin, None, tokens(range(4)))
+        grow(manager, pin, 5)
+        manager.slide(pin, 5)
+        if overlapped:
+            assert held(pin) == [5], "nothing goes before it is published"
+            manager.publish(pin, None, tokens(range(4)))
+        holds.append(held(pin))
+    assert holds[0] == holds[1] == [2]
