@@ -45,8 +45,9 @@ class Holding:
 
     def give_up(self, running: Running) -> None:
         """Hold nothing of ``running`` for others any more."""
-        for g, pages in running.give_up_all_for_others():
-            self.memory.unpin(g, pages)
+        for g, ranges in enumerate(running.give_up_all_for_others()):
+            for pages in running.of(ranges) if ranges else ():
+                self.memory.unpin(g, pages)
 
     def _worth_holding(self, group: int, running: Running, gone: Sequence[Range]) -> list[Range]:
         """Tree pages of ``group`` among those ``gone`` that hits of the shared lengths need."""

@@ -257,13 +257,14 @@ class LargePages(Capacity):
     def _record_holes(self, group: int, small: Ids, empty: Ids) -> None:
         large_pages = self.large_of(group, small)
         left = self.held[large_pages] > 0
+        holes, request = self.holes[group], self._request.item
         for page, large in zip(small[left].tolist(), large_pages[left].tolist(), strict=True):
-            self._add_holes(group, large, [page])
+            holes.add(large, request(large), [page])
         for large in empty.tolist():
-            self.holes[group].drop(large, int(self._request[large]))
+            holes.drop(large, request(large))
 
     def _add_holes(self, group: int, large: int, small: list[int]) -> None:
-        self.holes[group].add(large, int(self._request[large]), small)
+        self.holes[group].add(large, self._request.item(large), small)
 
     def _is_reclaimable(self, large: int) -> bool:
         return bool(self.used[large] == 0 and self.held[large] > 0)

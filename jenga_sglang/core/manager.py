@@ -87,10 +87,8 @@ class Manager:
     # -- prefix hits --------------------------------------------------------------------------
 
     def match(self, namespace: Hashable, tokens: Tokens) -> Hit:
-        """The longest prefix of ``tokens``, in whole pages, that every group can continue from.
-
-        ``namespace`` is anything; a `core.tree.Encoded` says that an encoder made the first tokens.
-        """
+        """The longest prefix of ``tokens``, in whole pages, that every group can continue from. A
+        ``namespace`` is anything; a `tree.Encoded` says that an encoder made the first tokens."""
         if not self.prefix_cache:
             return self.miss(namespace)
         return self.hit_of(self.tree.find(namespace, tokens))
@@ -121,7 +119,7 @@ class Manager:
             hit,
             history,
             pages,
-            [list(history.pages(g, length)) for g in self.needs.groups],
+            history.held_pages(length),
             tuple(self.memory.row_groups),
             tuple(self.memory.encoder_groups),
             self._leaves_known_history(hit),

@@ -123,6 +123,11 @@ class History:
         """The pages of a history of ``length`` tokens that ``group`` still needs."""
         return self.needs.of_pages(group, length, self.encoder_pages)
 
+    def held_pages(self, length: int) -> list[list[Range]]:
+        """`pages`, of every group."""
+        of_pages, encoder_pages = self.needs.of_pages, self.encoder_pages
+        return [list(of_pages(g, length, encoder_pages)) for g in self.needs.groups]
+
     def pages_of_hits(self, group: int, num_pages: int, lengths: Sequence[int]) -> list[Range]:
         """What hits of ``lengths`` tokens, and every longer history, need of the first
         ``num_pages`` pages of one."""

@@ -11,7 +11,7 @@ What is here changes the request alone; whoever calls also tells the books (`cor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,9 +104,10 @@ class Running:
         """Virtual pages of the request's history, first page first."""
         return self.pages[: self.num_pages]
 
-    def of(self, ranges: Sequence[Range]) -> Iterator[Ids]:
+    def of(self, ranges: Sequence[Range]) -> list[Ids]:
         """The virtual pages of each of the page ``ranges``."""
-        return (self.pages[start:stop] for start, stop in ranges)
+        pages = self.pages
+        return [pages[start:stop] for start, stop in ranges]
 
     def holds_last_page(self, group: int) -> bool:
         ranges = self.held[group]
@@ -208,12 +209,11 @@ class Running:
         """Hold ``ranges`` for others no more."""
         self.held_for_others[group] = subtract(self.held_for_others[group], ranges)
 
-    def give_up_all_for_others(self) -> Iterator[tuple[int, Ids]]:
-        """Hold nothing for others any more: the groups, and the pages in each."""
+    def give_up_all_for_others(self) -> list[list[Range]]:
+        """Hold nothing for others any more; what it was, by group."""
         self.answer_page = 0
-        for g, ranges in enumerate(self.held_for_others):
-            yield from ((g, pages) for pages in self.of(ranges))
-            ranges.clear()
+        held, self.held_for_others = self.held_for_others, [[] for _ in self.held]
+        return held
 
     # -- publishing ---------------------------------------------------------------------------
 
