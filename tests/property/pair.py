@@ -1,7 +1,7 @@
 """A manager and the naive model side by side, and everything that must agree between them."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import core_inspector as inside
 from core_inspector import Histories, Place, Snapshot, places, row_holds, snapshot
@@ -100,6 +100,14 @@ class Pair:
             if before.time == place.time:
                 low, high = min(low, before.shallowest), max(high, before.deepest)
         return Epoch(place.tenants, place.has_others, place.time, low, high, latest)
+
+    def used_by_others(self, since: int) -> None:
+        """Somebody whom the model does not know has used every large page that is more recent than
+        ``since``."""
+        self.large_pages()
+        for key, epoch in self._epochs.items():
+            if epoch.time > since:
+                self._epochs[key] = replace(epoch, latest=max(epoch.latest, epoch.time))
 
     def forget_places(self) -> None:
         self._epochs.clear()

@@ -28,6 +28,7 @@ def look(lookahead: Lookahead, world: World) -> tuple[list[Wanted], list[tuple[i
     lookahead.look([str(n) for n in range(len(queue))], lambda index: queue[index])
     times = inside.times(world.manager)
     touched = np.flatnonzero(times > before).tolist()
+    world.used_by_others(since=before)
     return lookahead.wanted, [(large, int(times[large]) - before) for large in touched]
 
 
