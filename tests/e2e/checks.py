@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from e2e.answers import Answer, compare
+from e2e.answers import FLOAT32, Answer, Tolerance, compare
 from models.tiny import MAX_LENGTH
 
 POOL_TOKENS = 1024
@@ -46,9 +46,14 @@ def absorb_latent_rows() -> None:
     registry.register("torch_native", lambda *args: handler.AttnForwardMethod.MLA)
 
 
-def assert_same_answers(name: str, stock: Sequence[Answer], jenga: Sequence[Answer]) -> None:
+def assert_same_answers(
+    name: str,
+    stock: Sequence[Answer],
+    jenga: Sequence[Answer],
+    tolerance: Tolerance = FLOAT32,
+) -> None:
     """No answer differs. Ties are rare, and each is shown in the summary of the test run."""
-    result = compare(stock, jenga)
+    result = compare(stock, jenga, tolerance)
     print(f"{name}: {result}")
     assert not result.differences, str(result)
     assert len(result.ties) <= len(stock) // 100, str(result)

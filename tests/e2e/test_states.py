@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from e2e.answers import FLOAT32, Tolerance
 from e2e.checks import (
     EXACT_STATES,
     POISON,
@@ -20,6 +21,9 @@ from e2e.stream import Request, StreamShape, make_stream
 from models.tiny import ARCHITECTURES
 
 SHAPE = StreamShape(num_requests=70, longest_prompt=400)
+# Where a hit begins decides how a gated delta net rounds. Stock's own logprobs, with and without
+# its prefix cache, lie up to 1.7e-4 apart (README.md): its tokens must be equal all the same.
+TOLERANCES = {"qwen3_5": Tolerance(4e-4, 1e-5)}
 
 
 @pytest.mark.parametrize(
@@ -42,9 +46,10 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
         },
         tmp_path,
     )
-    ours = reports["jenga"]
-    assert_same_answers(f"{architecture}, stock", reports["stock"].answers, ours.answers)
-    assert_same_answers(f"{architecture}, cold", reports["cold"].answers, ours.answers)
+    ours, tolerance = reports["jenga"], TOLERANCES.get(architecture, FLOAT32)
+    for name in ("stock", "cold"):
+        title = f"{architecture}, {name}"
+        assert_same_answers(title, reports[name].answers, ours.answers, tolerance)
     assert_outputs_vary(ours.answers)
     assert ours.cached_tokens > 500 and reports["cold"].cached_tokens == 0
     assert len(ours.state["groups"]) == ARCHITECTURES[architecture].num_groups
