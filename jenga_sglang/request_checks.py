@@ -64,8 +64,12 @@ def refusal(values: Any, limits: Limits) -> str | None:
     of request has them.
     """
     sampling = getattr(values, "sampling_params", None)
+    checks = dict(SAMPLING_CHECKS)
+    if not getattr(sampling, "min_new_tokens", 0):
+        # Only until then are they indices of logits; others are compared with what comes out.
+        del checks["stop_token_ids"]
     return _first_wrong(values, CHECKS, limits, "") or _first_wrong(
-        sampling, SAMPLING_CHECKS, limits, "sampling_params."
+        sampling, checks, limits, "sampling_params."
     )
 
 

@@ -56,8 +56,16 @@ TABLE: list[tuple[str, Any, Any, str]] = [
 
 def asked(name: str, value: Any) -> SimpleNamespace:
     prefix, _, field = name.rpartition(".")
-    values = SimpleNamespace(**{field: value})
+    values = SimpleNamespace(**{"min_new_tokens": 1, field: value})
     return SimpleNamespace(sampling_params=values) if prefix else values
+
+
+def test_stop_tokens_are_indices_only_while_answers_may_not_end() -> None:
+    """SGLang's own kits give a stop token of another model's vocabulary."""
+    free = SimpleNamespace(min_new_tokens=0, stop_token_ids={119690})
+    assert refusal(SimpleNamespace(sampling_params=free), LIMITS) is None
+    free.min_new_tokens = 1
+    assert "119690" in (refusal(SimpleNamespace(sampling_params=free), LIMITS) or "")
 
 
 @pytest.mark.parametrize(("name", "good", "bad", "legal"), TABLE)
