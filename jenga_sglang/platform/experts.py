@@ -27,7 +27,8 @@ _SCALES_ITSELF = {
 }
 _RUNNER = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": gelu,
+    # The form that Gemma-4 was trained with, and that SGLang's torch experts with a gate take.
+    "gelu": functools.partial(gelu, approximate="tanh"),
     "relu2": lambda x: relu(x).square(),
     "silu": silu,
 }
@@ -79,9 +80,7 @@ def complete(native: Experts) -> Experts:
         if config.apply_router_weight_on_input:
             x, topk_output = weigh_input(x, topk_output)
             config = dataclasses.replace(config, apply_router_weight_on_input=False)
-        # SGLang's torch experts take the tanh form for "gelu", its kernels the exact one.
-        is_right = config.is_gated and config.activation != "gelu"
-        run = native if is_right else experts_one_by_one
+        run = native if config.is_gated else experts_without_gate
         out = run(layer, x, topk_output, config)
         factor = config.routed_scaling_factor
         return out if factor is None else out * factor
@@ -98,21 +97,17 @@ def weigh_input(x: torch.Tensor, topk_output: Any) -> tuple[torch.Tensor, Any]:
     return x * weights.to(x.dtype), topk_output._replace(topk_weights=torch.ones_like(weights))
 
 
-def experts_one_by_one(layer: Any, x: torch.Tensor, topk_output: Any, config: Any) -> torch.Tensor:
-    """Two matrices an expert with an activation between them, which half of the first's rows gate
-    where ``config.is_gated``. Layer's w13_weight: (experts, inner or 2 * inner, hidden), w2_weight:
-    (experts, hidden, inner). Otherwise as `complete`."""
+def experts_without_gate(
+    layer: Any, x: torch.Tensor, topk_output: Any, config: Any
+) -> torch.Tensor:
+    """Two matrices an expert with an activation between them. Layer's w13_weight: (experts, inner,
+    hidden), w2_weight: (experts, hidden, inner). Otherwise as `complete`."""
     weights, ids = topk_output.topk_weights, topk_output.topk_ids
     activate = _ACTIVATIONS[config.activation]
     out = torch.zeros_like(x)
     for expert in ids.unique().tolist():
         rows, place = (ids == expert).nonzero(as_tuple=True)
-        inner = linear(x[rows], layer.w13_weight[expert])
-        if config.is_gated:
-            inner, gated = inner.chunk(2, dim=-1)
-            inner = activate(inner) * gated
-        else:
-            inner = activate(inner)
+        inner = activate(linear(x[rows], layer.w13_weight[expert]))
         result = linear(inner, layer.w2_weight[expert]) * weights[rows, place, None]
         out.index_add_(0, rows, result.to(x.dtype))
     return out

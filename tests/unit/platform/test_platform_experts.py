@@ -1,6 +1,7 @@
 """The CPU platform's experts, against a loop over tokens."""
 
 import inspect
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,7 +14,12 @@ from torch.nn.functional import gelu, silu
 from jenga_sglang.platform.experts import complete, fused_moe, scaled_by_itself, swiglu_gpt_oss
 
 TOKENS, HIDDEN, INNER, EXPERTS = 7, 6, 5, 4
-ACTIVATIONS = {"silu": silu, "gelu": gelu, "relu2": lambda x: x.clamp(min=0) ** 2}
+# SGLang's torch experts take "gelu" for its approximation by a tanh.
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu": partial(gelu, approximate="tanh"),
+    "relu2": lambda x: x.clamp(min=0) ** 2,
+}
 
 # SGLang's own, also where the platform has replaced it in this process.
 experts = complete(inspect.unwrap(fused_moe_native.moe_forward_native))
@@ -55,6 +61,7 @@ def one_expert(weights: Any, expert: int, x: torch.Tensor, activation: str, gate
         ("silu", True, 1, True, None),
         ("relu2", False, 2, False, 2.5),
         ("silu", False, 2, False, None),
+        ("gelu", False, 2, False, None),
         ("relu2", False, 1, True, None),
     ],
 )
