@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
 
 
 @cache
 def load(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    """The model of the class that wrote the checkpoint: an `Auto` class may take another part.
+
+    Logits of attention are capped by the eager implementation only.
+    """
+    config = transformers.AutoConfig.from_pretrained(path)
+    (name,) = config.architectures
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    how = {"attn_implementation": "eager"} if capped else {}
+    return getattr(transformers, name).from_pretrained(path, dtype=torch.float32, **how).eval()
 
 
 def greedy_tokens(path: Path, prompt: list[int], num_tokens: int) -> list[int]:
@@ -28,3 +36,17 @@ def greedy_tokens(path: Path, prompt: list[int], num_tokens: int) -> list[int]:
         )
     tokens: list[int] = out[0, len(prompt) :].tolist()
     return tokens
+
+
+def token_logprobs(
+    path: Path, prompt: list[int], tokens: list[int]
+) -> tuple[list[int], list[float]]:
+    """What the model thinks behind ``prompt`` and each of ``tokens`` but the last: its likeliest
+    token there, and the logprob of the one that was given. One pass, without a cache."""
+    inputs = torch.tensor([prompt + tokens[:-1]])
+    with torch.inference_mode():
+        logits = load(path)(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
+    logprobs = logits[0, len(prompt) - 1 :].float().log_softmax(-1)
+    likeliest: list[int] = logprobs.argmax(-1).tolist()
+    given: list[float] = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    return likeliest, given

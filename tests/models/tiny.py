@@ -24,13 +24,14 @@ LAYER_TYPES = {
     "f": "full_attention",
     "c": "conv",
     "d": "linear_attention",
+    "k": "chunked_attention",
 }
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Hugging Face's class names without their endings, and the layers: w for window, f for full,
-    c for a short convolution, d for a gated delta net.
+    c for a short convolution, d for a gated delta net, k for a chunk.
 
     Where ``layers`` says full for a model whose config has a window, SGLang's class ignores it.
     """
@@ -46,6 +47,10 @@ class Architecture:
     states: bool = False
     # Parts of weights' names that Hugging Face saves otherwise than SGLang reads them.
     renamed: dict[str, str] = field(default_factory=dict)
+    # Endings of names of weights that SGLang keeps in bfloat16, whatever the model's dtype.
+    rounded: tuple[str, ...] = ()
+    # Of a model that sees: its other configs, around that of the text.
+    around: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_groups(self) -> int:
@@ -71,8 +76,11 @@ class Architecture:
             fields["layer_types"] = [LAYER_TYPES[letter] for letter in self.layers]
         if "w" in self.layers:
             fields["sliding_window"] = WINDOW
+        fields |= self.fields
+        if self.around:
+            fields = {"text_config": fields, **self.around}
         config_class = getattr(transformers, f"{self.config}Config")
-        return config_class(**fields | self.fields)
+        return config_class(**fields)
 
 
 # What Ministral-3 and DeepSeek-V3 do to positions, with 2,048 of them.
@@ -111,8 +119,6 @@ ARCHITECTURES = {
     ),
     "cohere2": Architecture("Cohere2", "Cohere2", "wwwfwwwf", {"logit_scale": 1.0}),
     "olmo3": Architecture("Olmo3", "Olmo3", "wwwfwwwf"),
-    # SGLang has no class for it: its Transformers backend serves it. Every other layer rotates.
-    "smollm3": Architecture("SmolLM3", "SmolLM3", "ffff", {"no_rope_layer_interval": 2}),
     # SGLang's classes of these two ignore the window; Qwen2 has it in its upper layers only.
     "phi3": Architecture("Phi3", "Phi3", "ffff", {"sliding_window": WINDOW}),
     "qwen2": Architecture(
@@ -165,7 +171,7 @@ ARCHITECTURES = {
             "dim_model_base": 64,
         },
     ),
-    # All its layers dense: experts have no CPU path in SGLang.
+    # All its layers dense; `released.py` has one with experts.
     "deepseek_v3": Architecture(
         "DeepseekV3",
         "DeepseekV3",
@@ -223,6 +229,8 @@ ARCHITECTURES = {
         },
         states=True,
     ),
+    # SGLang has no class for it: its Transformers backend serves it. Every other layer rotates.
+    "smollm3": Architecture("SmolLM3", "SmolLM3", "ffff", {"no_rope_layer_interval": 2}),
 }
 
 
@@ -260,10 +268,13 @@ def random_model(kind: Architecture, seed: int) -> torch.nn.Module:
     """Return a float32 model; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{kind.model}ForCausalLM")(kind.make_config())
+        ending = "ForConditionalGeneration" if kind.around else "ForCausalLM"
+        model = getattr(transformers, f"{kind.model}{ending}")(kind.make_config())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             for ending, value in kind.norms.items():
                 if name.endswith(ending):
                     parameter.fill_(value)
+            if name.endswith(kind.rounded):
+                parameter.copy_(parameter.bfloat16())
     return model.eval()
