@@ -136,7 +136,10 @@ class TestNames:
             for path in sorted((ROOT / folder).rglob("*.py"))
             if re.search(r"[\"']JENGA_", path.read_text())
         ]
-        assert found == [str(ROOT / "jenga_sglang" / "settings.py")]
+        # Two below the package write one down, for the user or for a process of theirs.
+        writing = ("benchmarks/kernels/bare.py", "flashinfer_ext/aot.py")
+        expected = ("jenga_sglang/settings.py", *writing)
+        assert sorted(found) == sorted(str(ROOT / file) for file in expected)
 
     def test_the_core_does_not_know_of_an_environment(self) -> None:
         for path in (ROOT / "jenga_sglang" / "core").rglob("*.py"):
