@@ -87,7 +87,8 @@ class LargePages(Capacity):
         """`take` a few small pages of every (group, count) for each of ``requests`` in turn.
 
         Returns what `take` does, for every group: the ids of all requests, one after the other.
-        The room must be there for all together.
+        The room must be there for all together; without ``scarce``, in their own holes and in free
+        large pages, as `Evictor.make_room` leaves it.
         """
         taken: list[tuple[list[int], list[int]]] = [([], []) for _ in counts]
         most = len(requests) * sum([count for _, count in counts])

@@ -71,7 +71,7 @@ class TestVersion:
         done: list[str] = []
         monkeypatch.setattr(plugin, "_make_known", lambda: done.append("made known"))
         monkeypatch.setattr(sys, "argv", ["launch_server", "--model-path", "m"])
-        monkeypatch.delenv(flags.ACTIVE_VARIABLE, raising=False)
+        monkeypatch.delenv(settings.name_of("sglang_active"), raising=False)
         return done
 
     @pytest.mark.parametrize("installed", ["0.5.22", "0.5.22.post1", "0.5.23"])
@@ -118,7 +118,7 @@ class TestVersion:
         self, hooked: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(versions, "installed_sglang", lambda: "0.5.24")
-        monkeypatch.setenv(flags.ACTIVE_VARIABLE, "1")
+        monkeypatch.setenv(settings.name_of("sglang_active"), "1")
         assert "SGLang 0.5.24" in refusal(plugin.register)
 
     def test_processes_that_a_server_spawns_do_not_repeat_the_line(

@@ -68,6 +68,12 @@ class LargePagesMachine(RuleBasedStateMachine):
             del self.state[group][page]
         return {self.large_of(group, page) for page in small.tolist()}
 
+    def num_opened(self, counts: dict[int, int], requests: list[int]) -> int:
+        """Free large pages that at most go to ``requests``, who take their own holes first."""
+        wanted = [(g, counts[g] * requests.count(r), r) for g in counts for r in set(requests)]
+        missing = [(g, max(0, count - self.large.num_holes_of(g, r))) for g, count, r in wanted]
+        return sum(-(-count // self.per_large[g]) for g, count in missing)
+
     # -- rules --------------------------------------------------------------------------------
 
     @rule(group=GROUP, count=COUNTS, request=REQUESTS, scarce=st.booleans())
@@ -107,6 +113,8 @@ class LargePagesMachine(RuleBasedStateMachine):
         demand = [counts.get(g, 0) * len(requests) for g in range(GROUPS)]
         if self.large.shortfall(demand) > 0:
             return
+        if not scarce and self.num_opened(counts, requests) > self.num_free():
+            return  # this order is only asked for where nobody is left without a free large page
         alone = copy.deepcopy(self.large)
         expected: dict[int, tuple[set[int], set[int]]] = {g: (set(), set()) for g in counts}
         for request in requests:
