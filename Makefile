@@ -36,7 +36,7 @@ help: ## Show this list
 install: $(INSTALLED) ## Install everything into VENV (.venv)
 
 serve: $(INSTALLED) $(if $(filter $(CACHE)/demo-model,$(MODEL)),$(DEMO_MODEL)) ## Serve MODEL (a made-up one by default) from Jenga memory; ARGS, PORT
-	@$(BIN)/python -m jenga_sglang.demo.serve --model-path $(MODEL) --port $(PORT) $(ARGS)
+	@$(BIN)/python -m examples.demo_model.serve --model-path $(MODEL) --port $(PORT) $(ARGS)
 
 demo: $(INSTALLED) $(if $(filter $(CACHE)/demo-model,$(MODEL)),$(DEMO_MODEL)) ## Run the examples on stock SGLang and on Jenga, equal bytes, side by side; MODEL, ARGS
 	@$(BIN)/python -m examples.demo --model-path $(MODEL) $(if $(filter $(CACHE)/demo-model,$(MODEL)),--dtype float32) $(ARGS)
@@ -65,10 +65,11 @@ test-gpu-bare: ## Run GPU tests from the kit with PYTHON, where nothing is insta
 bench-gpu-bare: ## Measure the kernels from the kit with PYTHON, where nothing is installed
 	$(PYTHON) -m benchmarks.kernels.bare benchmarks --kit $(KIT) --out $(OUT)
 
-lint: $(INSTALLED) ## Check style and types
+lint: $(INSTALLED) ## Check style, types and the directions of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(INSTALLED) ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix
@@ -98,5 +99,5 @@ $(MUTATION_VENV)/.installed: tests/mutation/requirements.txt
 	$(MUTATION_VENV)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-$(DEMO_MODEL): $(INSTALLED) jenga_sglang/demo/model.py jenga_sglang/demo/tokenizer.py
-	@$(BIN)/python -m jenga_sglang.demo.model $(@D)
+$(DEMO_MODEL): $(INSTALLED) examples/demo_model/model.py examples/demo_model/tokenizer.py
+	@$(BIN)/python -m examples.demo_model.model $(@D)

@@ -85,7 +85,7 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
 
 
 def _check_page_size(values: MutableMapping[str, Any]) -> None:
-    """None stays None: the default depends on the model (`adapter/page_size.py`)."""
+    """None stays None: the default depends on the model (`adapter/start/page_size.py`)."""
     page_size = values.get("page_size")
     if page_size is not None and not is_page_size(page_size):
         raise refuse(f"--page-size {page_size}", f"is not {PAGE_SIZES}; 16 is usual")

@@ -21,7 +21,7 @@ class JengaMemoryBackend:
         activate(serves_http=True)
 
     def build_pools(self, configurator: Any, sizes: Any) -> Any:
-        from jenga_sglang.adapter.build import build_pools
+        from jenga_sglang.adapter.start.build import build_pools
 
         return build_pools(configurator, sizes)
 

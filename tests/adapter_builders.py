@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import torch
 
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.kv_pool import JengaKVPool
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.core.cut.geometry import LayerGroupSpec, exact_lcm
 from jenga_sglang.core.dependency import Full
-from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 
 

@@ -14,13 +14,13 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
 from jenga_sglang.adapter.discovery import discover_groups
 from jenga_sglang.adapter.kv_pool import JengaKVPool
-from jenga_sglang.adapter.torch_backend import JengaTorchBackend
+from jenga_sglang.core.books.tree import Encoded
+from jenga_sglang.core.cut.planner import plan_geometry
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.planner import plan_geometry
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Encoded
 
 MAX_LENGTH = 200
 MAX_REQUESTS = 6

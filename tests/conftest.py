@@ -60,7 +60,7 @@ class RunningServer:
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the demonstration model in float32, made once per run."""
-    from jenga_sglang.demo.model import make_demo_model
+    from examples.demo_model.model import make_demo_model
 
     return make_demo_model(tmp_path_factory.mktemp("model") / "demo", dtype="float32")
 

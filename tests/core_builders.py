@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import core_inspector as inside
 import numpy as np
 
+from jenga_sglang.core.books.tree import Tokens
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import Dependency
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Tokens
 
 UNIT_BYTES = 8  # one token in one layer
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from jenga_sglang.core.books.journal import TreeChange
+from jenga_sglang.core.books.memory import Memory
+from jenga_sglang.core.books.tree import Node, Path, Tokens
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.journal import TreeChange
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Node, Path, Tokens
 
 
 class Histories:

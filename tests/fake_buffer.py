@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.geometry import Geometry, GroupGeometry
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.ids import Ids
 
 Hashes = NDArray[np.uint64]
@@ -40,7 +40,7 @@ def pattern(hashes: Hashes, place: tuple[int, int, int], size: int) -> Bytes:
 
 
 class Buffer:
-    """The pool's bytes, addressed as `core.geometry` says and in no other way."""
+    """The pool's bytes, addressed as `core.cut.geometry` says and in no other way."""
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
@@ -110,7 +110,7 @@ def row_address(
     part: int,
     slot: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """The formula of `core.geometry`: first byte of a token's K (part 0) or V (part 1) row."""
+    """The formula of `core.cut.geometry`: first byte of a token's K (part 0) or V (part 1) row."""
     k_bytes, v_bytes = cut.spec.k_bytes, cut.spec.v_bytes
     layer_bytes = cut.page_size * (k_bytes + v_bytes)
     in_layer = slot * k_bytes if part == 0 else k_bytes * cut.page_size + slot * v_bytes
@@ -120,6 +120,6 @@ def row_address(
 def state_address(
     cut: GroupGeometry, page: NDArray[np.int64], layer: int, part: int
 ) -> NDArray[np.int64]:
-    """First byte of a part of a layer's state, as `core.geometry` says."""
+    """First byte of a part of a layer's state, as `core.cut.geometry` says."""
     aligned = [-(-size // 16) * 16 for size in cut.spec.state_bytes]
     return page * cut.small_page_bytes + layer * sum(aligned) + sum(aligned[:part])

@@ -1,10 +1,9 @@
 """An engine that computes nothing but knows what every byte must be.
 
 For every token it "computes", it writes a pattern into a `fake_buffer.Buffer`, in every layer of
-every group, at the address that `core.geometry` promises. Before every step it reads back all that
-each group still needs. What the manager frees is overwritten with poison at once, so a page that
-is freed too early, handed out twice or mixed up with another cannot go unnoticed.
-"""
+every group, at the address that `core.cut.geometry` promises. Before every step it reads back all
+that each group still needs. What the manager frees is overwritten with poison at once, so a page
+that is freed too early, handed out twice or mixed up with another cannot go unnoticed."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
@@ -15,12 +14,12 @@ import numpy as np
 from fake_buffer import Buffer, Hashes, history_hashes
 from numpy.typing import NDArray
 
-from jenga_sglang.core.geometry import Geometry, GroupGeometry
+from jenga_sglang.core.books.tree import Encoded, Node
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.live_groups import register_group, retire_group
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Encoded, Node
 
 Pick = Callable[[int, int], int]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from jenga_sglang.demo.model import make_demo_model
-from jenga_sglang.demo.tokenizer import VOCAB_SIZE, make_byte_tokenizer
+from examples.demo_model.model import make_demo_model
+from examples.demo_model.tokenizer import VOCAB_SIZE, make_byte_tokenizer
 
 
 def make_gemma_shaped(path: Path, *, window: int) -> Path:

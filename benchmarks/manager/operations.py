@@ -14,12 +14,12 @@ import numpy as np
 
 from benchmarks.manager.pools import PAGE_TOKENS, fresh_tokens, history
 from benchmarks.manager.timing import Samples
-from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.core.admission import fits_free, request_pages
+from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Tokens
 
 PREFIX_TOKENS = 1_024  # of a cached prefix, all of it hit
 PROMPT_TOKENS = 256  # to compute beyond it

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.replay.geometry import Group, load_geometry
+from jenga_sglang.core.books.tree import Tokens
+from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec
+from jenga_sglang.core.cut.planner import plan_geometry
 from jenga_sglang.core.dependency import Dependency, Full, SlidingWindow
-from jenga_sglang.core.geometry import Geometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.planner import plan_geometry
-from jenga_sglang.core.tree import Tokens
 
 DATA = Path(__file__).parents[1] / "replay" / "data"
 GEOMETRIES = {

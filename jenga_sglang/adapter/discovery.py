@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from jenga_sglang.adapter.sglang_views import LayerView
+from jenga_sglang.core.cut.geometry import LayerGroupSpec, told_apart
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
     CrossAttention,
@@ -19,7 +20,6 @@ from jenga_sglang.core.dependency import (
     Full,
     SlidingWindow,
 )
-from jenga_sglang.core.geometry import LayerGroupSpec, told_apart
 
 
 @dataclass(frozen=True)

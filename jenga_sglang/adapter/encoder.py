@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from jenga_sglang.adapter.sglang_views import ReqView
-from jenga_sglang.core.corrupt import CorruptPool
+from jenga_sglang.core.books.corrupt import CorruptPool
 
 # Set on SGLang's `MultimodalInputs` beside `num_image_tokens`, which then counts whole pages.
 TOKENS_MADE = "jenga_encoder_tokens"

@@ -15,7 +15,7 @@ from flashinfer_ext.layout import GroupLayout
 from flashinfer_ext.views import page_views
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.states import DiscoveredStates, StateViews
-from jenga_sglang.core.geometry import GroupGeometry
+from jenga_sglang.core.cut.geometry import GroupGeometry
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.live_groups import fitting_cut, register_group, retire_group
 from jenga_sglang.core.manager import Manager

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from jenga_sglang.adapter.allocator import JengaAllocator
-    from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+    from jenga_sglang.adapter.cache.allocator import JengaAllocator
+    from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 
 
 class SamplingView(Protocol):

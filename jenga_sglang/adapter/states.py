@@ -16,9 +16,9 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MambaPool, ReqToTokenPool
 
 from flashinfer_ext.states import StateLayout, StatePart, state_view
-from jenga_sglang.core.corrupt import agree, present
+from jenga_sglang.core.books.corrupt import agree, present
+from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import LastState
-from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.running import Running, StateCopy
 

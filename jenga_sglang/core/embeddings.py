@@ -12,10 +12,10 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from jenga_sglang.core.books.tree import Encoded, Tokens
 from jenga_sglang.core.ids import Ids, each_once, round_up
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Hit
-from jenga_sglang.core.tree import Encoded, Tokens
 
 
 class Embeddings:

@@ -13,13 +13,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from jenga_sglang.core.books.lru import Candidates
+from jenga_sglang.core.books.memory import Memory
+from jenga_sglang.core.books.tree import Node, PrefixTree
 from jenga_sglang.core.ids import Ids, ceil_div, each_once
-from jenga_sglang.core.lru import Candidates
-from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.running import Counters, Running
-from jenga_sglang.core.tree import Node, PrefixTree
 
 # Large pages emptied ahead of need, so that a full pool does not evict page by page: at most so
 # many, and at most this part of the pool.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.dependency import Dependency
-from jenga_sglang.core.geometry import Geometry
 
 # Pages of a history, one part after the other: how many, and the groups that each of them is in.
 Parts = tuple[tuple[int, tuple[int, ...]], ...]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jenga_sglang.core.geometry import Geometry
-from jenga_sglang.core.memory import Memory
+from jenga_sglang.core.books.memory import Memory
+from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.needs import Needs
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.ranges import Range, intersect, subtract, union

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jenga_sglang.core.geometry import ALIGN_BYTES, Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.cut.geometry import ALIGN_BYTES, Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
 
 

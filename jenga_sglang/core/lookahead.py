@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jenga_sglang.core.admission import in_large_pages
+from jenga_sglang.core.books.tree import Node, Path, PrefixTree, Tokens
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Hit
-from jenga_sglang.core.tree import Node, Path, PrefixTree, Tokens
 
 MAX_REQUESTS = 128  # looked at, from the head of the queue
 

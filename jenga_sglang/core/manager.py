@@ -21,13 +21,14 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jenga_sglang.core.corrupt import none
+from jenga_sglang.core.books.corrupt import none
+from jenga_sglang.core.books.memory import Memory, default_virtual_pages
+from jenga_sglang.core.books.tree import Path, PrefixTree, Tokens
+from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.eviction import Evictor
-from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.holding import Holding
 from jenga_sglang.core.ids import Ids, ceil_div
-from jenga_sglang.core.memory import Memory, default_virtual_pages
 from jenga_sglang.core.needs import History, Needs
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.publisher import Publisher
@@ -35,7 +36,6 @@ from jenga_sglang.core.recency import Recency
 from jenga_sglang.core.recount import check_memory, check_pins, check_retired, check_tree_pages
 from jenga_sglang.core.recurrent import Snapshots
 from jenga_sglang.core.running import Counters, Hit, Running
-from jenga_sglang.core.tree import Path, PrefixTree, Tokens
 
 
 class Manager:

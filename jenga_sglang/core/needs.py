@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.dependency import Dependency, EncoderTokens, reads_everything
-from jenga_sglang.core.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.hit import longest_hit
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.ranges import Range, intersect, page_ranges, union
@@ -27,7 +27,7 @@ NOTHING = EncoderTokens(0)
 
 
 class Held(Protocol):
-    """Which pages the groups hold; `core.memory.Memory` says it."""
+    """Which pages the groups hold; `core.books.memory.Memory` says it."""
 
     encoder_groups: list[int]
 

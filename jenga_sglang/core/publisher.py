@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jenga_sglang.core.books.memory import Memory
+from jenga_sglang.core.books.tree import Path, PrefixTree, Tokens
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Path, PrefixTree, Tokens
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.ids import Ids, without_repeats
-from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.running import Running

@@ -6,11 +6,11 @@ from collections.abc import Collection
 
 import numpy as np
 
-from jenga_sglang.core.corrupt import agree, distinct, none
+from jenga_sglang.core.books.corrupt import agree, distinct, none
+from jenga_sglang.core.books.memory import Memory
+from jenga_sglang.core.books.tree import PrefixTree
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import PrefixTree
 
 
 def check_memory(memory: Memory) -> None:

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jenga_sglang.core.corrupt import agree, distinct, none
+from jenga_sglang.core.books.corrupt import agree, distinct, none
+from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.ids import Ids, round_up
-from jenga_sglang.core.memory import Memory
 from jenga_sglang.core.needs import Needs
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.ranges import Range, intersect

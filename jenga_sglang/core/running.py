@@ -5,7 +5,7 @@ A request's row, in pages, with who owns what::
     [0, tree_pages)          in the tree, pinned where a group still needs them
     [tree_pages, num_pages)  private
 
-What is here changes the request alone; whoever calls also tells the books (`core.memory`).
+What is here changes the request alone; whoever calls also tells the books (`core.books.memory`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jenga_sglang.core.books.tree import Path
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.ranges import Range, subtract, union
-from jenga_sglang.core.tree import Path
 
 FIRST_OUTPUT_TOKENS = 128.0  # the mean output before any request has finished
 OUTPUT_WEIGHT = 1 / 64  # of the last output in the running mean

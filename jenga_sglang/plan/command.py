@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jenga_sglang import flags
-from jenga_sglang.core.planner import DEFAULT_LENGTHS, ONE_GROUP_PAGE_SIZE, PAGE_SIZE
+from jenga_sglang.core.cut.planner import DEFAULT_LENGTHS, ONE_GROUP_PAGE_SIZE, PAGE_SIZE
 from jenga_sglang.plan.model import ReadOptions, read_model
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json

@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jenga_sglang.core.demand import ideal_bytes, large_pages
-from jenga_sglang.core.explain import human_bytes
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.cut.demand import ideal_bytes, large_pages
+from jenga_sglang.core.cut.explain import human_bytes
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.plan.model import Layer, Model
 from jenga_sglang.plan.stock import DEFAULT_STATE_RATIO, DEFAULT_WINDOW_RATIO, STATES_PER_REQUEST
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jenga_sglang.core.cut.geometry import LayerGroupSpec, told_apart
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
     DecoderTokens,
@@ -16,7 +17,6 @@ from jenga_sglang.core.dependency import (
     LastState,
     SlidingWindow,
 )
-from jenga_sglang.core.geometry import LayerGroupSpec, told_apart
 from jenga_sglang.plan.defaults import CLASS_DEFAULTS
 from jenga_sglang.plan.fields import ConfigError, Fields
 from jenga_sglang.plan.kinds import Kind, read_kinds

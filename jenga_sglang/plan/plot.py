@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jenga_sglang.core.demand import ideal_bytes
-from jenga_sglang.core.explain import human_bytes
+from jenga_sglang.core.cut.demand import ideal_bytes
+from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.plan.notes import notes
 from jenga_sglang.plan.report import LayoutRow, Report
 from jenga_sglang.units import human_tokens

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jenga_sglang.core.demand import ideal_bytes
-from jenga_sglang.core.explain import human_bytes
-from jenga_sglang.core.search import Candidate
+from jenga_sglang.core.cut.demand import ideal_bytes
+from jenga_sglang.core.cut.explain import human_bytes
+from jenga_sglang.core.cut.search import Candidate
 from jenga_sglang.plan.notes import notes
 from jenga_sglang.plan.report import LayoutRow, Report
 from jenga_sglang.units import human_tokens

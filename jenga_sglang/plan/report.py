@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jenga_sglang.core.demand import ideal_bytes
-from jenga_sglang.core.planner import Plan, plan_geometry
-from jenga_sglang.core.search import Candidate
+from jenga_sglang.core.cut.demand import ideal_bytes
+from jenga_sglang.core.cut.planner import Plan, plan_geometry
+from jenga_sglang.core.cut.search import Candidate
 from jenga_sglang.plan.layouts import Layout, compare
 from jenga_sglang.plan.model import Model
 

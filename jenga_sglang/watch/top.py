@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from jenga_sglang.core.explain import human_bytes
+from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.stats import MAP_LEVELS
 from jenga_sglang.units import argument, parse_seconds
 from jenga_sglang.watch.client import add_arguments, rank_name, server_of

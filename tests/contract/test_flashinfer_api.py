@@ -188,7 +188,7 @@ def test_sglangs_kernels_take_what_they_are_given() -> None:
 def test_sglang_asks_a_backend_for_what_ours_answer() -> None:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-    from jenga_sglang.adapter.device_backend import DeviceBackend
+    from jenga_sglang.adapter.attention.device_backend import DeviceBackend
 
     for name in (
         "init_forward_metadata",

@@ -14,11 +14,11 @@ from sglang.srt.disaggregation.kv_events import KVEventBatch
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from jenga_sglang.adapter.kv_events import KvEvents
-from jenga_sglang.adapter.namespace import Namespace
+from jenga_sglang.adapter.cache.kv_events import KvEvents
+from jenga_sglang.adapter.cache.namespace import Namespace
+from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.tree import Tokens
 
 try:
     from sglang.srt.mem_cache.events import KvEventLoraNames

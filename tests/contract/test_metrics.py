@@ -14,7 +14,7 @@ from sglang.srt.observability import metrics_collector
 from sglang.srt.observability.metrics_collector import SchedulerMetricsCollector
 
 from jenga_sglang.adapter.hooks import observe as hooks
-from jenga_sglang.adapter.metrics import CAUSES, JengaMetrics
+from jenga_sglang.adapter.observe.metrics import CAUSES, JengaMetrics
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.stats import pool_stats
 

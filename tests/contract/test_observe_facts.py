@@ -12,7 +12,7 @@ from sglang.srt.managers.tokenizer_control_mixin import _COMMUNICATOR_SPECS
 from sglang.srt.managers.utils import is_health_check_generate_req
 
 from jenga_sglang import questions
-from jenga_sglang.adapter import observe
+from jenga_sglang.adapter import answers
 
 
 def test_the_internal_state_request_has_an_id_that_a_question_fits_in() -> None:
@@ -26,12 +26,12 @@ def test_an_answer_names_its_rank(
     dp_rank: int | None, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SGLang hands over the answers of the ranks in the order in which they arrive."""
-    monkeypatch.setattr(observe, "get_parallel", lambda: SimpleNamespace(dp_rank=dp_rank))
-    monkeypatch.setattr(observe, "stats", lambda scheduler: {"groups": []})
-    monkeypatch.setattr(observe, "explain", lambda scheduler, *numbers: {"asked": numbers})
-    said = observe.answer(None, questions.STATS).internal_state
+    monkeypatch.setattr(answers, "get_parallel", lambda: SimpleNamespace(dp_rank=dp_rank))
+    monkeypatch.setattr(answers, "stats", lambda scheduler: {"groups": []})
+    monkeypatch.setattr(answers, "explain", lambda scheduler, *numbers: {"asked": numbers})
+    said = answers.answer(None, questions.STATS).internal_state
     assert said == {"groups": [], "dp_rank": number}
-    said = observe.answer(None, questions.explain(5, 6)).internal_state
+    said = answers.answer(None, questions.explain(5, 6)).internal_state
     assert said == {"asked": (5, 6), "dp_rank": number}
 
 

@@ -17,7 +17,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from jenga_sglang.adapter.request_limits import (
+from jenga_sglang.adapter.start.request_limits import (
     CONVERTED,
     HEAVY,
     limits_of,

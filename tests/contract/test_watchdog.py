@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from core_builders import begin, make_manager, tokens
 
-from jenga_sglang.adapter.budget import Refusal
-from jenga_sglang.adapter.watchdog import Watchdog
+from jenga_sglang.adapter.cache.budget import Refusal
+from jenga_sglang.adapter.cache.watchdog import Watchdog
 from jenga_sglang.core.admission import weigh
 from jenga_sglang.core.dependency import Full
 

@@ -148,7 +148,7 @@ def run(job: Job) -> Report:
 
 def _jenga_state(scheduler: Any) -> dict[str, Any]:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
-    from jenga_sglang.adapter.report import describe
+    from jenga_sglang.adapter.observe.report import describe
 
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     return describe(pool) if isinstance(pool, JengaKVPool) else {}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-from jenga_sglang.demo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
+from examples.demo_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
 
 MEL_BINS = 8
 # What the encoder makes of a piece of sound; not a whole number of pages.

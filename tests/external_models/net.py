@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import silu
 from transformers import LlamaConfig
 
-from jenga_sglang.demo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
+from examples.demo_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
 
 HIDDEN, HEADS = 64, 4
 ARCHITECTURE = "MixedForCausalLM"

@@ -11,9 +11,9 @@ import torch
 from backend_bench import Bench, Layer, Model, Pair
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from jenga_sglang.adapter import flashinfer_backend, triton_backend
-from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
-from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.attention import flashinfer_backend, triton_backend
+from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
+from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("flashinfer_modules", "settings")]
 

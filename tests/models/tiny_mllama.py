@@ -14,7 +14,7 @@ from transformers import (
     MllamaProcessor,
 )
 
-from jenga_sglang.demo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
+from examples.demo_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, make_byte_tokenizer
 
 IMAGE_TOKEN = "<|image|>"
 HIDDEN, HEADS, KV_HEADS = 64, 4, 2

@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np
 from core_inspector import Histories
 
+from jenga_sglang.core.books.tree import Encoded
 from jenga_sglang.core.dependency import Dependency
-from jenga_sglang.core.tree import Encoded
 
 Page = int  # a history, by number
 Entry = tuple[int, Page]  # a page in a group

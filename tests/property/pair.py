@@ -8,9 +8,9 @@ from core_inspector import Histories, Place, Snapshot, places, row_holds, snapsh
 from naive_cache import LargePage, NaiveCache, Request
 from random_pools import Pool
 
+from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Tokens
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from jenga_sglang.core.books.tree import Encoded
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
     CrossAttention,
@@ -20,9 +22,7 @@ from jenga_sglang.core.dependency import (
     SlidingWindow,
     Switches,
 )
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.policy import CachePolicy
-from jenga_sglang.core.tree import Encoded
 
 Pick = Callable[[int, int], int]
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from fake_engine import FakeEngine, Job, pin_of
 from overlapped_engine import OverlappedEngine
 from random_pools import Pick, choose, random_pool
 
+from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import ChunkedLocal, Full, SlidingWindow
-from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
 
 NAMESPACES = ("", "", "salt")

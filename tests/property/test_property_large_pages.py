@@ -9,9 +9,9 @@ from core_builders import make_geometry
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from jenga_sglang.core.books.large_pages import LargePages
 from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.large_pages import LargePages
 
 GROUPS = 3
 REQUESTS = st.integers(0, 3)

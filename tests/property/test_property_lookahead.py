@@ -8,8 +8,8 @@ import numpy as np
 from random_pools import random_pool
 from world import World
 
+from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.lookahead import Lookahead, Wanted
-from jenga_sglang.core.tree import Tokens
 
 NUM_POOLS = 60
 STEPS_PER_POOL = 60

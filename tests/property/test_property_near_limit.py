@@ -13,13 +13,13 @@ from core_builders import make_manager, tokens
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from jenga_sglang.adapter.budget import JengaPrefillBudget
-from jenga_sglang.adapter.namespace import Namespace
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
+from jenga_sglang.adapter.cache.namespace import Namespace
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.admission import longest_request
+from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.tree import Tokens
 
 NAMESPACE = Namespace(None, None, None)
 WORLDS, REQUESTS = 60, 20

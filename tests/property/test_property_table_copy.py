@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, precondition
 from test_property_manager import ManagerMachine
 
-from jenga_sglang.core.memory import Memory
+from jenga_sglang.core.books.memory import Memory
 
 
 class TableCopyMachine(ManagerMachine):

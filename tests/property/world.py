@@ -9,7 +9,7 @@ from naive_cache import Request
 from pair import Pair
 from random_pools import Pick, Pool, choose
 
-from jenga_sglang.core.tree import Tokens
+from jenga_sglang.core.books.tree import Tokens
 
 NUM_DOCUMENTS = 3
 

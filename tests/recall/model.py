@@ -5,8 +5,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from jenga_sglang.demo.model import demo_config
-from jenga_sglang.demo.tokenizer import make_byte_tokenizer
+from examples.demo_model.model import demo_config
+from examples.demo_model.tokenizer import make_byte_tokenizer
 
 WINDOW = 32
 MAX_LENGTH = 2048

@@ -8,7 +8,7 @@ document, and so does each value, so one look-up far back answers each token.
 import random
 from dataclasses import dataclass
 
-from jenga_sglang.demo.tokenizer import BOS_ID, SPECIAL_TOKENS
+from examples.demo_model.tokenizer import BOS_ID, SPECIAL_TOKENS
 
 QUERY = len(SPECIAL_TOKENS)
 FILLER = range(QUERY + 1, 20)

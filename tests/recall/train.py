@@ -14,7 +14,7 @@ from recall.task import PAIR_TOKENS, QUERY, QUESTION_TOKENS, make_document
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from jenga_sglang.demo.model import random_gemma3
+from examples.demo_model.model import random_gemma3
 
 PEAK_RATE = 3e-3
 BATCH_TOKENS = 4096

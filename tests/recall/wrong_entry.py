@@ -13,7 +13,7 @@ def misread_one_page(scheduler: Any) -> None:
     Only what is read: new tokens still go where they belong, so that nothing but the entry is
     wrong.
     """
-    from jenga_sglang.adapter.torch_backend import JengaTorchBackend
+    from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
 
     for name in ("_row_blocks", "_decode_buckets"):
         setattr(JengaTorchBackend, name, _reads_wrongly(getattr(JengaTorchBackend, name)))

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from jenga_sglang.demo.tokenizer import PAD_ID, SPECIAL_TOKENS, make_byte_tokenizer
-from jenga_sglang.demo.tokenizer import VOCAB_SIZE as NUM_BYTE_TOKENS
+from examples.demo_model.tokenizer import PAD_ID, SPECIAL_TOKENS, make_byte_tokenizer
+from examples.demo_model.tokenizer import VOCAB_SIZE as NUM_BYTE_TOKENS
 
 END_ID = 2  # `matched_stop_kit` takes it for an end of text
 VOCAB_SIZE = 32_000  # `radix_cache_server_kit` sends any token below it

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jenga_sglang.demo import serve
+from examples.demo_model import serve
 
 
 @pytest.fixture

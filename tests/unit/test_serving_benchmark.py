@@ -12,7 +12,8 @@ from benchmarks.serving.cli import main
 from benchmarks.serving.comparison import FULL, QUICK
 from benchmarks.serving.report import speedups, table
 from benchmarks.serving.whole_memory import KeptWholly, keep_windows_wholly
-from jenga_sglang.adapter import discovery, torch_backend
+from jenga_sglang.adapter import discovery
+from jenga_sglang.adapter.attention import torch_backend
 from jenga_sglang.core.dependency import Full, SlidingWindow, check_legal
 from jenga_sglang.core.ranges import Range
 

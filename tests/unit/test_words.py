@@ -11,7 +11,7 @@ from jenga_sglang.core.running import Running
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = (ROOT / "docs/architecture.md").read_text().split("## Words")[1].split("\n## ")[0]
-CORE = [ast.parse(path.read_text()) for path in sorted((ROOT / "jenga_sglang/core").glob("*.py"))]
+CORE = [ast.parse(path.read_text()) for path in sorted((ROOT / "jenga_sglang/core").rglob("*.py"))]
 OUTSIDE = [
     path
     for top in ("jenga_sglang", "benchmarks")

@@ -8,9 +8,9 @@ from typing import Any
 from sglang.srt.arg_groups import model_hook
 
 from jenga_sglang import flags
-from jenga_sglang.adapter.dp_attention import refuse_dp_attention
-from jenga_sglang.adapter.page_size import refuse_odd_chunks, settle_page_size
 from jenga_sglang.adapter.sglang_views import ServerArgsView
+from jenga_sglang.adapter.start.dp_attention import refuse_dp_attention
+from jenga_sglang.adapter.start.page_size import refuse_odd_chunks, settle_page_size
 from jenga_sglang.hook import AROUND, hook
 
 # SGLang lists, per model class, which of its own backends have windows or sinks. All three of

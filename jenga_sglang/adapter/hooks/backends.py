@@ -20,8 +20,8 @@ from sglang.srt.mem_cache.registry import (
 )
 
 from jenga_sglang import flags
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.kv_pool import JengaKVPool
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
 from jenga_sglang.refusal import refuse
 
 
@@ -51,19 +51,19 @@ def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
 
 
 def _build_torch_backend(runner: Any) -> Any:
-    from jenga_sglang.adapter.torch_backend import JengaTorchBackend
+    from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
 
     return JengaTorchBackend(runner)
 
 
 def _build_triton_backend(runner: Any) -> Any:
-    from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+    from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 
     return JengaTritonBackend(runner)
 
 
 def _build_flashinfer_backend(runner: Any) -> Any:
-    from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
+    from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
 
     return JengaFlashInferBackend(runner)
 

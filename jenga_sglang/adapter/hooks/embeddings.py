@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang.srt.managers import mm_schedule
 
-from jenga_sglang.adapter.embeddings import PoolEmbeddings
+from jenga_sglang.adapter.cache.embeddings import PoolEmbeddings
 from jenga_sglang.hook import AFTER, AROUND, hook
 
 BUILD_KV_CACHE = (

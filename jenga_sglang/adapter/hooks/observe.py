@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jenga_sglang import questions
-from jenga_sglang.adapter import metrics, observe
-from jenga_sglang.adapter.report import describe
+from jenga_sglang.adapter import answers
+from jenga_sglang.adapter.observe import metrics
+from jenga_sglang.adapter.observe.report import describe
 from jenga_sglang.hook import AFTER, AROUND, hook
 
 COMPONENTS = "sglang.srt.managers.scheduler_components"
@@ -49,7 +50,7 @@ def _answer(original: Callable[..., Any], controller: Any, recv_req: Any) -> Any
     """Answers questions about the pool, marked by the request's id: the only way from the HTTP
     process to the scheduler and back that needs no new message type."""
     if questions.is_question(recv_req.rid):
-        return observe.answer(controller.scheduler, recv_req.rid)
+        return answers.answer(controller.scheduler, recv_req.rid)
     return original(controller, recv_req)
 
 

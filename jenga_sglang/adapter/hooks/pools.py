@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from jenga_sglang.adapter.build import build_pools
+from jenga_sglang.adapter.start.build import build_pools
 from jenga_sglang.hook import AFTER, AROUND, hook
 
 CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"

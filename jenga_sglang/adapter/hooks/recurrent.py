@@ -1,6 +1,7 @@
 """For models with recurrent layers, whose states are in the pool.
 
-`adapter/state_backend.py` is imported when one is built: it brings the kernels of every such model.
+`adapter/attention/state_backend.py` is imported when one is built: it brings the kernels of every
+such model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from jenga_sglang.adapter.build import most_working_states
+from jenga_sglang.adapter.start.build import most_working_states
 from jenga_sglang.adapter.states import JengaReqToTokenPool
 from jenga_sglang.hook import AFTER, AROUND, hook
 
@@ -65,7 +66,7 @@ def _attn_backend_wrapper(original: Callable[..., Any], runner: Any, full_attn_b
     chooses the linear-attention backend by the model's config."""
     if not isinstance(runner.req_to_token_pool, JengaReqToTokenPool):
         return original(runner, full_attn_backend)
-    from jenga_sglang.adapter.state_backend import refuse_graphs, replace_linear_backend
+    from jenga_sglang.adapter.attention.state_backend import refuse_graphs, replace_linear_backend
 
     refuse_graphs()
     # SGLang's hybrid backend reads both off the attention backend.
@@ -84,7 +85,7 @@ def _build_attention_backends(backends: Any, *, model_runner: Any) -> Any:
         return None
     from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
 
-    from jenga_sglang.adapter.state_backend import JengaMamba2Backend, refuse_graphs
+    from jenga_sglang.adapter.attention.state_backend import JengaMamba2Backend, refuse_graphs
 
     if type(backends.attn_backend) is not Mamba2AttnBackend:
         return None
@@ -113,7 +114,7 @@ def _build_attention_backends(backends: Any, *, model_runner: Any) -> Any:
 def _short_convolution(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Convolutions run in rounds too, and LFM2 calls the kernel itself, wherever it imported it
     from."""
-    from jenga_sglang.adapter.state_backend import convolution_backend
+    from jenga_sglang.adapter.attention.state_backend import convolution_backend
 
     backend = convolution_backend()
     return (

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jenga_sglang.adapter.request_limits import limits_of, unreadable, unreadable_sampling
+from jenga_sglang.adapter.start.request_limits import limits_of, unreadable, unreadable_sampling
 from jenga_sglang.hook import AFTER, AROUND, hook
 from jenga_sglang.request_checks import refusal, samples_refusal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jenga_sglang.adapter import batch_alloc
+from jenga_sglang.adapter.cache import batch_alloc
 from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.sglang_views import ReqView, SchedulerView
 from jenga_sglang.hook import AROUND, hook

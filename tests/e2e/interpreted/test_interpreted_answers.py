@@ -28,7 +28,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 def use_reference_modules() -> None:
     """For the life of the process: FlashInfer's modules on the host, in float32 and small dims."""
     from flashinfer_ext.host_modules import flashinfer_on_host
-    from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
+    from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
 
     KEPT.append(flashinfer_on_host())
     KEPT[0].__enter__()

@@ -8,8 +8,8 @@ import pytest
 from adapter_builders import make_pool_of_one_layer
 from core_builders import begin, serve, tokens
 
-from jenga_sglang.adapter.allocator import JengaAllocator
-from jenga_sglang.adapter.waiting import _budget
+from jenga_sglang.adapter.cache.allocator import JengaAllocator
+from jenga_sglang.adapter.cache.waiting import _budget
 from jenga_sglang.core.admission import longest_request
 
 PAGE = 4

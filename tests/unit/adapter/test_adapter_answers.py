@@ -7,11 +7,11 @@ import pytest
 from adapter_builders import make_cache
 from core_builders import UNIT_BYTES, begin, grow, tokens
 
-from jenga_sglang.adapter.budget import JengaPrefillBudget
-from jenga_sglang.adapter.namespace import Namespace
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
+from jenga_sglang.adapter.cache.namespace import Namespace
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import Full, LastState
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.running import Running

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from core_builders import begin, make_manager, serve, tokens
 
-from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager

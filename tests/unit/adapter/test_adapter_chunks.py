@@ -8,7 +8,7 @@ import pytest
 from adapter_builders import make_cache
 from core_builders import begin, grow, make_geometry, make_manager, serve, tokens
 
-from jenga_sglang.adapter.budget import JengaPrefillBudget
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.core.admission import step_pages
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.manager import Manager

@@ -7,7 +7,7 @@ from adapter_builders import make_pool_of_one_layer
 from core_builders import begin, tokens
 from sglang.srt.mem_cache.multimodal_cache import EmbeddingResult
 
-from jenga_sglang.adapter.embeddings import PoolEmbeddings
+from jenga_sglang.adapter.cache.embeddings import PoolEmbeddings
 
 PAGE = 4
 WIDTH = 32

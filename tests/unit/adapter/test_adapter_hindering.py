@@ -12,9 +12,9 @@ from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from jenga_sglang.adapter.budget import JengaPrefillBudget
-from jenga_sglang.adapter.namespace import Namespace
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
+from jenga_sglang.adapter.cache.namespace import Namespace
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager

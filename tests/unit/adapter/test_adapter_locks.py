@@ -4,7 +4,7 @@ import pytest
 from adapter_builders import make_cache
 from core_builders import make_manager, serve, tokens
 
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.running import Hit
 

@@ -10,7 +10,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.common import match_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache, _history
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache, _history
 from jenga_sglang.core.dependency import Full
 
 HISTORY = array("q", range(12))

@@ -19,9 +19,9 @@ from fake_engine import FakeEngine, Job
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from jenga_sglang.adapter import discovery
-from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
-from jenga_sglang.adapter.torch_backend import JengaTorchBackend
-from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
+from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
+from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 from jenga_sglang.core.dependency import Dependency, Full, check_legal
 from jenga_sglang.core.ranges import Range, union
 

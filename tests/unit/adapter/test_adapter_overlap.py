@@ -15,9 +15,9 @@ from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from jenga_sglang.adapter.batch_alloc import alloc_for_decode, alloc_for_extend
-from jenga_sglang.adapter.namespace import Namespace
-from jenga_sglang.adapter.prefix_cache import JengaPrefixCache
+from jenga_sglang.adapter.cache.batch_alloc import alloc_for_decode, alloc_for_extend
+from jenga_sglang.adapter.cache.namespace import Namespace
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 
 PAGE, LONGEST = 16, 600

@@ -6,9 +6,9 @@ import core_inspector as inside
 import pytest
 import torch
 
-from jenga_sglang.adapter.page_tables import PageTableCopy
+from jenga_sglang.adapter.attention.page_tables import PageTableCopy
+from jenga_sglang.core.cut.geometry import LayerGroupSpec, exact_lcm
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
 from jenga_sglang.core.manager import Manager
 
 PAGES = 5000

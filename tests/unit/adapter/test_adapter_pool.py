@@ -14,11 +14,11 @@ from fake_engine import Job as EngineJob
 from jenga_sglang.adapter.discovery import DiscoveredGroup, LatentRow, discover_groups
 from jenga_sglang.adapter.hooks.pool_bytes import _resume_memory_occupation
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec, exact_lcm
+from jenga_sglang.core.cut.planner import plan_geometry
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.live_groups import fitting_cut
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.planner import plan_geometry
 
 PAGE = 4
 HISTORY = tokens(range(100, 116))

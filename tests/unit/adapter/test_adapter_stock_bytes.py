@@ -7,7 +7,7 @@ import pytest
 import torch
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-from jenga_sglang.adapter import build
+from jenga_sglang.adapter.start import build
 
 PAGE = 4
 FULL_TOKENS, WINDOW_TOKENS = 40, 16

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from backend_bench import MAX_LENGTH, Bench, Model
 
-from jenga_sglang.adapter import build, table_bytes, triton_backend
-from jenga_sglang.adapter.table_bytes import captured_requests, token_table_excess_bytes
-from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.attention import table_bytes, triton_backend
+from jenga_sglang.adapter.attention.table_bytes import captured_requests, token_table_excess_bytes
+from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.start import build
+from jenga_sglang.core.cut.geometry import LayerGroupSpec
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.geometry import LayerGroupSpec
 
 MODEL = Model(("window 9", "full", "window 9", "full", "full"))
 GRAPH_BATCH = 4

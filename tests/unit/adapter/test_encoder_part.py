@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jenga_sglang.adapter import encoder
-from jenga_sglang.core.corrupt import CorruptPool
+from jenga_sglang.core.books.corrupt import CorruptPool
 
 PAGE = 4
 PAD = 1 << 40

@@ -9,8 +9,8 @@ import torch
 from backend_bench import Bench, Model, Pair
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from jenga_sglang.adapter import dp_attention
-from jenga_sglang.adapter.torch_backend import JengaTorchBackend
+from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
+from jenga_sglang.adapter.start import dp_attention
 
 MODELS = {
     "windows": Model(("window 9", "full", "window 9", "window 21")),

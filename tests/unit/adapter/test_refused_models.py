@@ -8,8 +8,8 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from transformers import PreTrainedConfig
 
-from jenga_sglang.adapter.build import build_pools
 from jenga_sglang.adapter.discovery import attention_layers
+from jenga_sglang.adapter.start.build import build_pools
 
 WAY_OUT = "leave the flag out to serve it from SGLang's own pools."
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from core_builders import begin, ids, make_geometry, make_manager, serve, tokens
 
-from jenga_sglang.core.corrupt import CorruptPool, agree, distinct, none, present
+from jenga_sglang.core.books.corrupt import CorruptPool, agree, distinct, none, present
+from jenga_sglang.core.books.lru import LruBuckets
+from jenga_sglang.core.books.tree import Node
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
-from jenga_sglang.core.lru import LruBuckets
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Node
 
 A, B = tokens(range(100, 106)), tokens(range(200, 206))
 ROOT = Path(__file__).resolve().parents[3]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from core_builders import begin, hit_tokens, make_manager, serve, tokens
 
+from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import CrossAttention, Full
 from jenga_sglang.core.embeddings import Embeddings
-from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import register_group
 from jenga_sglang.core.manager import Manager
 

@@ -8,12 +8,12 @@ import pytest
 from core_builders import begin, grow, hit_tokens, make_manager, serve, tokens
 
 from jenga_sglang.core.admission import longest_request, request_pages
+from jenga_sglang.core.books.tree import Encoded, Tokens
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.cut.planner import plan_geometry
 from jenga_sglang.core.dependency import CrossAttention, Full, SlidingWindow, check_legal
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import register_group, retire_group
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.planner import plan_geometry
-from jenga_sglang.core.tree import Encoded, Tokens
 
 MiB = 1 << 20
 

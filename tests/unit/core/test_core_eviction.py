@@ -4,9 +4,9 @@ import core_inspector as inside
 import pytest
 from core_builders import begin, grow, held_pages, hit_tokens, make_manager, serve, tokens
 
+from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import ChunkedLocal, Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.tree import Tokens
 
 A = tokens(range(100, 108))
 B = tokens(range(200, 208))

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from core_builders import make_geometry
 
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec, exact_lcm
 
 KIB = 1 << 10
 MIB = 1 << 20

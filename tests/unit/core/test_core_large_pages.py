@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from core_builders import ids, make_geometry
 
-from jenga_sglang.core.corrupt import CorruptPool
+from jenga_sglang.core.books.corrupt import CorruptPool
+from jenga_sglang.core.books.large_pages import LargePages
 from jenga_sglang.core.dependency import Full
-from jenga_sglang.core.large_pages import LargePages
 
 A, B = 1, 2  # requests
 

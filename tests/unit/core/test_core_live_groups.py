@@ -5,8 +5,8 @@ import pytest
 from core_builders import UNIT_BYTES, begin, grow, hit_tokens, make_manager, serve, tokens
 
 from jenga_sglang.core.admission import longest_request, request_pages, step_pages
+from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
-from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import register_group, retire_group
 from jenga_sglang.core.manager import Manager
 

@@ -6,11 +6,11 @@ import core_inspector as inside
 import pytest
 from core_builders import hit_tokens, make_geometry, serve, tokens
 
+from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
-from jenga_sglang.core.tree import Tokens
 
 # Three documents of twelve tokens, a token a page.
 A, B, C = (tokens(range(first, first + 12)) for first in (100, 200, 300))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from core_builders import ids
 
+from jenga_sglang.core.books.lru import Candidates, LruBuckets
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.lru import Candidates, LruBuckets
 
 
 def all_idle(large: Ids) -> np.ndarray:

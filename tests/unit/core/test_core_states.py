@@ -5,13 +5,13 @@ import pytest
 from core_builders import UNIT_BYTES, begin, grow, held_pages, hit_tokens, tokens
 
 from jenga_sglang.core.admission import longest_request, request_pages
+from jenga_sglang.core.books.tree import Tokens
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import Full, LastState
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.recurrent import due
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Tokens
 
 PAGE = 2
 STATES = 1

@@ -5,8 +5,8 @@ from dataclasses import replace
 from core_builders import begin, grow, make_geometry, make_manager, serve, tokens
 
 from jenga_sglang.core.admission import weigh
+from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.dependency import Full, SlidingWindow
-from jenga_sglang.core.geometry import Geometry
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.stats import large_page_map, pool_stats
 

@@ -14,14 +14,14 @@ from core_builders import (
     tokens,
 )
 
+from jenga_sglang.core.books.tree import Encoded, Path, PrefixTree, Tokens
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import CrossAttention, Full, LastState, SlidingWindow
-from jenga_sglang.core.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.live_groups import retire_group
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tree import Encoded, Path, PrefixTree, Tokens
 
 A = tokens(range(100, 112))
 FORK = tokens(A[:4], range(200, 208))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from core_builders import ids, tokens
 
-from jenga_sglang.core.corrupt import CorruptPool
-from jenga_sglang.core.tree import FEWEST_ROOTS, Path, PrefixTree
+from jenga_sglang.core.books.corrupt import CorruptPool
+from jenga_sglang.core.books.tree import FEWEST_ROOTS, Path, PrefixTree
 
 DOCUMENT = tokens(range(8))  # four pages
 FORK = tokens(range(4), 90, 91, 92, 93)  # two of them the same

@@ -6,11 +6,11 @@ from functools import cache
 import pytest
 from plan_configs import GIB, KIB, MIB, NAMES, load
 
-from jenga_sglang.core.demand import ideal_bytes, small_pages
+from jenga_sglang.core.cut.demand import ideal_bytes, small_pages
+from jenga_sglang.core.cut.geometry import LayerGroupSpec, exact_lcm
+from jenga_sglang.core.cut.planner import Plan, plan_geometry
+from jenga_sglang.core.cut.search import Limits
 from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
-from jenga_sglang.core.geometry import LayerGroupSpec, exact_lcm
-from jenga_sglang.core.planner import Plan, plan_geometry
-from jenga_sglang.core.search import Limits
 
 POOL_BYTES = 40 * GIB
 LENGTHS = (4096, 32768, 131072)

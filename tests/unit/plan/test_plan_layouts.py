@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from plan_configs import GIB, KIB, MIB, NAMES, load
 
+from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
-from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec
 from jenga_sglang.plan.layouts import (
     ideal,
     large_pages_of,

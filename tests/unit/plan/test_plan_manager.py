@@ -4,9 +4,9 @@ import core_inspector as inside
 import pytest
 from plan_configs import GIB, load
 
-from jenga_sglang.core.demand import large_pages
+from jenga_sglang.core.cut.demand import large_pages
+from jenga_sglang.core.cut.planner import plan_geometry
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.planner import plan_geometry
 
 LENGTHS = (4096, 8176)
 CHUNK = 2048  # tokens of prefill at a time
@@ -26,7 +26,7 @@ def test_running_requests_hold_the_large_pages_that_were_planned(
     name: str, options: dict[str, object], pool_bytes: int
 ) -> None:
     """Requests prefilled in chunks and one token further, with what slides out of their windows
-    let go, hold what `core.demand` says. A window's pages may lie in one large page more than
+    let go, hold what `core.cut.demand` says. A window's pages may lie in one large page more than
     they fill."""
     model = load(name, **options)
     plan = plan_geometry(model.specs, pool_bytes=pool_bytes, max_length=131072, page_size=16)

@@ -5,6 +5,9 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jenga_sglang.core.cut.geometry import LayerGroupSpec
+from jenga_sglang.core.cut.planner import plan_geometry
+from jenga_sglang.core.cut.search import SLACK, Limits
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
     DecoderTokens,
@@ -15,10 +18,7 @@ from jenga_sglang.core.dependency import (
     SlidingWindow,
     check_legal,
 )
-from jenga_sglang.core.geometry import LayerGroupSpec
-from jenga_sglang.core.planner import plan_geometry
 from jenga_sglang.core.ranges import page_ranges
-from jenga_sglang.core.search import SLACK, Limits
 
 GIB = 1 << 30
 

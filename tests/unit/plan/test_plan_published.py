@@ -5,9 +5,9 @@ import math
 import pytest
 from plan_configs import GIB, KIB, MIB, load
 
-from jenga_sglang.core.demand import ideal_bytes
+from jenga_sglang.core.cut.demand import ideal_bytes
+from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.dependency import Full, LastState
-from jenga_sglang.core.geometry import GroupGeometry, LayerGroupSpec, exact_lcm
 
 PAGE_SIZE = 16
 

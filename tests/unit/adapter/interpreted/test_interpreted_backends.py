@@ -15,9 +15,9 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from flashinfer_ext import variants
 from flashinfer_ext.host_modules import Host, flashinfer_on_host
-from jenga_sglang.adapter import flashinfer_backend, triton_backend
-from jenga_sglang.adapter.flashinfer_backend import JengaFlashInferBackend
-from jenga_sglang.adapter.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.attention import flashinfer_backend, triton_backend
+from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
+from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 
 EXTEND, DECODE = ForwardMode.EXTEND, ForwardMode.DECODE
 GRAPH_BATCH = 4

@@ -1,0 +1,1 @@
+"""Attention and recurrent layers over the pool's pages, by backend."""

@@ -1,0 +1,386 @@
+"""What the attention backends that run kernels on Jenga pages have in common.
+
+    init_forward_metadata   the step's tables, one launch for all groups          once a batch
+    forward_*               the layer's K and V to their pages, then attention    once a layer
+
+Everything the kernels read that changes from step to step lies in the tables. They are built on
+the stream of the forward pass before a CUDA graph is replayed, into buffers that the graph was
+captured with; a step that the host prepares early cannot disturb the one at work.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import AttentionType
+
+from flashinfer_ext import check_kernel_limits
+from flashinfer_ext.kv_write import Fp8Scales, KvWriter
+from flashinfer_ext.layout import FP8_DTYPES
+from flashinfer_ext.table_spec import TableSpec
+from flashinfer_ext.views import KV
+from jenga_sglang import flags
+from jenga_sglang.adapter.attention.page_tables import PageTableCopy
+from jenga_sglang.adapter.attention.step_tables import (
+    EncoderInputs,
+    GroupStep,
+    Rows,
+    StepTables,
+    trim_of,
+)
+from jenga_sglang.adapter.discovery import attention_layers
+from jenga_sglang.adapter.encoder import new_locs
+from jenga_sglang.adapter.kv_pool import JengaKVPool, LayerPlace
+from jenga_sglang.core.books.corrupt import present
+from jenga_sglang.core.cut.explain import human_bytes
+from jenga_sglang.refusal import refuse
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass. ``groups`` has an entry per layer group with attention layers, by its
+    number; ``in_graph`` says that kernels may be captured, and tensors must stay in place."""
+
+    is_decode: bool
+    in_graph: bool
+    num_tokens: int
+    groups: dict[int, GroupStep]
+
+
+class DeviceBackend(AttentionBackend):
+    """Base of `--attention-backend flashinfer` and `triton` under Jenga."""
+
+    needs_cpu_seq_lens = True
+    # Dummy batches of a warm-up must not be larger than real ones can be.
+    extend_dummy_seqs_capped_by_req_pool = True
+    name: str
+    instead: str  # backends that serve what this one does not
+    entry_tokens: int
+    index_dtype = torch.int32
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__()
+        pool = runner.token_to_kv_pool
+        if not isinstance(pool, JengaKVPool):
+            raise refuse(
+                f"--attention-backend {self.name}", f"was built for {flags.FLAG} jenga: add it"
+            )
+        self.pool = pool
+        self.device = torch.device(runner.device)
+        self.page_size = pool.page_size
+        self.max_batch = runner.req_to_token_pool.size
+        self.req_to_token = runner.req_to_token_pool.req_to_token
+        self.q_dtype = runner.dtype
+        self.layers: dict[int, list[RadixAttention]] = {}
+        for layer in attention_layers(runner.model):
+            self.layers.setdefault(pool.place[layer.layer_id].group, []).append(layer)
+        self.groups = sorted(self.layers)
+        self._check_groups()
+        self._chunks = sorted({t.chunk_tokens for t in map(self.trim, self.groups)} - {0})
+        self._has_encoder = any(map(self.of_encoder, self.groups))
+        self._specs = [self._table_spec(g) for g in self.groups]
+        self._copy = PageTableCopy(pool.manager, self.groups, self.device)
+        self._eager = self._tables()
+        self._graph: StepTables | None = None
+        self._step: Step | None = None
+        self._writers: dict[tuple[int, bool], KvWriter] = {}
+
+    # -- what a backend says of itself --------------------------------------------------------
+
+    @abstractmethod
+    def kernels(self, group: int) -> Sequence[str]:
+        """The kernels that serve the group, by their names in `flashinfer_ext.limits`."""
+
+    @abstractmethod
+    def check_layer(self, layer: RadixAttention) -> None:
+        """Raise ``ValueError`` for a layer that the kernels cannot serve."""
+
+    @abstractmethod
+    def table_spec(self, group: int) -> TableSpec:
+        """The group's tables; rows and stripes are filled in by the caller."""
+
+    @abstractmethod
+    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
+        """Rows of an extend batch whose new tokens are the last ``q_lens`` of ``kv_lens``."""
+
+    @abstractmethod
+    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
+        """The same for a group that sees chunks."""
+
+    @abstractmethod
+    def begin(self, step: Step) -> None:
+        """Prepare what the step's kernels need beyond the tables."""
+
+    @abstractmethod
+    def cache(self, layer_id: int) -> KV:
+        """The layer's K and V as (entries, tokens, heads, dim), for `kv_write` at write slots."""
+
+    @abstractmethod
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        step: Step,
+        sinks: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """Fill out (tokens, Hq, Dv) with the attention of q (tokens, Hq, D); k and v are the new
+        tokens' if the layer made any."""
+
+    # -- start-up -----------------------------------------------------------------------------
+
+    def _check_groups(self) -> None:
+        for group in self.groups:
+            if self.pool.layouts[group].is_latent:
+                raise refuse(
+                    f"--attention-backend {self.name}",
+                    "reads no latent (MLA) rows in Jenga pages yet; choose "
+                    f"--attention-backend {flags.TORCH_BACKEND}",
+                )
+            try:
+                trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
+                for layer in self.layers[group]:
+                    check_attention(layer)
+                    self.check_layer(layer)
+                layout = self.pool.layouts[group]
+                problems = check_kernel_limits(self.pool.buffer, layout, self.kernels(group))
+                if problems:
+                    raise ValueError("; ".join(problems))
+            except ValueError as error:
+                name = self.pool.groups[group].spec.name
+                raise refuse(
+                    f"--attention-backend {self.name}",
+                    f"cannot serve the layer group '{name}' ({error}); choose "
+                    f"--attention-backend {self.instead}",
+                ) from error
+
+    def trim(self, group: int) -> Any:
+        """What the group's table has of a history."""
+        return trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
+
+    def of_encoder(self, group: int) -> bool:
+        """Whether the group's layers read what an encoder made, and nothing of the text."""
+        return group in self.pool.manager.memory.encoder_groups
+
+    def _table_spec(self, group: int) -> TableSpec:
+        chunk = self.trim(group).chunk_tokens
+        row = 1 + self._chunks.index(chunk) if chunk else 0
+        of_encoder = self.of_encoder(group)
+        return replace(
+            self.table_spec(group),
+            num_stripes=self.pool.manager.memory.stripes[group],
+            batch_row=1 + len(self._chunks) if of_encoder else row,
+            loc_row=int(of_encoder),
+        )
+
+    def _tables(self, max_batch: int | None = None) -> StepTables:
+        return StepTables(
+            self._copy,
+            self.req_to_token,
+            self._specs,
+            self.page_size,
+            self.index_dtype,
+            max_batch,
+        )
+
+    # -- CUDA graphs --------------------------------------------------------------------------
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        if max_num_tokens != max_bs:
+            raise NotImplementedError("CUDA graphs under Jenga hold one token per request")
+        if self.pool.states is not None:
+            raise NotImplementedError("CUDA graphs of recurrent layers under Jenga")
+        self._graph = self._tables(max_bs)
+        logger.info(
+            "Page tables of captured decodes: %s for %d requests in %d tables",
+            human_bytes(self._graph.num_bytes),
+            max_bs,
+            len(self._copy.entries),
+        )
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        # A padding request reads one token of the null page; no kernel needs an empty history.
+        return 1
+
+    # -- once a batch -------------------------------------------------------------------------
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        self.pool.poison_freed()
+        self._step = None
+        if not forward_batch.forward_mode.is_idle():
+            self._begin(forward_batch, in_graph=False)
+
+    def init_forward_metadata_out_graph(
+        self, forward_batch: ForwardBatch, in_capture: bool = False
+    ) -> None:
+        if not forward_batch.forward_mode.is_decode():
+            raise NotImplementedError(
+                f"CUDA graphs of {forward_batch.forward_mode.name} batches under Jenga"
+            )
+        self.pool.poison_freed()
+        self._begin(forward_batch, in_graph=True)
+
+    def _begin(self, forward_batch: ForwardBatch, in_graph: bool) -> None:
+        batch = forward_batch.batch_size
+        is_decode = bool(forward_batch.forward_mode.is_decode())
+        kv_lens = host_lengths(forward_batch.seq_lens_cpu, forward_batch.seq_lens)[:batch]
+        if is_decode:
+            ones = torch.ones_like(kv_lens)
+            rows = [Rows.whole(kv_lens, ones)] * (1 + len(self._chunks))
+            num_tokens = batch
+        else:
+            q_lens = host_lengths(forward_batch.extend_seq_lens_cpu, forward_batch.extend_seq_lens)[
+                :batch
+            ]
+            rows = [self.rows(kv_lens, q_lens)]
+            rows += [self.chunk_rows(kv_lens, q_lens, chunk) for chunk in self._chunks]
+            num_tokens = int(q_lens.sum())
+        encoder = None
+        if self._has_encoder:
+            lengths = encoder_lengths(forward_batch, batch)
+            rows.append(Rows.encoder(lengths, ones if is_decode else q_lens))
+            encoder = self._encoder_inputs(forward_batch, lengths, is_decode)
+        locs = forward_batch.out_cache_loc
+        graph_or_eager = self._graph if in_graph else self._eager
+        tables = present(graph_or_eager, "init_cuda_graph_state has not run")
+        steps = tables.build(
+            rows,
+            forward_batch.req_pool_indices[:batch],
+            None if locs is None else locs[:num_tokens],
+            num_tokens,
+            encoder,
+        )
+        groups = dict(zip(self.groups, steps, strict=True))
+        self._step = Step(is_decode, in_graph, num_tokens, groups)
+        self.begin(self._step)
+
+    def _encoder_inputs(
+        self, forward_batch: ForwardBatch, lengths: torch.Tensor, is_decode: bool
+    ) -> EncoderInputs:
+        pages = (lengths + self.page_size - 1) // self.page_size
+        return EncoderInputs(pages, None if is_decode else new_locs(forward_batch, self.page_size))
+
+    # -- once a layer -------------------------------------------------------------------------
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
+        **unknown: Any,
+    ) -> torch.Tensor:
+        if given := [name for name, value in unknown.items() if value is not None]:
+            raise NotImplementedError(f"--attention-backend {self.name} under Jenga: {given}")
+        step = present(self._step, "init_forward_metadata has not run for this batch")
+        if k is not None and v is not None:
+            k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
+            v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
+            if save_kv_cache:
+                self._write(k, v, layer, step)
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        out = output_of(forward_batch, q, layer)
+        real = step.num_tokens
+        # Kernels fill the rows of requests; what pads the batch must be numbers too.
+        out[real:].zero_()
+        self.attend(q[:real], k, v, layer, step, sinks, out[:real])
+        return out.view(len(out), -1)
+
+    forward_decode = forward_extend
+
+    def _write(self, k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, step: Step) -> None:
+        slots = self.write_slots(step, self.pool.place[layer.layer_id])[: len(k)]
+        # Behind the step's tokens is padding: data-parallel attention gives ranks equal shapes.
+        k, v = k[: len(slots)], v[: len(slots)]
+        # Rows of fp8 are stored as they are.
+        key = (layer.layer_id, k.dtype in FP8_DTYPES)
+        writer = self._writers.get(key)
+        if writer is None:
+            caches = self.cache(layer.layer_id)
+            writer = self._writers[key] = KvWriter(*caches, scales=self._scales(k, layer))
+        writer.write(k, v, slots)
+
+    @staticmethod
+    def write_slots(step: Step, place: LayerPlace) -> torch.Tensor:
+        """(tokens,) int64: where the stripe's layers keep the step's tokens; -1 for nowhere."""
+        return step.groups[place.group].tables.slots[place.stripe]
+
+    def _scales(self, k: torch.Tensor, layer: RadixAttention) -> Fp8Scales | None:
+        """Made while a graph is warmed up: it cannot hold copies from the host."""
+        if self.pool.dtype not in FP8_DTYPES or k.dtype in FP8_DTYPES:
+            return None
+        return Fp8Scales(*(self._on_device(value) for value in fp8_scales(layer)))
+
+    def _on_device(self, value: float) -> torch.Tensor:
+        return torch.tensor([value], dtype=torch.float32, device=self.device)
+
+    def descales(self, layer: RadixAttention) -> tuple[float, float]:
+        """What K and V in the layer's pages are multiplied with."""
+        return fp8_scales(layer) if self.pool.dtype in FP8_DTYPES else (1.0, 1.0)
+
+
+def output_of(forward_batch: ForwardBatch, q: torch.Tensor, layer: RadixAttention) -> torch.Tensor:
+    """(tokens, Hq, Dv) of q's dtype, not filled: SGLang's own where it has one, which spares a
+    copy."""
+    shape = (len(q), layer.tp_q_head_num, layer.v_head_dim)
+    given = getattr(forward_batch, "_attn_output", None)
+    if given is None or given.dtype != q.dtype or given.numel() != math.prod(shape):
+        return q.new_empty(shape)
+    out: torch.Tensor = given.view(shape) if given.is_contiguous() else q.new_empty(shape)
+    return out
+
+
+def check_attention(layer: RadixAttention) -> None:
+    """Raise ``ValueError`` unless the layer attends as decoders do."""
+    if layer.attn_type != AttentionType.DECODER:
+        raise ValueError(
+            f"layer {layer.layer_id} has {layer.attn_type.value} attention, its kernels have "
+            "causal and cross-attention"
+        )
+    if layer.pos_encoding_mode != "NONE" or layer.logit_capping_method != "tanh":
+        raise ValueError(
+            f"layer {layer.layer_id}: positions {layer.pos_encoding_mode} and logit cap "
+            f"{layer.logit_capping_method} inside the kernel"
+        )
+
+
+def fp8_scales(layer: RadixAttention) -> tuple[float, float]:
+    """What the model's checkpoint wants K and V divided by before they become fp8."""
+    if layer.k_scale_float is None or layer.v_scale_float is None:
+        return 1.0, 1.0
+    return layer.k_scale_float, layer.v_scale_float
+
+
+def encoder_lengths(forward_batch: ForwardBatch, batch: int) -> torch.Tensor:
+    """(batch,) int32 on the host: tokens that encoders made in front of each text. SGLang keeps
+    those of requests on the host; what pads a CUDA graph's batch has none."""
+    known = getattr(forward_batch, "encoder_lens_cpu", None)
+    lengths = host_lengths(known, forward_batch.encoder_lens)[:batch]
+    return torch.nn.functional.pad(lengths, (0, batch - len(lengths)))
+
+
+def host_lengths(host: Any, device: torch.Tensor) -> torch.Tensor:
+    """(B,) int32 on the host, from the host's copy where SGLang kept one."""
+    source = device if host is None else host
+    if not isinstance(source, torch.Tensor):
+        source = torch.tensor(source)
+    return source.to("cpu", torch.int32)

@@ -1,0 +1,428 @@
+"""SGLang's linear-attention backends on Jenga's states: one step in as many rounds as it has
+snapshots.
+
+A kernel takes a request's state from the start of its new tokens to their end. Where a snapshot
+is due in between, the step is cut: every round computes the tokens up to each request's next
+snapshot, and what has got there is copied out before the next round goes on::
+
+    request a   [ . . . . . . | . . ]     round 0, copy, round 1
+    request b   [ . . . ]                 round 0
+    request c   [ . . | . . . . | . ]     round 0, copy, round 1, copy, round 2
+
+Most steps have one round and run exactly as in SGLang.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
+from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
+from sglang.srt.layers.attention.linear.kda_backend import KDAAttnBackend
+from sglang.srt.layers.attention.linear.short_conv_backend import (
+    ShortConvAttnBackend,
+    ShortConvMetadata,
+)
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
+from sglang.srt.model_executor.forward_context import get_attn_backend
+
+from jenga_sglang import flags
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.states import (
+    JengaReqToTokenPool,
+    StateViews,
+    copy_pages,
+    working_pages,
+)
+from jenga_sglang.core.books.corrupt import agree, present
+from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.running import Running, StateCopy
+from jenga_sglang.refusal import refuse
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """New tokens ``[start, stop)`` of request ``row`` of a batch, the first of them at ``place``
+    among the batch's new tokens; ``saves`` are copied when they are computed."""
+
+    row: int
+    start: int
+    stop: int
+    place: int
+    saves: tuple[StateCopy, ...] = ()
+
+
+@dataclasses.dataclass
+class Round:
+    """Pieces that one call computes. ``tokens`` (n,) are their places in the batch, None for all;
+    ``working[stripe]`` (pieces,) their states; ``saved[stripe]`` pairs of source and target."""
+
+    batch: ForwardBatch
+    tokens: torch.Tensor | None
+    working: list[torch.Tensor]
+    saved: list[tuple[torch.Tensor, torch.Tensor]]
+    metadata: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def pick(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """The part of a tensor over the batch's new tokens, along ``dim``, that is computed now."""
+        return tensor if self.tokens is None else tensor.index_select(dim, self.tokens)
+
+
+class StateRounds:
+    """Mixed into one of SGLang's linear-attention backends: the same steps, in rounds, on the
+    states of a Jenga pool."""
+
+    pool: JengaKVPool
+    rows: JengaReqToTokenPool
+    states: StateViews
+    group: int
+    device: torch.device
+    _rounds: list[Round]
+    _layer_id: int
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__(runner)  # type: ignore[call-arg]
+        self.pool = runner.token_to_kv_pool
+        self.rows = runner.req_to_token_pool
+        self.states = present(self.pool.states, "a pool without recurrent states")
+        self.group = present(self.pool.state_group, "a pool without a group of states")
+        self._rounds = []
+        self._layer_id = -1
+
+    @property
+    def _table(self) -> Ids:
+        # Not kept: a reset of the manager makes new tables.
+        return self.pool.manager.memory.table[self.group]
+
+    # -- once a batch -------------------------------------------------------------------------
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        # Without attention layers nobody else does.
+        self.pool.poison_freed()
+        self._rounds = []
+        mode = forward_batch.forward_mode
+        if mode.is_idle():
+            return
+        lengths = _host(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
+        requests = _host(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
+        all_running = [
+            self.pool.running_of_row[row] for row in requests if row in self.pool.running_of_row
+        ]
+        if not all_running:
+            return  # a warm-up batch: there is nobody whose state could change
+        agree("requests of the batch with pages", len(all_running), len(requests))
+        if mode.is_decode():
+            prefixes = [length - 1 for length in lengths]
+        else:
+            prefixes = _host(forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens)
+        self._start(all_running)
+        rounds = _cut(all_running, prefixes, lengths)
+        for pieces in rounds:
+            self._rounds.append(
+                self._round(forward_batch, all_running, pieces, whole=len(rounds) == 1)
+            )
+
+    def _start(self, all_running: list[Running]) -> None:
+        starts = [start for running in all_running for start in running.take_starts()]
+        if starts:
+            for source, target in zip(*copy_pages(starts), strict=True):
+                self.states.copy_pages(self._to_device(source), self._to_device(target))
+
+    def _round(
+        self, batch: ForwardBatch, all_running: list[Running], pieces: list[Piece], *, whole: bool
+    ) -> Round:
+        working = working_pages([all_running[piece.row] for piece in pieces], self._table)
+        saves = [save for piece in pieces for save in piece.saves]
+        saved = zip(*copy_pages(saves), strict=True) if saves else ()
+        result = Round(
+            batch if whole else part_of(batch, pieces),
+            None if whole else self._to_device(_places(pieces)),
+            [self._to_device(pages) for pages in working],
+            [(self._to_device(source), self._to_device(target)) for source, target in saved],
+        )
+        # As SGLang's own backend sees this part of the batch, once for every stripe's indices.
+        for pages in result.working:
+            self.rows.state_index = pages.to(torch.int32)
+            super().init_forward_metadata(result.batch)  # type: ignore[misc]
+            result.metadata.append({n: getattr(self, n) for n in STEP_FIELDS if hasattr(self, n)})
+        return result
+
+    def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    # -- once a layer -------------------------------------------------------------------------
+
+    def _enter(self, layer_id: int, now: Round) -> None:
+        """See the round's requests only, with the states of the layer's stripe."""
+        stripe = self.states.stripe[layer_id]
+        for name, value in now.metadata[stripe].items():
+            setattr(self, name, value)
+
+    def _leave(self, layer_id: int, now: Round) -> None:
+        if now.saved:
+            self.states.copy_layer(layer_id, *now.saved[self.states.stripe[layer_id]])
+
+    def run(
+        self,
+        layer_id: int,
+        compute: Callable[[Round], torch.Tensor],
+        empty: Callable[[], torch.Tensor],
+        token_dim: int = 0,
+    ) -> torch.Tensor:
+        """Call ``compute`` for every round; its results are put together along ``token_dim``.
+        ``empty`` makes the result of a batch without requests."""
+        if not self._rounds:
+            return empty()
+        results = []
+        for now in self._rounds:
+            self._enter(layer_id, now)
+            results.append(compute(now))
+            self._leave(layer_id, now)
+        if len(results) == 1:
+            return results[0]
+        order = torch.cat([now.tokens for now in self._rounds if now.tokens is not None])
+        out = torch.empty_like(joined := torch.cat(results, token_dim))
+        return out.index_copy_(token_dim, order, joined)
+
+
+class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
+    """Short convolutions: the model asks for a layer's metadata and calls the kernel itself."""
+
+    _asked = False
+
+    def conv_state_metadata(self, layer_id: int, forward_batch: ForwardBatch) -> Any:
+        if self._asked:
+            raise RuntimeError(f"layer {self._layer_id} ran its convolution past Jenga's rounds")
+        self._layer_id, self._asked = layer_id, True
+        if not self._rounds:
+            return ShortConvMetadata(self.rows.mamba2_layer_cache(layer_id), None)
+        self._enter(layer_id, self._rounds[0])
+        return super().conv_state_metadata(layer_id, forward_batch)
+
+    def run_convolution(
+        self, kernel: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """``kernel`` as the model called it for the layer whose metadata it has just asked for:
+        x is (channels, tokens) in a prefill, (requests, channels) in a decode."""
+        layer_id, self._asked = self._layer_id, False
+        prefill = "query_start_loc" in kwargs
+
+        def compute(now: Round) -> torch.Tensor:
+            if not prefill:
+                return kernel(x, *args, **kwargs)
+            meta = super(JengaShortConvBackend, self).conv_state_metadata(layer_id, now.batch)
+            changed = {
+                "query_start_loc": meta.query_start_loc,
+                "cache_indices": meta.cache_indices,
+                "has_initial_state": meta.has_initial_state,
+            }
+            return kernel(now.pick(x, 1), *args, **kwargs | changed)
+
+        return self.run(layer_id, compute, lambda: x, token_dim=1 if prefill else 0)
+
+
+class JengaMamba2Backend(StateRounds, Mamba2AttnBackend):
+    """Mamba-2: the model calls the backend with its mixer."""
+
+    def forward(
+        self,
+        mixer: Any,
+        hidden_states: torch.Tensor,
+        output: torch.Tensor | None,
+        layer_id: int,
+        forward_batch: ForwardBatch,
+        mup_vector: torch.Tensor | None = None,
+        use_triton_causal_conv: bool = False,
+    ) -> torch.Tensor:
+        def compute(now: Round) -> torch.Tensor:
+            # SGLang's compiled convolution takes contiguous states only.
+            result: torch.Tensor = super(JengaMamba2Backend, self).forward(
+                mixer,
+                now.pick(hidden_states),
+                None,
+                layer_id,
+                now.batch,
+                mup_vector,
+                use_triton_causal_conv=True,
+            )
+            return result
+
+        result = self.run(layer_id, compute, lambda: torch.zeros_like(hidden_states))
+        if output is not None:
+            output[: len(result)].copy_(result)
+        return result
+
+
+class LinearRounds(StateRounds):
+    """Linear attention: the layer calls the backend with its projections."""
+
+    def forward_extend(
+        self,
+        layer: Any,
+        forward_batch: ForwardBatch,
+        mixed_qkv: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """mixed_qkv: (tokens, channels). a, b: (tokens, heads), or (1, tokens, …). Returns (1,
+        tokens, heads, value dim)."""
+        step = super().forward_extend  # type: ignore[misc]
+
+        def compute(now: Round) -> torch.Tensor:
+            x, gate, rate = (now.pick(t, int(t.dim() > 2)) for t in (mixed_qkv, a, b))
+            # Room for the whole batch's output cannot take a part of it.
+            given = kwargs if now.tokens is None else kwargs | {"linear_attn_output": None}
+            result: torch.Tensor = step(
+                layer=layer, forward_batch=now.batch, mixed_qkv=x, a=gate, b=rate, **given
+            )
+            return result
+
+        return self.run(layer.layer_id, compute, lambda: _no_output(layer, mixed_qkv), token_dim=1)
+
+    def forward_decode(
+        self, layer: Any, forward_batch: ForwardBatch, mixed_qkv: Any, **kwargs: Any
+    ) -> Any:
+        """A layer that leaves splitting its projections to the backend gives a pair of them, and
+        gets a pair: the output, and its gate (tokens, heads, value dim)."""
+        step = super().forward_decode  # type: ignore[misc]
+
+        def compute(now: Round) -> Any:
+            return step(layer=layer, forward_batch=now.batch, mixed_qkv=mixed_qkv, **kwargs)
+
+        def empty() -> Any:
+            if not isinstance(mixed_qkv, tuple):
+                return _no_output(layer, mixed_qkv)
+            output = _no_output(layer, mixed_qkv[0])
+            return output, output[0]
+
+        return self.run(layer.layer_id, compute, empty)
+
+
+def _no_output(layer: Any, tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.new_zeros(1, len(tokens), layer.num_v_heads, layer.head_v_dim)
+
+
+class JengaGDNBackend(LinearRounds, GDNAttnBackend):
+    """Gated delta nets. SGLang's kernels for prefills get copies of strided states from it."""
+
+
+class JengaKDABackend(LinearRounds, KDAAttnBackend):
+    """Kimi delta attention. SGLang's Triton kernels take states with any stride."""
+
+
+BACKENDS: dict[type, type[StateRounds]] = {
+    ShortConvAttnBackend: JengaShortConvBackend,
+    Mamba2AttnBackend: JengaMamba2Backend,
+    GDNAttnBackend: JengaGDNBackend,
+    KDAAttnBackend: JengaKDABackend,
+}
+
+
+def refuse_graphs() -> None:
+    """Raise ``SystemExit`` with one line where steps would be captured: rounds differ each time."""
+    if all(check_cuda_graph_backend(phase, Backend.DISABLED) for phase in Phase.ALL):
+        return
+    raise refuse(
+        f"{flags.FLAG} jenga",
+        "recurrent layers do not run in CUDA graphs yet; add --disable-cuda-graph",
+    )
+
+
+def replace_linear_backend(hybrid: Any, runner: ModelRunner) -> None:
+    """Put one of ours in the place of the linear-attention backend of SGLang's ``hybrid``.
+
+    Raises ``SystemExit`` with one line for a backend that is not among `BACKENDS`.
+    """
+    theirs = hybrid.linear_attn_backend
+    num_convolutions = len(runner.req_to_token_pool.mamba_pool.mamba_cache.conv)
+    # A model with two convolutions a layer runs them in loops of its own.
+    if type(theirs) not in BACKENDS or num_convolutions > 1:
+        raise refuse(
+            f"{flags.FLAG} jenga",
+            f"the recurrent layers of this model run on {type(theirs).__name__} with "
+            f"{num_convolutions} convolutions, which Jenga does not serve yet",
+        )
+    ours = BACKENDS[type(theirs)](runner)
+    hybrid.attn_backend_list = [
+        ours if backend is theirs else backend for backend in hybrid.attn_backend_list
+    ]
+    hybrid.linear_attn_backend = ours
+    if hasattr(hybrid, "short_conv_backend"):
+        hybrid.short_conv_backend = ours
+
+
+def convolution_backend() -> JengaShortConvBackend | None:
+    """The short-convolution backend of the forward pass in progress, if it is ours."""
+    backend = getattr(get_attn_backend(), "linear_attn_backend", None)
+    return backend if isinstance(backend, JengaShortConvBackend) else None
+
+
+# What SGLang's backends keep of the current step.
+STEP_FIELDS = (
+    "forward_metadata",
+    "_has_initial_state",
+    "_slot_ids_cpu",
+    "_has_prefix_cpu",
+    "_cache_indices",
+)
+
+
+def _cut(all_running: list[Running], prefixes: list[int], lengths: list[int]) -> list[list[Piece]]:
+    """The rounds of a step, as pieces. Takes the snapshots of the step from the
+    requests."""
+    rounds: list[list[Piece]] = []
+    place = 0
+    for row, (running, start, length) in enumerate(
+        zip(all_running, prefixes, lengths, strict=True)
+    ):
+        all_saves = running.take_saves()
+        for number, stop in enumerate(sorted({stop for stop, _ in all_saves} | {length})):
+            saves = tuple(save for at, save in all_saves if at == stop)
+            if number == len(rounds):
+                rounds.append([])
+            rounds[number].append(Piece(row, start, stop, place, saves))
+            place += stop - start
+            start = stop
+    return rounds
+
+
+def _places(pieces: Iterable[Piece]) -> NDArray[np.int64]:
+    """Where the pieces' tokens are among the batch's new tokens."""
+    return np.concatenate([np.arange(p.place, p.place + p.stop - p.start) for p in pieces])
+
+
+def part_of(batch: ForwardBatch, pieces: list[Piece]) -> ForwardBatch:
+    """The prefill batch as if it had only these pieces: what linear-attention backends read."""
+    part = copy.copy(batch)
+    rows = torch.tensor([p.row for p in pieces], device=batch.seq_lens.device)
+    starts = torch.tensor([p.start for p in pieces], dtype=torch.int64)
+    stops = torch.tensor([p.stop for p in pieces], dtype=torch.int64)
+    sizes = stops - starts
+    part.batch_size = len(pieces)
+    part.req_pool_indices = batch.req_pool_indices[rows]
+    part.seq_lens_cpu = stops
+    part.seq_lens = stops.to(batch.seq_lens)
+    part.extend_num_tokens = int(sizes.sum())
+    part.extend_seq_lens_cpu = sizes.tolist()
+    part.extend_seq_lens = sizes.to(batch.extend_seq_lens)
+    part.extend_prefix_lens_cpu = starts.tolist()
+    part.extend_prefix_lens = starts.to(batch.extend_prefix_lens)
+    part.extend_start_loc = (sizes.cumsum(0) - sizes).to(batch.extend_start_loc)
+    return part
+
+
+def _host(host: Any, device: torch.Tensor) -> list[int]:
+    """Plain integers, from the host's copy where SGLang kept one."""
+    values = device if host is None else host
+    return [int(v) for v in (values.tolist() if isinstance(values, torch.Tensor) else values)]

@@ -1,0 +1,244 @@
+"""SGLang's own Triton kernels on Jenga pages: any number of groups, no compiler of CUDA needed.
+
+They know a cache of single tokens, so they read the row view: one table entry per token, a row's
+number, equal for K and V. An extend reads the history before the new tokens from the cache and the
+new ones from its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd
+from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
+from sglang.kernels.ops.attention.metadata import get_num_kv_splits_triton
+from sglang.srt.runtime_context import get_exec
+from sglang.srt.utils import get_device_core_count
+
+from flashinfer_ext.table_spec import TableSpec
+from flashinfer_ext.views import KV, row_views
+from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
+from jenga_sglang.adapter.attention.step_tables import Rows
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+# The kernel that counts splits looks at this many requests in one block, or more.
+MIN_COUNTED_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Results of a decode's splits: logits (B, Hq, splits, Dv) and lse (B, Hq, splits) float32."""
+
+    logits: torch.Tensor
+    lse: torch.Tensor
+
+    @classmethod
+    def empty(
+        cls, batch: int, heads: int, splits: int, dim_v: int, device: torch.device
+    ) -> Partial:
+        floats = {"dtype": torch.float32, "device": device}
+        return cls(
+            torch.empty((batch, heads, splits, dim_v), **floats),
+            torch.empty((batch, heads, splits), **floats),
+        )
+
+
+class JengaTritonBackend(DeviceBackend):
+    """`--attention-backend triton` under Jenga."""
+
+    name = "triton"
+    instead = "jenga_torch"
+    entry_tokens = 1
+    # The kernels multiply an entry by a stride in the entry's own width.
+    index_dtype = torch.int64
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__(runner)
+        self.max_splits: int = get_exec().kernel.triton_attention_num_kv_splits
+        self._cores = get_device_core_count(runner.gpu_id)
+        self._rows: dict[int, KV] = {}
+        for layer_id, place in self.pool.place.items():
+            layout = self.pool.layouts[place.group]
+            self._rows[layer_id] = row_views(self.pool.buffer, layout, place.layer)
+        self._splits: dict[int, torch.Tensor] = {}
+        self._graph_splits: dict[int, torch.Tensor] = {}
+        self._partial: dict[tuple[int, int], Partial] = {}
+        self._graph_partial: dict[tuple[int, int], Partial] = {}
+        self._q_offsets: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def kernels(self, group: int) -> Sequence[str]:
+        return ("row",)
+
+    def check_layer(self, layer: RadixAttention) -> None:
+        """Nothing: what has a row view, the kernels can read."""
+
+    def table_spec(self, group: int) -> TableSpec:
+        rows = self.pool.layouts[group].rows_per_page
+        return TableSpec(self.trim(group), 1, page_mul=rows, write_mul=rows, dense=False)
+
+    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
+        return Rows.whole(kv_lens, q_lens).before()
+
+    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
+        before = Rows.parts(kv_lens, q_lens, chunk_tokens).before()
+        # A part that opens a chunk sees nothing before itself.
+        opens = before.kv_lens % chunk_tokens == 0
+        return replace(before, kv_lens=before.kv_lens.masked_fill(opens, 0))
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        super().init_cuda_graph_state(max_bs, max_num_tokens)
+        for group in self.groups:
+            self._graph_splits[group] = torch.empty(max_bs, dtype=torch.int32, device=self.device)
+            for layer in self.layers[group]:
+                key = (layer.tp_q_head_num, layer.v_head_dim)
+                if key not in self._graph_partial:
+                    self._graph_partial[key] = self._new_partial(max_bs, key)
+
+    def cache(self, layer_id: int) -> KV:
+        k, v = self._rows[layer_id]
+        return k.unsqueeze(1), v.unsqueeze(1)
+
+    def begin(self, step: Step) -> None:
+        if step.is_decode:
+            self._count_splits(step)
+            self._partial = self._graph_partial if step.in_graph else {}
+        else:
+            self._q_offsets = {g: self._offsets(step, g) for g in self.groups}
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        step: Step,
+        sinks: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        if step.is_decode:
+            self._decode(q, out, layer, step, sinks)
+        else:
+            self._extend(q, k, v, out, layer, step, sinks)
+
+    # -- decode -------------------------------------------------------------------------------
+
+    def _count_splits(self, step: Step) -> None:
+        """Into how many pieces each request's history is cut, per group."""
+        batch = step.num_tokens
+        for group in self.groups:
+            buffer = self._graph_splits[group] if step.in_graph else None
+            if buffer is None:
+                buffer = torch.empty(batch, dtype=torch.int32, device=self.device)
+            splits = self._splits[group] = buffer[:batch]
+            if self._cores <= 0:
+                splits.fill_(self.max_splits)
+                continue
+            layer = self.layers[group][0]
+            get_num_kv_splits_triton[(1,)](
+                splits,
+                step.groups[group].tables.kv_lens,
+                batch,
+                1,
+                layer.tp_q_head_num,
+                layer.tp_k_head_num,
+                self.max_splits,
+                self._cores,
+                MAX_NUM_SEQ=max(MIN_COUNTED_BATCH, triton.next_power_of_2(batch)),
+            )
+
+    def _decode(
+        self,
+        q: torch.Tensor,
+        out: torch.Tensor,
+        layer: RadixAttention,
+        step: Step,
+        sinks: torch.Tensor | None,
+    ) -> None:
+        place = self.pool.place[layer.layer_id]
+        tables = step.groups[place.group].tables
+        key = (layer.tp_q_head_num, layer.v_head_dim)
+        if key not in self._partial:
+            self._partial[key] = self._new_partial(step.num_tokens, key)
+        partial = self._partial[key]
+        decode_attention_fwd(
+            q,
+            *self._rows[layer.layer_id],
+            out,
+            tables.indptr,
+            tables.indices[place.stripe],
+            partial.logits,
+            partial.lse,
+            self._splits[place.group],
+            self.max_splits,
+            layer.scaling,
+            *self.descales(layer),
+            logit_cap=layer.logit_cap,
+            sinks=sinks,
+            xai_temperature_len=layer.xai_temperature_len,
+        )
+
+    def _new_partial(self, batch: int, key: tuple[int, int]) -> Partial:
+        heads, dim_v = key
+        return Partial.empty(batch, heads, self.max_splits, dim_v, self.device)
+
+    # -- extend -------------------------------------------------------------------------------
+
+    def _offsets(self, step: Step, group: int) -> tuple[torch.Tensor, int]:
+        """Where the queries of each row begin, (rows + 1,) int64 on the device, and the most
+        queries of one."""
+        queries = step.groups[group].rows.queries
+        offsets = torch.zeros(len(queries) + 1, dtype=torch.int64)
+        torch.cumsum(queries, 0, out=offsets[1:])
+        return offsets.to(self.device, non_blocking=True), int(queries.max())
+
+    def _extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        out: torch.Tensor,
+        layer: RadixAttention,
+        step: Step,
+        sinks: torch.Tensor | None,
+    ) -> None:
+        place = self.pool.place[layer.layer_id]
+        tables = step.groups[place.group].tables
+        k_rows, v_rows = self._rows[layer.layer_id]
+        if layer.is_cross_attention:
+            # All that is read is in the rows by now: there is no part of it that is new.
+            k, v = k_rows[:1], v_rows[:1]
+        elif k is None or v is None:
+            # The layer shares another's KV, which is in its rows already. A token that the group
+            # does not keep is one of a dummy batch.
+            slots = self.write_slots(step, place).clamp(min=0)
+            k, v = k_rows[slots], v_rows[slots]
+        offsets, longest = self._q_offsets[place.group]
+        extend_attention_fwd(
+            q.contiguous(),
+            k.contiguous(),
+            v.contiguous(),
+            out,
+            k_rows,
+            v_rows,
+            offsets,
+            tables.indptr,
+            tables.indices[place.stripe],
+            None,
+            not layer.is_cross_attention,
+            None,
+            longest,
+            *self.descales(layer),
+            layer.scaling,
+            logit_cap=layer.logit_cap,
+            sliding_window_size=self.trim(place.group).window_left,
+            skip_extend=layer.is_cross_attention,
+            sinks=sinks,
+            xai_temperature_len=layer.xai_temperature_len,
+        )

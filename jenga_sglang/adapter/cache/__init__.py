@@ -1,0 +1,1 @@
+"""What SGLang's scheduler asks for: prefix cache, allocator, admission, KV events."""

@@ -1,0 +1,370 @@
+"""SGLang's prefix cache interface over the core's `Manager`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sglang.srt.mem_cache.base_prefix_cache import (
+    BasePrefixCache,
+    DecLockRefParams,
+    DecLockRefResult,
+    EvictParams,
+    EvictResult,
+    IncLockRefResult,
+    MatchPrefixParams,
+    MatchResult,
+    TreeLock,
+)
+
+from jenga_sglang.adapter.cache.kv_events import KvEvents
+from jenga_sglang.adapter.cache.namespace import Namespace
+from jenga_sglang.adapter.encoder import page_tokens
+from jenga_sglang.adapter.observe.metrics import JengaMetrics
+from jenga_sglang.adapter.staged import to_device
+from jenga_sglang.core.books.tree import Encoded, Node, Path, Tokens
+from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.running import Hit, Running
+from jenga_sglang.core.stats import describe_room
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = attrgetter("rid")
+
+
+@dataclass(eq=False)  # a key in dictionaries, as nodes are
+class _Forest:
+    """Stands in for the single root that SGLang's scheduling policies walk from."""
+
+    children: dict[int, Node] = field(default_factory=dict)
+
+
+class JengaPrefixCache(BasePrefixCache):
+    """Node handles are the core's `Hit`s; a lock's receipt is the core's `Running`.
+
+    ``disable`` stays False even under ``--disable-radix-cache``: it switches SGLang to an
+    admission path of its own that counts in tokens of one pool.
+    """
+
+    def __init__(self, params: CacheInitParams, manager: Manager) -> None:
+        self.disable = False
+        self.manager = manager
+        self.req_to_token_pool = params.req_to_token_pool
+        self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
+        self.page_size = params.page_size
+        self.device = torch.device(self.token_to_kv_pool_allocator.device)
+        self.sliding_window_size = None
+        rows = self.req_to_token_pool.req_to_token.shape[0]
+        # The request of every row in use, shared with the attention backend, and each row's last
+        # virtual page for the decode step.
+        self.running_of_row: dict[int, Running] = (
+            self.token_to_kv_pool_allocator.get_kvcache().running_of_row
+        )
+        self.last_page = np.zeros(rows, np.int64)
+        self.lookahead = Lookahead(manager)
+        # The newest lock, while it is the only one of its request; requests that have two.
+        self._newest_lock: TreeLock | None = None
+        self._locked_twice: set[int] = set()
+        # Known from its first pass on.
+        self.scheduler: Scheduler | None = None
+        # The prompt that is being computed in chunks.
+        self.chunked: Running | None = None
+        # A prefix with which a request did not even fit alone, in the last pass.
+        self.hindering: Path | None = None
+        self._evicted_pages = 0
+        if params.enable_kv_cache_events:
+            self.kv_events = KvEvents(
+                manager, params.kv_event_lora_names, dynamo_format=params.dynamo_kv_event_format
+            )
+        # Known when the scheduler is: `adapter.metrics.begin`.
+        self.metrics: JengaMetrics | None = None
+        if params.enable_metrics:
+            self.init_metrics_collector()
+
+    def reset(self) -> None:
+        self.manager.reset()
+        self.lookahead.clear()
+        self._newest_lock = self.hindering = None
+        self._locked_twice.clear()
+        self.running_of_row.clear()
+        if self.kv_events is not None:
+            self.kv_events.reset()
+        self._evicted_pages = 0
+
+    # -- matching -----------------------------------------------------------------------------
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """Changes nothing: scheduling policies match the whole queue and then walk the tree, and
+        forget whom they do not find there."""
+        hit = self.manager.match(_history(params.key, params.req), _tokens(params.key))
+        return MatchResult(
+            device_prefix_len=hit.path.num_pages * self.page_size,
+            last_device_node=hit,
+            last_host_node=hit,
+            best_match_node=hit,
+            full_kv_hit_length=hit.matched_pages * self.page_size,
+        )
+
+    def touch_prefix(self, key: RadixKey) -> None:
+        """Nothing to do: `look_ahead` knows the order of the queue as well."""
+
+    @property
+    def waiting(self) -> Sequence[Req]:
+        """The scheduler's waiting queue as it is now."""
+        return self.scheduler.waiting_queue if self.scheduler else ()
+
+    def look_ahead(self) -> None:
+        """Find and protect what waiting requests will hit."""
+        waiting = self.waiting
+        if waiting and self.lookahead.has_looked(waiting[0].rid):
+            return
+
+        def read(index: int) -> tuple[Hashable, Tokens]:
+            req = waiting[index]
+            tokens = req.origin_input_ids
+            if req.output_ids:
+                tokens = tokens + req.output_ids
+            return _history(req, req), np.frombuffer(tokens, np.int64)[:-1]
+
+        self.lookahead.look(list(map(_REQUEST_ID, waiting[:MAX_REQUESTS])), read)
+
+    def root_node_handle(self, extra_key: str | None = None) -> Hit:
+        return self.manager.miss(Namespace(None, extra_key, None))
+
+    @property
+    def root_node(self) -> _Forest:
+        return _Forest(dict(enumerate(self.manager.tree.roots())))
+
+    def resolve_node_handle(self, node_handle: Hit) -> Node:
+        return node_handle.path.node
+
+    def is_root(self, node: Hit) -> bool:
+        return node.path.num_pages == 0
+
+    # -- locks --------------------------------------------------------------------------------
+
+    def lock(self, node: Hit) -> TreeLock:
+        """Pin what a request that continues from ``node`` needs. SGLang locks what it considers,
+        and once more when it admits that: the second lock is the same request's."""
+        newest, self._newest_lock = self._newest_lock, None
+        if newest is not None and newest.node is node:
+            running: Running = newest.receipt
+            self._locked_twice.add(running.number)
+            return TreeLock(node, running)
+        lock = self._newest_lock = TreeLock(node, self.manager.lock(node))
+        return lock
+
+    def unlock(self, lock: TreeLock | None) -> None:
+        """Drop the pages with the last lock. This frees what the request alone held: see
+        `free_kv_row`."""
+        if lock is None:
+            return
+        running: Running = lock.receipt
+        if lock is self._newest_lock:
+            self._newest_lock = None
+        if running.number in self._locked_twice:
+            self._locked_twice.remove(running.number)
+        else:
+            self.manager.release(running)
+
+    def inc_lock_ref(self, node: Any) -> IncLockRefResult:
+        raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
+
+    def dec_lock_ref(self, node: Any, params: DecLockRefParams | None = None) -> DecLockRefResult:
+        raise NotImplementedError("a Jenga lock is an object: use lock() and unlock()")
+
+    def bind_row(self, req: Req) -> Running:
+        """What ``req`` holds, whose req_to_token row has just been assigned."""
+        if req.lock is None:
+            req.lock = self.lock(self.manager.miss(_history(req, req)))
+        running: Running = req.lock.receipt
+        self.running_of_row[req.kv.req_pool_idx] = running
+        return running
+
+    def free_kv_row(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
+        """Nothing to do: the row's private pages are pinned by its lock, and freed with it."""
+
+    def on_release(self, req: Req, *, checkpointed: bool) -> None:
+        self.running_of_row.pop(req.kv.req_pool_idx, None)
+        if req.finished():
+            self.manager.counters.finished(len(req.output_ids))
+
+    def count_prompt(self, prompt_tokens: int, hit_tokens: int) -> None:
+        """A request begins to compute a prompt, of which the cache spared ``hit_tokens``."""
+        self.manager.counters.prompt_tokens += prompt_tokens
+        self.manager.counters.hit_tokens += hit_tokens
+
+    # -- publishing ---------------------------------------------------------------------------
+
+    def checkpoint(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
+        """Put the request's whole pages up to ``up_to`` into the tree and go on with its copy."""
+        if not self.manager.prefix_cache:
+            return
+        running: Running = req.lock.receipt
+        first = running.tree_pages
+        before = running.row[first:].copy()
+        tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
+        keep = self._lengths_to_keep(req, up_to)
+        self.manager.publish(running, _history(req, req), tokens, keep)
+        if self.kv_events is not None:
+            self.kv_events.published(
+                _namespace(req, req), tokens, running.row[: running.tree_pages]
+            )
+        self._rewrite_row(req, running, first, before)
+        req.kv.cache_protected_len = running.tree_pages * self.page_size
+
+    def _lengths_to_keep(self, req: Req, up_to: int) -> list[int]:
+        """Where the next request may go on from: the end of the prompt or a little before it, at
+        least the one token that the same prompt computes again, and the end of the answer. Nobody
+        stops where a chunk happened to end."""
+        prompt = len(req.origin_input_ids)
+        if req.finished() or up_to > prompt:
+            return [up_to]
+        slack = max(1, self.manager.prompt_slack(prompt))
+        return [prompt - slack, prompt] if up_to == prompt else []
+
+    def _rewrite_row(self, req: Req, running: Running, first: int, before: Ids) -> None:
+        now = running.row[first:]
+        changed = np.flatnonzero(now != before)
+        if not len(changed):
+            return
+        start, stop = first + int(changed[0]), first + int(changed[-1]) + 1
+        row = self.token_ids(running.row[start:stop])
+        where = (req.kv.req_pool_idx, slice(start * self.page_size, stop * self.page_size))
+        self.req_to_token_pool.write(where, to_device(row, self.device))
+        self.last_page[req.kv.req_pool_idx] = running.row[-1]
+
+    def token_ids(self, virtual: Ids) -> NDArray[np.int32]:
+        """Virtual token ids of whole virtual pages, in order, as req_to_token has them."""
+        first = (virtual * self.page_size).astype(np.int32)
+        return (first[:, None] + np.arange(self.page_size, dtype=np.int32)).ravel()
+
+    def prefix_device_indices(self, req: Req) -> torch.Tensor:
+        pages = self.manager.tree.pages(req.last_node.path)
+        return to_device(self.token_ids(pages)[: req.prefix_len], self.device).long()
+
+    # -- chunks and decoding ------------------------------------------------------------------
+
+    def note_chunked(self, req: Req | None) -> None:
+        """``req`` is the prompt that is being computed in chunks, if any is."""
+        self.chunked = None if req is None or req.lock is None else req.lock.receipt
+
+    def make_way_for_chunk(self, req: Req | None, chunk_tokens: int) -> None:
+        """As a pass begins: `note_chunked`, and let go of what would keep the next chunk of ``req``
+        out, for nobody else may begin before it has gone on; or else of `hindering`."""
+        self.note_chunked(req)
+        self._give_up_hindering()
+        if req is None or (running := self.chunked) is None:
+            return
+        # A prompt that is not put into the tree has not been slid yet.
+        self.manager.slide(running, running.length)
+        left = len(req.full_untruncated_fill_ids) - running.length
+        # As a reservation would, it gives up what is held for others where that is in the way.
+        self.manager.make_way(
+            self.manager.new_pages(running, running.length + min(left, chunk_tokens))
+        )
+
+    def _give_up_hindering(self) -> None:
+        """Evict the prefix altogether, or its request would be merged with it as it is computed.
+        While others run, it may fit when they have left."""
+        path, self.hindering = self.hindering, None
+        if path is not None and not self.manager.running and self.manager.tree.is_alive(path.node):
+            self.manager.give_up(path)
+
+    def save_states(self, req: Req, start: int, stop: int) -> None:
+        """Have the step that takes ``req`` from ``start`` to ``stop`` tokens leave snapshots."""
+        prompt = len(req.origin_input_ids)
+        self.manager.save_states(req.lock.receipt, start, stop, prompt, crowded=bool(self.waiting))
+
+    def slide_for_decode(self, requests: Sequence[Req]) -> int:
+        """Slide the windows of requests whose next token opens a page; how many those are."""
+        pages = 0
+        for req in requests:
+            length = req.kv.kv_committed_len
+            if length % self.page_size == 0:
+                self.manager.slide(req.lock.receipt, length)
+                pages += 1
+        return pages
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def evict(self, params: EvictParams) -> EvictResult:
+        evicted = self.manager.evict(-(-params.num_tokens // self.page_size))
+        return EvictResult(num_tokens_evicted=evicted * self.page_size)
+
+    def observe_evictions(self, started: float) -> None:
+        """Report to SGLang's metrics what the reservation begun at ``started`` evicted."""
+        total = sum(self.manager.counters.evicted.values())
+        total += sum(self.manager.counters.cascaded.values())
+        pages, self._evicted_pages = total - self._evicted_pages, total
+        self.update_eviction_metrics(pages * self.page_size, started)
+
+    def evictable_size(self) -> int:
+        memory = self.manager.memory
+        return (memory.num_tree - memory.num_tree_pinned) * self.page_size
+
+    full_evictable_size = evictable_size
+
+    def protected_size(self) -> int:
+        return self.manager.memory.num_tree_pinned * self.page_size
+
+    full_protected_size = protected_size
+
+    def total_size(self) -> int:
+        return self.manager.memory.num_tree * self.page_size
+
+    def supports_prefix_sharing(self) -> bool:
+        return self.manager.prefix_cache
+
+    def supports_swa(self) -> bool:
+        # Beam search writes rows that belong to no request, and asks this before it starts.
+        return True
+
+    def sanity_check(self) -> None:
+        self.manager.check()
+
+    def available_and_evictable_str(self) -> str:
+        return describe_room(self.manager) + "\n"
+
+    def pretty_print(self) -> None:
+        logger.info(describe_room(self.manager))
+
+
+def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Running, int]]) -> bool:
+    """`Manager.reserve`, with its evictions reported to SGLang's metrics."""
+    started = time.perf_counter()
+    reserved = cache.manager.reserve(demands)
+    cache.observe_evictions(started)
+    return reserved
+
+
+def _history(owner: RadixKey | Req, req: Req | None) -> Hashable:
+    """The namespace in the tree of what ``owner`` names, a request's or nobody's."""
+    encoder_tokens = 0 if req is None else page_tokens(req)
+    namespace = _namespace(owner, req)
+    return Encoded(namespace, encoder_tokens) if encoder_tokens else namespace
+
+
+def _namespace(owner: RadixKey | Req, req: Req | None) -> Namespace:
+    adapter = None if req is None else req.lora_id
+    return Namespace(adapter, owner.extra_key, owner.cache_salt or None)
+
+
+def _tokens(key: RadixKey) -> Tokens:
+    # Not kept: a live view would forbid the request to grow its array.
+    return np.frombuffer(key.token_ids, np.int64)[: key.limit]

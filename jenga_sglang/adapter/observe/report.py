@@ -1,0 +1,126 @@
+"""What the pool looks like, for the start-up log and `/server_info`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from sglang.srt.runtime_context import get_schedule
+
+from jenga_sglang.core.admission import longest_request, request_pages
+from jenga_sglang.core.cut.explain import human_bytes
+from jenga_sglang.core.cut.geometry import Geometry
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.stats import pool_stats
+
+if TYPE_CHECKING:
+    from jenga_sglang.adapter.kv_pool import JengaKVPool
+
+logger = logging.getLogger(__name__)
+
+
+def describe(pool: JengaKVPool) -> dict[str, Any]:
+    """The facts of the start-up table and the state of every group, as plain values."""
+    manager = pool.manager
+    return pool_stats(manager) | {
+        "full_length_requests": full_length_requests(manager),
+        "longest_request_tokens": longest_request(manager, _step_tokens(manager)),
+    }
+
+
+def digest(manager: Manager) -> str:
+    """A hash of every page table, pin and owner: equal on ranks that decided alike."""
+    memory = manager.memory
+    books: list[NDArray[Any]] = [
+        *memory.table,
+        memory.pins,
+        memory.in_tree,
+        memory.depth,
+        memory.large.owner,
+    ]
+    digest = hashlib.sha256(str(manager.changes).encode())
+    for book in books:
+        digest.update(book.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def full_length_requests(manager: Manager) -> float:
+    """Requests of the model's full length that fit at once while they decode, one decimal."""
+    pages = request_pages(manager, manager.max_length, 1, 0)
+    return _tenths(manager.geometry, pages)
+
+
+def _step_tokens(manager: Manager) -> int:
+    """The most tokens of one prompt that are computed in one step."""
+    chunk: int | None = get_schedule().chunked_prefill_size
+    return chunk if chunk and chunk > 0 else manager.max_length
+
+
+def _tenths(geometry: Geometry, pages: list[int]) -> float:
+    large = sum(
+        n * cut.stripes / geometry.small_per_large(g)
+        for g, (n, cut) in enumerate(zip(pages, geometry.groups, strict=True))
+    )
+    return int(10 * geometry.num_large_pages / large) / 10
+
+
+def log_start(pool: JengaKVPool, *, stock_pages_bytes: int) -> None:
+    """Log the table of groups and what the pool holds, next to stock pools of the same bytes.
+
+    ``stock_pages_bytes`` is what one page of tokens takes in SGLang's pool of all layers.
+    """
+    facts = describe(pool)
+    logger.info("Jenga memory pool\n%s", _render(facts, pool.manager, stock_pages_bytes))
+    # Tools look for this line of SGLang's.
+    logger.info(
+        "KV Cache is allocated. dtype: %s, #tokens: %d, KV size: %.2f GB",
+        pool.dtype,
+        pool.size,
+        facts["pool_bytes"] / (1 << 30),
+    )
+    longest = facts["longest_request_tokens"]
+    if longest < pool.manager.max_length:
+        logger.warning(
+            "The pool cannot hold one request of the model's full length (%d tokens). The longest "
+            "request that fits has %d tokens, prompt and output together; longer ones are refused. "
+            "Give the pool more memory, or lower --context-length.",
+            pool.manager.max_length,
+            longest,
+        )
+
+
+def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> str:
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("group", "layers", "bytes/token", "tables", "small page", "large page", "pages"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for group in facts["groups"]:
+        table.add_row(
+            group["name"],
+            str(group["layers"]),
+            f"{group['bytes_per_token']:,}",
+            str(group["stripes"]),
+            human_bytes(group["small_page_bytes"]),
+            human_bytes(facts["large_page_bytes"]),
+            f"{group['max_pages']:,}",
+        )
+    text = StringIO()
+    console = Console(file=text, width=100, color_system=None)
+    console.print(table)
+    stock_bytes = -(-manager.max_length // manager.page_size) * stock_pages_bytes
+    stock = ""
+    if stock_bytes:
+        fits = int(10 * facts["pool_bytes"] / stock_bytes) / 10
+        stock = f"; in a stock pool of the same bytes: {fits}"
+    console.print(
+        f"pool {facts['pool_bytes']:,} bytes ({human_bytes(facts['pool_bytes'])}), "
+        f"{facts['num_large_pages']:,} large pages, pages of {facts['page_size']} tokens\n"
+        f"requests of full length ({manager.max_length:,} tokens) that fit: "
+        f"{facts['full_length_requests']}{stock}",
+        highlight=False,
+    )
+    return text.getvalue().rstrip()

@@ -1,0 +1,1 @@
+"""From a loaded model to a pool: which groups its layers form, and what is refused."""

@@ -1,0 +1,274 @@
+"""From a loaded model and SGLang's own sizing to a Jenga pool of the same bytes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
+from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.runtime_context import get_context, get_exec, get_memory, get_schedule
+
+from jenga_sglang import flags, settings
+from jenga_sglang.adapter.attention.table_bytes import captured_requests, token_table_excess_bytes
+from jenga_sglang.adapter.cache.allocator import JengaAllocator
+from jenga_sglang.adapter.discovery import (
+    LatentRow,
+    apply_config_windows,
+    attention_layers,
+    discover_groups,
+)
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.observe.report import log_start
+from jenga_sglang.adapter.start.refused_models import refuse_model, refuse_models
+from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
+from jenga_sglang.core.admission import fleeting_share, longest_request
+from jenga_sglang.core.cut.explain import human_bytes
+from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec, exact_lcm
+from jenga_sglang.core.cut.planner import plan_geometry
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.refusal import refuse
+
+logger = logging.getLogger(__name__)
+
+# Room for the request that SGLang warms up with; a server that cannot serve that ends at once.
+SMALLEST_REQUEST_TOKENS = 64
+MOST_OF_A_CHUNK = 1 / 2  # of the pool, for one step
+SMALLEST_CHUNK_TOKENS = 256
+
+
+def build_pools(configurator: Any, sizes: Any) -> Any:
+    """Build the request rows, the pool and the allocator; what `_init_pools` returns.
+
+    Raises ``SystemExit`` with one line for a model whose layers Jenga cannot serve yet, and for a
+    pool that has no room.
+    """
+    refuse_models(configurator)
+    _warn_of_images(configurator)
+    max_length = configurator.model_config.context_len
+    layers = attention_layers(configurator.model)
+    if flags.follows_config_windows():
+        apply_config_windows(layers, configurator.model_config.hf_text_config)
+    groups = discover_groups(
+        layers,
+        store_dtype=configurator.kv_cache_dtype,
+        max_length=max_length,
+        chunk=getattr(configurator.model_config, "attention_chunk_size", None),
+        latent=latent_row(configurator),
+    )
+    config = configurator.mambaish_config
+    states = discover_states(config) if config is not None else None
+    if not groups and states is None:
+        raise refuse_model(configurator, "no layer that keeps anything")
+    specs = tuple(g.spec for g in (*groups, states) if g)
+    geometry = geometry_beside_tables(configurator, sizes, specs)
+    manager = Manager(
+        geometry,
+        max_requests=sizes.max_running_requests,
+        max_length=max_length,
+        prefix_cache=not get_memory().disable_radix_cache,
+        policy=settings.current().policies,
+    )
+    _shorten_chunks(manager)
+    _refuse_pool_without_room(manager)
+    pool = JengaKVPool(
+        manager,
+        groups,
+        states,
+        dtype=configurator.kv_cache_dtype,
+        device=configurator.device,
+        enable_memory_saver=get_exec().features.enable_memory_saver,
+        poison_freed=settings.current().poison_freed,
+    )
+    log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
+    rows = _request_rows(configurator, sizes, pool)
+    pool.req_to_token = rows.req_to_token
+    return _InitializedPools(
+        req_to_token_pool=rows,
+        token_to_kv_pool=pool,
+        token_to_kv_pool_allocator=JengaAllocator(pool),
+    )
+
+
+def _request_rows(configurator: Any, sizes: Any, pool: JengaKVPool) -> ReqToTokenPool:
+    """SGLang's table of request rows; with recurrent states, one that names them."""
+    if pool.states is None:
+        rows: ReqToTokenPool = configurator._build_req_to_token_pool(
+            max_num_reqs=sizes.max_running_requests
+        )
+        return rows
+    return JengaReqToTokenPool(
+        views=pool.states,
+        size=sizes.max_running_requests,
+        max_context_len=configurator.model_config.context_len
+        + get_req_to_token_extra_context_len(),
+        device=configurator.device,
+        enable_memory_saver=get_exec().features.enable_memory_saver,
+    )
+
+
+def geometry_beside_tables(
+    configurator: Any, sizes: Any, specs: tuple[LayerGroupSpec, ...]
+) -> Geometry:
+    """How the pool is cut: of the bytes of SGLang's own pools, but for what tables of captured
+    decodes take beyond SGLang's own. A user who gives a number of tokens gets their bytes.
+
+    Raises ``SystemExit`` when they are too few to cut at all.
+    """
+    max_length = configurator.model_config.context_len
+    pool_bytes = stock_pool_bytes(configurator, sizes)
+
+    def cut(given_bytes: int) -> Geometry:
+        layout = settings.current().layout
+        return choose_geometry(specs, configurator.page_size, given_bytes, max_length, layout)
+
+    geometry = cut(pool_bytes)
+    captured = captured_requests(sizes.max_running_requests)
+    if not captured or get_schedule().max_total_tokens is not None:
+        return geometry
+    longest = max_length + get_req_to_token_extra_context_len()
+    excess_bytes = token_table_excess_bytes(geometry.groups, captured, longest)
+    if not excess_bytes:
+        return geometry
+    logger.info(
+        "Page tables of captured decodes take %s more than SGLang's: the pool is smaller by that",
+        human_bytes(excess_bytes),
+    )
+    return cut(pool_bytes - excess_bytes)
+
+
+def choose_geometry(
+    specs: tuple[LayerGroupSpec, ...],
+    page_size: int,
+    pool_bytes: int,
+    max_length: int,
+    layout: str = "planned",
+) -> Geometry:
+    """How the pool is cut. Raises ``SystemExit`` when it is too small to cut at all."""
+    try:
+        if layout == "exact-lcm":
+            return exact_lcm(specs, page_size, pool_bytes)
+        plan = plan_geometry(
+            specs,
+            pool_bytes=pool_bytes,
+            max_length=max_length,
+            page_size=page_size,
+        )
+        logger.info("Jenga geometry\n%s", "\n".join(plan.explain()))
+        return plan.geometry
+    except ValueError as error:
+        raise _too_small(str(error)) from error
+
+
+def _shorten_chunks(manager: Manager) -> None:
+    """Halve SGLang's chunk of a prompt until one leaves half of the pool to others. A step keeps
+    all that it computes in every group, also where only a window of it is needed after."""
+    given = chunk = get_schedule().chunked_prefill_size
+    if not given or given <= 0:  # prompts are not cut
+        return
+    while chunk > SMALLEST_CHUNK_TOKENS and fleeting_share(manager, chunk) > MOST_OF_A_CHUNK:
+        chunk = chunk // 2 // manager.page_size * manager.page_size
+    if chunk == given:
+        return
+    get_context().override("jenga", chunked_prefill_size=chunk)
+    logger.warning(
+        "--chunked-prefill-size %d is %d here: what such a chunk keeps for one step, in layers "
+        "that need only some of it after, would take %.0f %% of the pool. More memory for the pool "
+        "lets it be as asked for.",
+        given,
+        chunk,
+        100 * fleeting_share(manager, given),
+    )
+
+
+def _refuse_pool_without_room(manager: Manager) -> None:
+    least = min(SMALLEST_REQUEST_TOKENS, manager.max_length)
+    longest = longest_request(manager, least)
+    if longest < least:
+        raise _too_small(
+            f"the longest request that fits has {longest} tokens, and SGLang's own warm-up needs "
+            f"room for {least}"
+        )
+
+
+def _too_small(why: str) -> SystemExit:
+    tokens = get_schedule().max_total_tokens
+    flag = "--mem-fraction-static" if tokens is None else f"--max-total-tokens {tokens}"
+    return refuse(flag, f"{why}; give the pool more memory or choose a smaller --page-size")
+
+
+def latent_row(configurator: Any) -> LatentRow | None:
+    """The row of a model with latent attention (MLA); None for all others."""
+    if not configurator.use_mla_backend:
+        return None
+    config = configurator.model_config
+    return LatentRow(config.kv_lora_rank, config.qk_rope_head_dim)
+
+
+def stock_token_bytes(configurator: Any) -> int:
+    """Bytes of one token in SGLang's pool of all layers (`MHATokenToKVPool` or its MLA kin)."""
+    config = configurator.model_config
+    if latent := latent_row(configurator):
+        row = latent.rank + latent.rope_dim
+    else:
+        heads = config.get_num_kv_heads(*_attention_parallel())
+        row = heads * (config.head_dim + config.v_head_dim)
+    row *= configurator.kv_cache_dtype.itemsize
+    if configurator.mambaish_config is None:
+        return int(configurator.layer_info.num_effective_layers * row)
+    return int(len(configurator.mambaish_config.full_attention_layer_ids) * row)
+
+
+def most_working_states(configurator: Any, token_capacity: int) -> int:
+    """Requests whose states fit into the bytes of SGLang's own pools for ``token_capacity``."""
+    params = configurator.mambaish_config.mamba2_cache_params
+    return int(_stock_hybrid_bytes(configurator, token_capacity) // params.mamba_cache_per_req)
+
+
+def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
+    """Bytes that SGLang's own pools would take for these sizes, padding page included."""
+    page = configurator.pool_page_size
+    if not configurator.is_hybrid_swa:
+        return _stock_hybrid_bytes(configurator, sizes.max_total_num_tokens)
+    config, (tp_size, dcp_size) = configurator.model_config, _attention_parallel()
+    itemsize = configurator.kv_cache_dtype.itemsize
+    full_heads = config.get_num_kv_heads(tp_size, dcp_size)
+    swa_heads = config.get_swa_num_kv_heads(tp_size)
+    full = full_heads * (config.head_dim + config.v_head_dim) * itemsize
+    swa = swa_heads * (config.swa_head_dim + config.swa_v_head_dim) * itemsize
+    layers = configurator.layer_info
+    return int(
+        full * len(layers.full_attention_layer_ids) * (sizes.full_max_total_num_tokens + page)
+        + swa * len(layers.swa_attention_layer_ids) * (sizes.swa_max_total_num_tokens + page)
+    )
+
+
+def _stock_hybrid_bytes(configurator: Any, tokens: int) -> int:
+    """Bytes of SGLang's pools of rows, without windows, and of states; padding included."""
+    rows = stock_token_bytes(configurator) * (tokens + configurator.pool_page_size)
+    return rows + _stock_state_bytes(configurator)
+
+
+def _stock_state_bytes(configurator: Any) -> int:
+    """Bytes of SGLang's pool of recurrent states, padding slot included."""
+    if configurator.mambaish_config is None:
+        return 0
+    slots = get_schedule().max_mamba_cache_size + 1
+    return int(slots * configurator.mambaish_config.mamba2_cache_params.mamba_cache_per_req)
+
+
+def _attention_parallel() -> tuple[int, int]:
+    from sglang.srt.runtime_context import get_parallel
+
+    return get_parallel().attn_tp_size, get_parallel().attn_dcp_size
+
+
+def _warn_of_images(configurator: Any) -> None:
+    """SGLang has a mask for images only where its own Triton or FA4 backend reads them."""
+    if hasattr(configurator.model, "prepare_attn_masks"):
+        logger.warning(
+            "The tokens of an image see those before them only, under %s jenga as with most of "
+            "SGLang's own attention backends; this model was trained to see the whole image.",
+            flags.FLAG,
+        )

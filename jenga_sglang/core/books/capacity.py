@@ -1,0 +1,61 @@
+"""How many large and small pages there are of everything, and what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jenga_sglang.core.books.page_numbers import PageNumbers
+from jenga_sglang.core.ids import ceil_div
+
+
+class Capacity(PageNumbers):
+    """Counts, by group but for ``num_free``; `core.books.large_pages` keeps them."""
+
+    def __init__(self, small_per_large: Sequence[int], num_large: int) -> None:
+        super().__init__(small_per_large)
+        num_groups = len(small_per_large)
+        self.num_free = num_large  # large pages that nobody owns
+        self.num_owned = [0] * num_groups  # large pages
+        self.num_reclaimable = [0] * num_groups  # owned, nothing used: could be taken back whole
+        self.num_used = [0] * num_groups  # small pages
+        self.num_held = [0] * num_groups  # small pages, used or cached
+
+    def add_group(self, small_per_large: int) -> None:
+        """One more group, which owns nothing yet."""
+        super().add_group(small_per_large)
+        for counts in (self.num_owned, self.num_reclaimable, self.num_used, self.num_held):
+            counts.append(0)
+
+    def num_holes(self, group: int) -> int:
+        """Free small pages inside large pages that ``group`` owns already."""
+        return self.num_owned[group] * self.small_per_large[group] - self.num_held[group]
+
+    def num_usable(self, group: int) -> int:
+        """Free and cached small pages in large pages that ``group`` must keep (some are used)."""
+        kept = self.num_owned[group] - self.num_reclaimable[group]
+        return kept * self.small_per_large[group] - self.num_used[group]
+
+    @property
+    def available(self) -> int:
+        """Large pages that are free, or would be if everything cached had gone."""
+        return self.num_free + sum(self.num_reclaimable)
+
+    def large_pages_in_use(self) -> float:
+        """What running requests pin, in large pages and parts of them."""
+        return sum([n / k for n, k in zip(self.num_used, self.small_per_large, strict=True)])
+
+    def shortfall(self, demand: Sequence[int]) -> int:
+        """Large pages short of serving ``demand`` small pages per group without any eviction."""
+        needed = 0
+        for g, count in enumerate(demand):
+            if (fresh := count - self.num_holes(g)) > 0:
+                needed += ceil_div(fresh, self.small_per_large[g])
+        return needed - self.num_free
+
+    def can_serve(self, demand: Sequence[int]) -> bool:
+        """Whether ``demand`` small pages per group fit once everything cached has gone."""
+        needed = 0
+        for g, count in enumerate(demand):
+            if (fresh := count - self.num_usable(g)) > 0:
+                needed += ceil_div(fresh, self.small_per_large[g])
+        return needed <= self.available
