@@ -1,6 +1,7 @@
 """The adapter over small managers, without a model or a scheduler."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -23,6 +24,13 @@ def make_cache(manager: Manager) -> JengaPrefixCache:
         enable_metrics=False,
     )
     return JengaPrefixCache(params, manager)
+
+
+def make_scheduler(chunked: Any = None, *, chunk_tokens: int = 0, waiting: Any = ()) -> Any:
+    """What an admission pass looks at of SGLang's scheduler."""
+    return SimpleNamespace(
+        chunked_req=chunked, chunked_prefill_size=chunk_tokens, waiting_queue=waiting
+    )
 
 
 def make_pool_of_one_layer(num_large: int, *, page_size: int, max_length: int) -> JengaKVPool:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from benchmarks.manager.pools import PAGE_TOKENS, fresh_tokens, history
 from benchmarks.manager.timing import Samples
+from jenga_sglang.adapter.cache.admission_pass import Admission
 from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.core.admission import fits_free, request_pages
 from jenga_sglang.core.books.tree import Tokens
-from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
 
@@ -43,16 +42,12 @@ UNITS = {
 }
 
 
-@dataclass
-class Queue:
-    """Stands in for the adapter's prefix cache, which admission asks about waiting requests."""
+class Queue(Admission):
+    """``waiting`` are the tokens of the requests in the queue."""
 
-    manager: Manager
-    waiting: Sequence[Tokens] = ()
-    lookahead: Lookahead = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.lookahead = Lookahead(self.manager)
+    def __init__(self, manager: Manager, waiting: Sequence[Tokens]) -> None:
+        super().__init__(manager)
+        self.waiting = waiting
 
     def look_ahead(self) -> None:
         def read(index: int) -> tuple[Hashable, Tokens]:
@@ -126,7 +121,8 @@ class Rounds:
         return tokens
 
     def _budget(self) -> JengaPrefillBudget:
-        return JengaPrefillBudget(self._queue)  # type: ignore[arg-type]
+        self._queue.now.candidate = next(reversed(self.manager.running.values()))
+        return JengaPrefillBudget(self._queue)
 
     def _promise_everything(self, budget: JengaPrefillBudget) -> None:
         longest = self.manager.max_length

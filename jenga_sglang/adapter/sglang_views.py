@@ -44,6 +44,10 @@ class ReqView(Protocol):
     sampling_params: SamplingView
     time_stats: TimesView
     multimodal_inputs: ImagesView | None
+    extra_key: str | None
+    cache_salt: str | None
+    lora_id: str | None
+    lock: Any
 
     def set_finish_with_abort(self, error_msg: str) -> None:
         """Answer it with an error."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapter_builders import make_cache
+from adapter_builders import make_cache, make_scheduler
 from core_builders import make_manager, tokens
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -78,11 +78,11 @@ class World:
             decoding = self.random.randrange(3)
             step = min(self.chunk - decoding, len(prompt) - done)
             if done > start:
-                cache.make_way_for_chunk(req, self.chunk)
                 left = len(prompt) - done
-                assert JengaPrefillBudget(cache).fit_chunk(
-                    extend_input_len=left, max_new_tokens=0, chunk_limit=self.chunk
-                ), f"a chunk at {done} of {len(prompt)} waits for ever"
+                with cache.admission.passing(make_scheduler(req, chunk_tokens=self.chunk)):
+                    assert JengaPrefillBudget(cache.admission).fit_chunk(
+                        extend_input_len=left, max_new_tokens=0, chunk_limit=self.chunk
+                    ), f"a chunk at {done} of {len(prompt)} waits for ever"
             manager.slide(pin, done)
             done += step
             assert manager.reserve([(pin, manager.new_pages(pin, done))])
@@ -98,18 +98,18 @@ class World:
     def _admit(self, prompt: Tokens) -> Any:
         """The lock with which ``prompt`` begins, in the first pass or the second."""
         for _ in range(2):
-            self.cache.make_way_for_chunk(None, self.chunk)
             key = RadixKey(array("q", prompt[:-1].tolist()), None)
-            hit: Any = self.cache.match_prefix(MatchPrefixParams(key=key))
-            lock = self.cache.lock(hit.last_device_node)
-            admitted, _ = JengaPrefillBudget(self.cache).check_prefill(
-                extend_input_len=len(prompt) - hit.device_prefix_len,
-                total_tokens=0,
-                max_new_tokens=self.longest - len(prompt),
-                input_tokens=len(prompt),
-                swa_host_hit_length=0,
-                chunk_limit=self.chunk,
-            )
+            with self.cache.admission.passing(make_scheduler(chunk_tokens=self.chunk)):
+                hit: Any = self.cache.match_prefix(MatchPrefixParams(key=key))
+                lock = self.cache.lock(hit.last_device_node)
+                admitted, _ = JengaPrefillBudget(self.cache.admission).check_prefill(
+                    extend_input_len=len(prompt) - hit.device_prefix_len,
+                    total_tokens=0,
+                    max_new_tokens=self.longest - len(prompt),
+                    input_tokens=len(prompt),
+                    swa_host_hit_length=0,
+                    chunk_limit=self.chunk,
+                )
             if admitted:
                 return lock
             self.cache.unlock(lock)

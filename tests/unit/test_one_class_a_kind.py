@@ -15,7 +15,9 @@ KINDS = {
     if isinstance(value, type) and issubclass(value, dependency.Dependency)
 }
 # The books list which groups read what an encoder made; all others ask the lists.
-MAY_ASK_A_FLAG = {f"jenga_sglang/core/{name}.py" for name in ("dependency", "groups", "books/memory")}
+MAY_ASK_A_FLAG = {
+    f"jenga_sglang/core/{name}.py" for name in ("dependency", "groups", "books/memory")
+}
 FLAG = "reads_encoder"
 
 

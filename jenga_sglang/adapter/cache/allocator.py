@@ -11,7 +11,7 @@ import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
 from jenga_sglang import settings
-from jenga_sglang.adapter.cache.budget import AskAgain, JengaPrefillBudget, Refusal
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.adapter.cache.watchdog import Watchdog
 from jenga_sglang.adapter.observe.report import digest
 from jenga_sglang.core.admission import fits_alone, longest_request
@@ -39,9 +39,6 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         )
         self._checked_at = -1
         self._asked_encoder_tokens = 0
-        # Of the last admission pass.
-        self.budget: JengaPrefillBudget | None = None
-        self.ask_again = AskAgain(pool.manager)
         self.watchdog = Watchdog(settings.current().watchdog_seconds)
         self._logs_digest = settings.current().log_digest
 
@@ -54,14 +51,9 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
     def create_prefill_budget(
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
     ) -> JengaPrefillBudget:
-        budget = JengaPrefillBudget(tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
-        self.budget = budget
-        return budget
-
-    @property
-    def refusal(self) -> Refusal | None:
-        """What the last admission pass could not fit, if anything."""
-        return None if self.budget is None else self.budget.refusal
+        return JengaPrefillBudget(
+            tree_cache.admission, num_mixed_decode_tokens=num_mixed_decode_tokens
+        )
 
     @contextmanager
     def asking_with(self, encoder_tokens: int) -> Iterator[None]:

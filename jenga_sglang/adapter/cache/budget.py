@@ -8,79 +8,20 @@ A prompt is never truncated here: two truncated requests in one pass would overw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jenga_sglang.adapter.cache.admission_pass import Admission, Refusal
 from jenga_sglang.core.admission import (
     Weighing,
     fits_free,
     growth_room,
-    in_large_pages,
     request_pages,
     step_pages,
     weigh,
     whole_tokens_left,
 )
 from jenga_sglang.core.books.corrupt import present
-from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.running import Running
-
-if TYPE_CHECKING:
-    from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a pass stopped admitting. ``cause`` is "memory" when a candidate did not fit, "chunk"
-    when the next chunk of a prompt did not, and "cache" when a candidate fits but cached prefixes
-    that others wait for are worth more. ``short`` is how much more room, in large pages, would have
-    changed the answer."""
-
-    weighing: Weighing
-    cause: str
-    short: float
-
-
-ASK_EVERY_PASSES = 16
-
-
-class AskAgain:
-    """When to ask for admission again after a refusal.
-
-    SGLang asks when a request has left. Windows slide before that and make room, so we ask as
-    well when there is as much more as was missing: free and cached pages, and what running
-    requests have used of the room that was promised to them, at most a token each in a pass. What
-    that leaves out (a new guess of their lengths) waits for ``ASK_EVERY_PASSES``. So does a request
-    that fits and was not worth what would be evicted for it: that changes with who runs.
-    """
-
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
-        self._head: str | None = None
-        self._refusal: Refusal | None = None
-        self._passes = self._available = 0
-
-    def is_due(self, head: str | None, refusal: Refusal | None) -> bool:
-        """Once a pass: the request that waits first, and what the last pass that asked refused."""
-        if refusal is None:
-            return True
-        manager = self._manager
-        books = manager.memory.large
-        available = books.num_free + sum(books.num_reclaimable)
-        if refusal is not self._refusal:
-            # The pass before ended with it, and has let go of the refused request's hit since.
-            self._refusal, self._head, self._passes = refusal, head, 0
-            self._available = available
-            return False
-        self._passes += 1
-        if head != self._head or self._passes % ASK_EVERY_PASSES == 0:
-            return True
-        if refusal.cause == "cache":
-            return False
-        token = sum(in_large_pages(manager, step_pages(manager, 1))) / manager.page_size
-        gained = available - self._available + self._passes * len(manager.running) * token
-        return gained >= refusal.short
 
 
 class JengaPrefillBudget:
@@ -88,18 +29,19 @@ class JengaPrefillBudget:
 
     load_back_needs_full_tokens = False
 
-    def __init__(self, cache: JengaPrefixCache, *, num_mixed_decode_tokens: int = 0) -> None:
-        self.manager = manager = cache.manager
+    def __init__(self, admission: Admission, *, num_mixed_decode_tokens: int = 0) -> None:
+        self.manager = manager = admission.manager
         self.page_size = manager.page_size
         self.total_offset: float = num_mixed_decode_tokens
-        self._cache = cache
+        self.admission = admission
+        self._pass = admission.now
+        # Of the last candidate that did not fit; the pass before has its own.
+        self._pass.refusal = None
         self._pending = [0] * len(manager.dependencies)
         self._candidate: list[int] | None = None
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
         self._blocked = False
         self._room = growth_room(manager)
-        # The last candidate that did not fit in this pass.
-        self.refusal: Refusal | None = None
 
     def ceil_paged_tokens(self, tokens: int) -> int:
         return -(-tokens // self.page_size) * self.page_size
@@ -116,32 +58,27 @@ class JengaPrefillBudget:
         swa_host_hit_length: int,
         chunk_limit: int | None,
         auxiliary_swa_host_hit_length: int = 0,
-        encoder_pages: int | None = None,
     ) -> tuple[bool, int | None]:
         """Whether the candidate fits beside everything admitted and everything still to grow, and
-        is worth what must be evicted for it. An encoder makes its first ``encoder_pages``; without
-        that number it is the request that SGLang has just pinned a prefix of."""
-        running: Running | None = None
-        is_question = encoder_pages is not None
-        if encoder_pages is None:
-            running = next(reversed(self.manager.running.values()), None)
-            encoder_pages = running.encoder_pages if running else 0
+        is worth what must be evicted for it."""
+        candidate = self._pass.candidate
+        encoder_pages = candidate.encoder_pages if candidate else 0
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         length = input_tokens + max_new_tokens
         self._candidate = request_pages(self.manager, length, fresh, prefix, encoder_pages)
         if self._blocked:
             return False, None
-        fits = self._fits if is_question else self._fits_at_last
+        fits = self._fits_at_last if candidate else self._fits
         if not fits(self._candidate):
             weighing = self.weigh_candidate()
-            self.refusal = Refusal(weighing, "memory", weighing.missing)
-            if running is not None and len(self.manager.running) == 1:
+            self._pass.refusal = Refusal(weighing, "memory", weighing.missing)
+            if candidate is not None and len(self.manager.running) == 1:
                 # Its prefix lies scattered among pages that only the same groups can use. Nobody
                 # will leave and make room: it is given up for the next time.
-                self._cache.hindering = running.hit.path
+                self._pass.hindering = candidate.hit.path
         elif short := self._not_worth(extend_input_len, max_new_tokens):
-            self.refusal = Refusal(self.weigh_candidate(), "cache", short)
+            self._pass.refusal = Refusal(self.weigh_candidate(), "cache", short)
         else:
             return True, chunk_limit
         return False, None
@@ -152,8 +89,8 @@ class JengaPrefillBudget:
         demand = self._with_pending(self._checked_candidate)
         if fits_free(self.manager, demand):
             return 0
-        self._cache.look_ahead()
-        lookahead = self._cache.lookahead
+        self.admission.look_ahead()
+        lookahead = self.admission.lookahead
         own = lookahead.own_pages(prompt_tokens, max_new_tokens)
         return lookahead.not_worth(demand, own, len(self.manager.running) - 1)
 
@@ -178,7 +115,7 @@ class JengaPrefillBudget:
         """The whole next chunk, or None for this pass."""
         tokens = min(extend_input_len, chunk_limit)
         pages = -(-tokens // self.page_size)
-        if (running := self._cache.chunked) is not None:
+        if (running := self._pass.chunked) is not None:
             # Not a page more than it takes: the prompt may be one that fills the pool.
             pages = self.manager.new_pages(running, running.length + tokens)
         self._candidate = step_pages(self.manager, pages)
@@ -186,7 +123,7 @@ class JengaPrefillBudget:
             return chunk_limit
         self._blocked = True
         weighing = weigh(self.manager, self._pending, self._candidate)
-        self.refusal = Refusal(weighing, "chunk", weighing.missing)
+        self._pass.refusal = Refusal(weighing, "chunk", weighing.missing)
         return None
 
     def reserve(

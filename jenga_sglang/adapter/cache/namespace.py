@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, NamedTuple
+
+from jenga_sglang.adapter.encoder import page_tokens
+from jenga_sglang.core.books.tree import Encoded
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    from jenga_sglang.adapter.sglang_views import ReqView
 
 
 class Namespace(NamedTuple):
@@ -16,3 +25,15 @@ class Namespace(NamedTuple):
     adapter: str | None
     extra_key: str | None
     cache_salt: str | None
+
+
+def history(owner: RadixKey | ReqView, req: ReqView | None) -> Hashable:
+    """The namespace in the tree of what ``owner`` names, a request's or nobody's."""
+    encoder_tokens = 0 if req is None else page_tokens(req)
+    shared = namespace(owner, req)
+    return Encoded(shared, encoder_tokens) if encoder_tokens else shared
+
+
+def namespace(owner: RadixKey | ReqView, req: ReqView | None) -> Namespace:
+    adapter = None if req is None else req.lora_id
+    return Namespace(adapter, owner.extra_key, owner.cache_salt or None)

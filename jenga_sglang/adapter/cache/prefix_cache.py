@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,27 +23,23 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     TreeLock,
 )
 
+from jenga_sglang.adapter.cache.admission_pass import Admission
 from jenga_sglang.adapter.cache.kv_events import KvEvents
-from jenga_sglang.adapter.cache.namespace import Namespace
-from jenga_sglang.adapter.encoder import page_tokens
+from jenga_sglang.adapter.cache.namespace import Namespace, history, namespace
 from jenga_sglang.adapter.observe.metrics import JengaMetrics
 from jenga_sglang.adapter.staged import to_device
-from jenga_sglang.core.books.tree import Encoded, Node, Path, Tokens
+from jenga_sglang.core.books.tree import Node, Tokens
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Hit, Running
 from jenga_sglang.core.stats import describe_room
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
-    from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
 logger = logging.getLogger(__name__)
-
-_REQUEST_ID = attrgetter("rid")
 
 
 @dataclass(eq=False)  # a key in dictionaries, as nodes are
@@ -76,16 +71,9 @@ class JengaPrefixCache(BasePrefixCache):
             self.token_to_kv_pool_allocator.get_kvcache().running_of_row
         )
         self.last_page = np.zeros(rows, np.int64)
-        self.lookahead = Lookahead(manager)
-        # The newest lock, while it is the only one of its request; requests that have two.
-        self._newest_lock: TreeLock | None = None
+        self.admission = Admission(manager)
+        # Requests that have two locks.
         self._locked_twice: set[int] = set()
-        # Known from its first pass on.
-        self.scheduler: Scheduler | None = None
-        # The prompt that is being computed in chunks.
-        self.chunked: Running | None = None
-        # A prefix with which a request did not even fit alone, in the last pass.
-        self.hindering: Path | None = None
         self._evicted_pages = 0
         if params.enable_kv_cache_events:
             self.kv_events = KvEvents(
@@ -98,8 +86,7 @@ class JengaPrefixCache(BasePrefixCache):
 
     def reset(self) -> None:
         self.manager.reset()
-        self.lookahead.clear()
-        self._newest_lock = self.hindering = None
+        self.admission.reset()
         self._locked_twice.clear()
         self.running_of_row.clear()
         if self.kv_events is not None:
@@ -111,7 +98,7 @@ class JengaPrefixCache(BasePrefixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Changes nothing: scheduling policies match the whole queue and then walk the tree, and
         forget whom they do not find there."""
-        hit = self.manager.match(_history(params.key, params.req), _tokens(params.key))
+        hit = self.manager.match(history(params.key, params.req), _tokens(params.key))
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,
             last_device_node=hit,
@@ -121,27 +108,7 @@ class JengaPrefixCache(BasePrefixCache):
         )
 
     def touch_prefix(self, key: RadixKey) -> None:
-        """Nothing to do: `look_ahead` knows the order of the queue as well."""
-
-    @property
-    def waiting(self) -> Sequence[Req]:
-        """The scheduler's waiting queue as it is now."""
-        return self.scheduler.waiting_queue if self.scheduler else ()
-
-    def look_ahead(self) -> None:
-        """Find and protect what waiting requests will hit."""
-        waiting = self.waiting
-        if waiting and self.lookahead.has_looked(waiting[0].rid):
-            return
-
-        def read(index: int) -> tuple[Hashable, Tokens]:
-            req = waiting[index]
-            tokens = req.origin_input_ids
-            if req.output_ids:
-                tokens = tokens + req.output_ids
-            return _history(req, req), np.frombuffer(tokens, np.int64)[:-1]
-
-        self.lookahead.look(list(map(_REQUEST_ID, waiting[:MAX_REQUESTS])), read)
+        """Nothing to do: `Admission.look_ahead` knows the order of the queue as well."""
 
     def root_node_handle(self, extra_key: str | None = None) -> Hit:
         return self.manager.miss(Namespace(None, extra_key, None))
@@ -161,13 +128,13 @@ class JengaPrefixCache(BasePrefixCache):
     def lock(self, node: Hit) -> TreeLock:
         """Pin what a request that continues from ``node`` needs. SGLang locks what it considers,
         and once more when it admits that: the second lock is the same request's."""
-        newest, self._newest_lock = self._newest_lock, None
-        if newest is not None and newest.node is node:
-            running: Running = newest.receipt
+        passing = self.admission.now
+        running, passing.candidate = passing.candidate, None
+        if running is not None and running.hit is node:
             self._locked_twice.add(running.number)
             return TreeLock(node, running)
-        lock = self._newest_lock = TreeLock(node, self.manager.lock(node))
-        return lock
+        passing.candidate = running = self.manager.lock(node)
+        return TreeLock(node, running)
 
     def unlock(self, lock: TreeLock | None) -> None:
         """Drop the pages with the last lock. This frees what the request alone held: see
@@ -175,8 +142,8 @@ class JengaPrefixCache(BasePrefixCache):
         if lock is None:
             return
         running: Running = lock.receipt
-        if lock is self._newest_lock:
-            self._newest_lock = None
+        if running is self.admission.now.candidate:
+            self.admission.now.candidate = None
         if running.number in self._locked_twice:
             self._locked_twice.remove(running.number)
         else:
@@ -191,7 +158,8 @@ class JengaPrefixCache(BasePrefixCache):
     def bind_row(self, req: Req) -> Running:
         """What ``req`` holds, whose req_to_token row has just been assigned."""
         if req.lock is None:
-            req.lock = self.lock(self.manager.miss(_history(req, req)))
+            miss = self.manager.miss(history(req, req))
+            req.lock = TreeLock(miss, self.manager.lock(miss))
         running: Running = req.lock.receipt
         self.running_of_row[req.kv.req_pool_idx] = running
         return running
@@ -220,11 +188,9 @@ class JengaPrefixCache(BasePrefixCache):
         before = running.row[first:].copy()
         tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
         keep = self._lengths_to_keep(req, up_to)
-        self.manager.publish(running, _history(req, req), tokens, keep)
+        self.manager.publish(running, history(req, req), tokens, keep)
         if self.kv_events is not None:
-            self.kv_events.published(
-                _namespace(req, req), tokens, running.row[: running.tree_pages]
-            )
+            self.kv_events.published(namespace(req, req), tokens, running.row[: running.tree_pages])
         self._rewrite_row(req, running, first, before)
         req.kv.cache_protected_len = running.tree_pages * self.page_size
 
@@ -260,36 +226,12 @@ class JengaPrefixCache(BasePrefixCache):
 
     # -- chunks and decoding ------------------------------------------------------------------
 
-    def note_chunked(self, req: Req | None) -> None:
-        """``req`` is the prompt that is being computed in chunks, if any is."""
-        self.chunked = None if req is None or req.lock is None else req.lock.receipt
-
-    def make_way_for_chunk(self, req: Req | None, chunk_tokens: int) -> None:
-        """As a pass begins: `note_chunked`, and let go of what would keep the next chunk of ``req``
-        out, for nobody else may begin before it has gone on; or else of `hindering`."""
-        self.note_chunked(req)
-        self._give_up_hindering()
-        if req is None or (running := self.chunked) is None:
-            return
-        # A prompt that is not put into the tree has not been slid yet.
-        self.manager.slide(running, running.length)
-        left = len(req.full_untruncated_fill_ids) - running.length
-        # As a reservation would, it gives up what is held for others where that is in the way.
-        self.manager.make_way(
-            self.manager.new_pages(running, running.length + min(left, chunk_tokens))
-        )
-
-    def _give_up_hindering(self) -> None:
-        """Evict the prefix altogether, or its request would be merged with it as it is computed.
-        While others run, it may fit when they have left."""
-        path, self.hindering = self.hindering, None
-        if path is not None and not self.manager.running and self.manager.tree.is_alive(path.node):
-            self.manager.give_up(path)
-
     def save_states(self, req: Req, start: int, stop: int) -> None:
         """Have the step that takes ``req`` from ``start`` to ``stop`` tokens leave snapshots."""
         prompt = len(req.origin_input_ids)
-        self.manager.save_states(req.lock.receipt, start, stop, prompt, crowded=bool(self.waiting))
+        self.manager.save_states(
+            req.lock.receipt, start, stop, prompt, crowded=bool(self.admission.now.waiting)
+        )
 
     def slide_for_decode(self, requests: Sequence[Req]) -> int:
         """Slide the windows of requests whose next token opens a page; how many those are."""
@@ -351,18 +293,6 @@ def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Running, int]
     reserved = cache.manager.reserve(demands)
     cache.observe_evictions(started)
     return reserved
-
-
-def _history(owner: RadixKey | Req, req: Req | None) -> Hashable:
-    """The namespace in the tree of what ``owner`` names, a request's or nobody's."""
-    encoder_tokens = 0 if req is None else page_tokens(req)
-    namespace = _namespace(owner, req)
-    return Encoded(namespace, encoder_tokens) if encoder_tokens else namespace
-
-
-def _namespace(owner: RadixKey | Req, req: Req | None) -> Namespace:
-    adapter = None if req is None else req.lora_id
-    return Namespace(adapter, owner.extra_key, owner.cache_salt or None)
 
 
 def _tokens(key: RadixKey) -> Tokens:

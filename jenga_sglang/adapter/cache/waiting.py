@@ -12,7 +12,8 @@ from typing import Any
 
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
-from jenga_sglang.adapter.cache.budget import JengaPrefillBudget, Refusal
+from jenga_sglang.adapter.cache.admission_pass import Refusal
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.adapter.sglang_views import ReqView, SchedulerView
 from jenga_sglang.core.admission import Weighing
 from jenga_sglang.core.books.corrupt import present
@@ -67,7 +68,7 @@ def explain(scheduler: SchedulerView, prompt_tokens: int, max_new_tokens: int) -
 
 
 def _why_waiting(scheduler: SchedulerView) -> Verdict:
-    refusal = scheduler.token_to_kv_pool_allocator.refusal
+    refusal = scheduler.tree_cache.admission.now.refusal
     if scheduler._engine_paused:
         return _PAUSED
     if refusal is not None:
@@ -101,42 +102,39 @@ def _would_admit(scheduler: SchedulerView, prompt_tokens: int, max_new_tokens: i
         sliding_window_size=None,
         chunk_size=chunk,
     )
-    budget = _budget(scheduler)
-    if verdict := _chunk_ahead(scheduler, budget):
-        return verdict
+    with scheduler.tree_cache.admission.asking(scheduler.chunked_req) as question:
+        budget = _budget(scheduler)
+        verdict = _chunk_ahead(scheduler, budget)
+        if verdict is None and _fits(budget, prompt_tokens, room or 0, chunk):
+            weighing = budget.weigh_candidate()
+            words, facts = _words(manager, weighing), _facts(manager, weighing)
+            return Verdict("now", "fits", f"it fits; {words}", facts)
+        return verdict or _refused(manager, question.refusal)
+
+
+def _fits(budget: JengaPrefillBudget, prompt_tokens: int, room_tokens: int, chunk: int) -> bool:
     fits, _ = budget.check_prefill(
         extend_input_len=prompt_tokens,
         total_tokens=0,
-        max_new_tokens=min(room or 0, CLIP_MAX_NEW_TOKENS),
+        max_new_tokens=min(room_tokens, CLIP_MAX_NEW_TOKENS),
         input_tokens=prompt_tokens,
         swa_host_hit_length=0,
         chunk_limit=chunk,
-        encoder_pages=0,
     )
-    if not fits:
-        return _refused(manager, budget.refusal)
-    weighing = budget.weigh_candidate()
-    return Verdict(
-        "now", "fits", f"it fits; {_words(manager, weighing)}", _facts(manager, weighing)
-    )
+    return fits
 
 
 def _budget(scheduler: SchedulerView) -> JengaPrefillBudget:
     """The budget of a pass that began now, with what running requests are still promised."""
-    allocator = scheduler.token_to_kv_pool_allocator
-    decided = allocator.budget
-    try:
-        adder = scheduler.get_prefill_adder_class()(
-            scheduler.page_size,
-            scheduler.tree_cache,
-            allocator,
-            scheduler.running_batch,
-            scheduler.new_token_ratio_tracker.current,
-            scheduler.max_prefill_tokens,
-            scheduler.chunked_prefill_size,
-        )
-    finally:
-        allocator.budget = decided
+    adder = scheduler.get_prefill_adder_class()(
+        scheduler.page_size,
+        scheduler.tree_cache,
+        scheduler.token_to_kv_pool_allocator,
+        scheduler.running_batch,
+        scheduler.new_token_ratio_tracker.current,
+        scheduler.max_prefill_tokens,
+        scheduler.chunked_prefill_size,
+    )
     budget: JengaPrefillBudget = adder.memory_budget
     return budget
 
@@ -146,10 +144,9 @@ def _chunk_ahead(scheduler: SchedulerView, budget: JengaPrefillBudget) -> Verdic
     if req is None:
         return None
     left = len(req.full_untruncated_fill_ids) - req.prefix_len
-    scheduler.tree_cache.note_chunked(req)
     fits = budget.fit_chunk(extend_input_len=left, max_new_tokens=0, chunk_limit=chunk)
     if fits is None:
-        return _refused(budget.manager, budget.refusal)
+        return _refused(budget.manager, scheduler.tree_cache.admission.now.refusal)
     if left >= chunk:
         return _chunking(left)
     budget.reserve(left, 0)

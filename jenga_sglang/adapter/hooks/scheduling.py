@@ -42,14 +42,12 @@ def _ask_again(original: Callable[..., Any], scheduler: SchedulerView, **kwargs:
     """A batch that was full may have room again before a request leaves, for windows slide: ask in
     every pass. The prefix cache sees who waits and who goes on, and the watchdog looks at what
     came of it."""
-    allocator = scheduler.token_to_kv_pool_allocator
-    waiting = scheduler.waiting_queue
-    if allocator.ask_again.is_due(waiting[0].rid if waiting else None, allocator.refusal):
-        kwargs["running_batch"].batch_is_full = False
-    scheduler.tree_cache.scheduler = scheduler
-    scheduler.tree_cache.make_way_for_chunk(scheduler.chunked_req, scheduler.chunked_prefill_size)
-    plan = original(scheduler, **kwargs)
-    allocator.watchdog.look(scheduler)
+    admission = scheduler.tree_cache.admission
+    with admission.passing(scheduler):
+        if admission.is_due():
+            kwargs["running_batch"].batch_is_full = False
+        plan = original(scheduler, **kwargs)
+    scheduler.token_to_kv_pool_allocator.watchdog.look(scheduler)
     return plan
 
 

@@ -1,7 +1,6 @@
 """What the scheduler is told about room, on a pool of ten large pages of four tokens each."""
 
 import logging
-from unittest.mock import MagicMock
 
 import core_inspector as inside
 import pytest
@@ -9,7 +8,6 @@ from adapter_builders import make_pool_of_one_layer
 from core_builders import begin, serve, tokens
 
 from jenga_sglang.adapter.cache.allocator import JengaAllocator
-from jenga_sglang.adapter.cache.waiting import _budget
 from jenga_sglang.core.admission import longest_request
 
 PAGE = 4
@@ -70,22 +68,6 @@ def test_a_question_that_fails_leaves_the_next_one_alone(allocator: JengaAllocat
     with pytest.raises(ValueError), allocator.asking_with(3 * PAGE):
         raise ValueError
     assert allocator._how_computed(30, 8) == (8, 0)
-
-
-def test_an_explanation_that_fails_leaves_the_last_pass_alone(allocator: JengaAllocator) -> None:
-    """What the last pass refused stays what is told of it."""
-    decided = object()
-    allocator.budget = decided  # type: ignore[assignment]
-
-    def fail(page_size: int, cache: object, allocator: JengaAllocator, *rest: object) -> None:
-        allocator.budget = None
-        raise ValueError
-
-    scheduler = MagicMock(token_to_kv_pool_allocator=allocator)
-    scheduler.get_prefill_adder_class.return_value = fail
-    with pytest.raises(ValueError):
-        _budget(scheduler)
-    assert allocator.budget is decided
 
 
 def test_the_books_are_recounted_when_something_changed(allocator: JengaAllocator) -> None:

@@ -41,22 +41,21 @@ def decode(cache: JengaPrefixCache, prompt: int, stop: int) -> Running:
     return pin
 
 
-def offer(cache: JengaPrefixCache, prompt: int, **how: Any) -> bool:
-    admitted, _ = JengaPrefillBudget(cache).check_prefill(
+def offer(cache: JengaPrefixCache, prompt: int) -> bool:
+    admitted, _ = JengaPrefillBudget(cache.admission).check_prefill(
         extend_input_len=prompt,
         total_tokens=0,
         max_new_tokens=0,
         input_tokens=prompt,
         swa_host_hit_length=0,
         chunk_limit=None,
-        **how,
     )
     return admitted
 
 
 def test_nothing_follows_an_answer_while_somebody_waits(cache: JengaPrefixCache) -> None:
     queue: list[Any] = [SimpleNamespace(rid="waits")]
-    cache.scheduler = SimpleNamespace(waiting_queue=queue)  # type: ignore[assignment]
+    cache.admission.now.waiting = queue
     assert decode(cache, 3, 9).answer_page == 0
     queue.clear()
     assert decode(cache, 3, 9).answer_page == 2
@@ -68,9 +67,10 @@ def test_who_would_not_fit_otherwise_gets_what_followed_an_answer(cache: JengaPr
     pin = decode(cache, 3, 9)
     candidate = cache.lock(cache.manager.miss(Namespace(None, None, None)))
     assert offer(cache, 24) and pin.answer_page
-    assert not offer(cache, 28, encoder_pages=0) and pin.answer_page, "a question changes nothing"
+    with cache.admission.asking():
+        assert not offer(cache, 28) and pin.answer_page, "a question changes nothing"
     assert offer(cache, 28) and not pin.answer_page
-    assert JengaPrefillBudget(cache).has_capacity()
+    assert JengaPrefillBudget(cache.admission).has_capacity()
     cache.unlock(candidate)
     cache.manager.release(pin)
     cache.manager.check_idle()

@@ -2,7 +2,7 @@
 
 from core_builders import begin, make_manager, tokens
 
-from jenga_sglang.adapter.cache.budget import ASK_EVERY_PASSES, AskAgain, Refusal
+from jenga_sglang.adapter.cache.admission_pass import ASK_EVERY_PASSES, AskAgain, Refusal
 from jenga_sglang.core.admission import weigh
 from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.manager import Manager

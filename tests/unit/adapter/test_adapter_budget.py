@@ -1,14 +1,15 @@
 """What one admission pass grants, on a pool of twelve large pages of four tokens each."""
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 from core_builders import begin, make_manager, serve, tokens
 
+from jenga_sglang.adapter.cache.admission_pass import Admission, Refusal
 from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
+from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.dependency import Full
-from jenga_sglang.core.lookahead import Lookahead
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 
 NUM_LARGE = 12
@@ -19,18 +20,25 @@ def manager() -> Manager:
     return make_manager(Full(), num_large=NUM_LARGE, page_size=4, max_length=100)
 
 
-def make_budget(manager: Manager, *waiting: Any) -> JengaPrefillBudget:
-    """A pass; ``waiting`` are the histories of the requests in the queue."""
-    lookahead = Lookahead(manager)
+class Queue(Admission):
+    """``waiting`` are the histories of the requests in the queue."""
 
-    def look_ahead() -> None:
-        names = [f"waiting {n}" for n in range(len(waiting))]
-        lookahead.look(names, lambda index: (None, waiting[index]))
+    def __init__(self, manager: Manager, waiting: Sequence[Ids]) -> None:
+        super().__init__(manager)
+        self.waiting = waiting
 
-    cache: Any = SimpleNamespace(
-        manager=manager, lookahead=lookahead, look_ahead=look_ahead, chunked=None
-    )
-    return JengaPrefillBudget(cache)
+    def look_ahead(self) -> None:
+        names = [f"waiting {n}" for n in range(len(self.waiting))]
+        self.lookahead.look(names, lambda index: (None, self.waiting[index]))
+
+
+def make_budget(manager: Manager, *waiting: Ids) -> JengaPrefillBudget:
+    """A pass of its own."""
+    return JengaPrefillBudget(Queue(manager, waiting))
+
+
+def refusal_of(budget: JengaPrefillBudget) -> Refusal:
+    return present(budget.admission.now.refusal, "nothing was refused")
 
 
 def offer(budget: JengaPrefillBudget, prompt: int, output: int = 0, cached: int = 0) -> bool:
@@ -42,7 +50,6 @@ def offer(budget: JengaPrefillBudget, prompt: int, output: int = 0, cached: int 
         input_tokens=prompt,
         swa_host_hit_length=0,
         chunk_limit=None,
-        encoder_pages=0,
     )
     if admitted:
         budget.reserve(prompt - cached, output)
@@ -54,8 +61,7 @@ def test_a_pass_grants_what_fits_and_no_more(manager: Manager) -> None:
     budget = make_budget(manager)
     assert offer(budget, 16, 8) and offer(budget, 16, 8)
     assert not offer(budget, 1)
-    assert budget.refusal is not None
-    assert (budget.refusal.cause, budget.refusal.short) == ("memory", 1)
+    assert (refusal_of(budget).cause, refusal_of(budget).short) == ("memory", 1)
 
 
 def test_what_running_requests_may_still_decode_is_kept_for_them(manager: Manager) -> None:
@@ -91,7 +97,7 @@ def test_the_next_chunk_of_a_prompt_keeps_others_out_while_it_waits(manager: Man
     assert budget.fit_chunk(extend_input_len=30, max_new_tokens=0, chunk_limit=8) == 8
     budget = make_budget(manager)
     assert budget.fit_chunk(extend_input_len=30, max_new_tokens=0, chunk_limit=16) is None
-    assert budget.refusal is not None and budget.refusal.cause == "chunk"
+    assert refusal_of(budget).cause == "chunk"
     assert not offer(budget, 1)
 
 
@@ -107,8 +113,7 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     wanted = [tokens(document, 1000 + n) for n in range(8)]
     budget = make_budget(manager, *wanted)
     assert not offer(budget, 32)
-    assert budget.refusal is not None
-    assert (budget.refusal.cause, budget.refusal.short) == ("cache", 7)
+    assert (refusal_of(budget).cause, refusal_of(budget).short) == ("cache", 7)
     assert offer(make_budget(manager), 32), "nobody waits for it"
     for pin in running:
         manager.release(pin)

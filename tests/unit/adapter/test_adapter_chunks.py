@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapter_builders import make_cache
+from adapter_builders import make_cache, make_scheduler
 from core_builders import begin, grow, make_geometry, make_manager, serve, tokens
 
 from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
@@ -25,10 +25,11 @@ def chunk_fits(manager: Manager, pin: Running, prompt_tokens: int) -> bool:
     req: Any = SimpleNamespace(
         lock=SimpleNamespace(receipt=pin), full_untruncated_fill_ids=[0] * prompt_tokens
     )
-    cache.make_way_for_chunk(req, CHUNK)
     left = prompt_tokens - pin.length
-    budget = JengaPrefillBudget(cache)
-    return budget.fit_chunk(extend_input_len=left, max_new_tokens=0, chunk_limit=CHUNK) is not None
+    with cache.admission.passing(make_scheduler(req, chunk_tokens=CHUNK)):
+        budget = JengaPrefillBudget(cache.admission)
+        fits = budget.fit_chunk(extend_input_len=left, max_new_tokens=0, chunk_limit=CHUNK)
+    return fits is not None
 
 
 @pytest.mark.parametrize("computed", [16, 18])

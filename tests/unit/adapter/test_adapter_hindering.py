@@ -6,7 +6,7 @@ from typing import Any
 
 import core_inspector as inside
 import pytest
-from adapter_builders import make_cache
+from adapter_builders import make_cache, make_scheduler
 from core_builders import grow, make_manager, tokens
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
@@ -50,20 +50,26 @@ def match(cache: JengaPrefixCache, prompt: Ids) -> Any:
 
 def consider(cache: JengaPrefixCache) -> tuple[int, bool]:
     """As SGLang considers the prompt in a pass: tokens that it hits, and whether it may begin."""
-    cache.make_way_for_chunk(None, PAGE)
-    hit: Any = match(cache, PROMPT)
-    lock = cache.lock(hit.last_device_node)
-    length = len(PROMPT)
-    admitted, _ = JengaPrefillBudget(cache).check_prefill(
-        extend_input_len=length - hit.device_prefix_len,
-        total_tokens=0,
-        max_new_tokens=1,
-        input_tokens=length,
-        swa_host_hit_length=0,
-        chunk_limit=PAGE,
-    )
-    cache.unlock(lock)
+    with cache.admission.passing(make_scheduler()):
+        hit: Any = match(cache, PROMPT)
+        lock = cache.lock(hit.last_device_node)
+        length = len(PROMPT)
+        admitted, _ = JengaPrefillBudget(cache.admission).check_prefill(
+            extend_input_len=length - hit.device_prefix_len,
+            total_tokens=0,
+            max_new_tokens=1,
+            input_tokens=length,
+            swa_host_hit_length=0,
+            chunk_limit=PAGE,
+        )
+        cache.unlock(lock)
     return hit.device_prefix_len, admitted
+
+
+def pass_by(cache: JengaPrefixCache) -> None:
+    """A pass in which nobody is considered."""
+    with cache.admission.passing(make_scheduler()):
+        pass
 
 
 def test_a_prefix_that_lies_scattered_is_given_up(cache: JengaPrefixCache) -> None:
@@ -96,14 +102,14 @@ def test_nobody_is_forgotten_while_the_queue_is_matched(cache: JengaPrefixCache)
         ]
         SchedulePolicy._sort_by_dfs_weight(waiting, cache)
         assert sorted(req.number for req in waiting) == [0, 1]
-        cache.make_way_for_chunk(None, PAGE)
+        pass_by(cache)
 
 
 def test_a_prefix_is_given_up_in_the_next_pass_or_not_at_all(cache: JengaPrefixCache) -> None:
     """Its request may have gone by then, and the prefix fit others well."""
     assert consider(cache) == (PAGE * SHARED_PAGES, False)
     other = cache.manager.lock(cache.manager.miss(NAMESPACE))
-    cache.make_way_for_chunk(None, PAGE)
+    pass_by(cache)
     cache.manager.release(other)
-    cache.make_way_for_chunk(None, PAGE)
+    pass_by(cache)
     assert match(cache, PROMPT).device_prefix_len == PAGE * SHARED_PAGES

@@ -10,7 +10,8 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.common import match_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache, _history
+from jenga_sglang.adapter.cache.namespace import history
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full
 
 HISTORY = array("q", range(12))
@@ -33,10 +34,10 @@ def request(caller: tuple[str | None, str | None, str | None]) -> Req:
 
 def serve(cache: JengaPrefixCache, req: Req) -> None:
     """Compute the request's history, put it into the tree, end."""
-    history, manager = tokens(HISTORY), cache.manager
-    pin = manager.lock(manager.match(_history(req, req), history[:-1]))
-    grow(manager, pin, len(history))
-    manager.publish(pin, _history(req, req), history)
+    computed, manager = tokens(HISTORY), cache.manager
+    pin = manager.lock(manager.match(history(req, req), computed[:-1]))
+    grow(manager, pin, len(computed))
+    manager.publish(pin, history(req, req), computed)
     manager.release(pin)
 
 

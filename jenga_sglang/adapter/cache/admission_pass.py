@@ -1,0 +1,182 @@
+"""One admission pass after the other: what SGLang's interfaces do not pass on while a batch fills.
+
+SGLang's scheduler walks its queue, locks the prefix of the request whose turn it is, and asks the
+budget about token counts. Who waits, whose turn it is, and which prompt is being computed in chunks
+stand here meanwhile, made by the hook around a pass and gone with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jenga_sglang.adapter.cache.namespace import history
+from jenga_sglang.core.admission import Weighing, in_large_pages, step_pages
+from jenga_sglang.core.books.tree import Path, Tokens
+from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.running import Running
+
+if TYPE_CHECKING:
+    from jenga_sglang.adapter.sglang_views import ReqView, SchedulerView
+
+_REQUEST_ID = attrgetter("rid")
+
+ASK_EVERY_PASSES = 16
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a pass stopped admitting. ``cause`` is "memory" when a candidate did not fit, "chunk"
+    when the next chunk of a prompt did not, and "cache" when a candidate fits but cached prefixes
+    that others wait for are worth more. ``short`` is how much more room, in large pages, would have
+    changed the answer."""
+
+    weighing: Weighing
+    cause: str
+    short: float
+
+
+@dataclass(eq=False)
+class AdmissionPass:
+    """What is known while a batch is filled, and what came of it."""
+
+    # The scheduler's waiting queue.
+    waiting: Sequence[ReqView] = ()
+    # The prompt that is being computed in chunks.
+    chunked: Running | None = None
+    # Whose prefix SGLang has locked to look at it; None for a question, which changes nothing.
+    candidate: Running | None = None
+    # Of the last pass that asked for room: with a full batch, SGLang does not ask.
+    refusal: Refusal | None = None
+    # A prefix with which the candidate did not even fit alone.
+    hindering: Path | None = None
+
+
+class Admission:
+    """The passes of one scheduler. ``now`` is the current one, or the last."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.lookahead = Lookahead(manager)
+        self.now = AdmissionPass()
+        self._ask_again = AskAgain(manager)
+
+    def reset(self) -> None:
+        self.lookahead.clear()
+        self.now = AdmissionPass()
+
+    @contextmanager
+    def passing(self, scheduler: SchedulerView) -> Iterator[AdmissionPass]:
+        """Fill one batch: first let go of what would keep the next chunk of a prompt out, for
+        nobody else may begin before it has gone on, or else of what hindered the last pass."""
+        last = self.now
+        chunked = scheduler.chunked_req
+        self.now = AdmissionPass(scheduler.waiting_queue, _locked_by(chunked), None, last.refusal)
+        self._give_up(last.hindering)
+        if chunked is not None:
+            self._make_way(chunked, scheduler.chunked_prefill_size)
+        try:
+            yield self.now
+        finally:
+            # The scheduler has made a new list; until the next pass, who comes is in that.
+            self.now.waiting = scheduler.waiting_queue
+            self.now.candidate = None
+
+    @contextmanager
+    def asking(self, chunked: ReqView | None = None) -> Iterator[AdmissionPass]:
+        """A pass that only asks: nothing is given up for it, and it leaves no trace."""
+        decided = self.now
+        self.now = AdmissionPass(decided.waiting, _locked_by(chunked))
+        try:
+            yield self.now
+        finally:
+            self.now = decided
+
+    def is_due(self) -> bool:
+        """Whether to ask for room in this pass, although a batch was full; once a pass."""
+        waiting = self.now.waiting
+        return self._ask_again.is_due(waiting[0].rid if waiting else None, self.now.refusal)
+
+    def look_ahead(self) -> None:
+        """Find and protect what waiting requests will hit."""
+        waiting = self.now.waiting
+        if waiting and self.lookahead.has_looked(waiting[0].rid):
+            return
+
+        def read(index: int) -> tuple[Hashable, Tokens]:
+            req = waiting[index]
+            tokens = req.origin_input_ids
+            if req.output_ids:
+                tokens = tokens + req.output_ids
+            return history(req, req), np.frombuffer(tokens, np.int64)[:-1]
+
+        self.lookahead.look(list(map(_REQUEST_ID, waiting[:MAX_REQUESTS])), read)
+
+    def _make_way(self, chunked: ReqView, chunk_tokens: int) -> None:
+        if (running := self.now.chunked) is None:
+            return
+        # A prompt that is not put into the tree has not been slid yet.
+        self.manager.slide(running, running.length)
+        left = len(chunked.full_untruncated_fill_ids) - running.length
+        # As a reservation would, it gives up what is held for others where that is in the way.
+        self.manager.make_way(
+            self.manager.new_pages(running, running.length + min(left, chunk_tokens))
+        )
+
+    def _give_up(self, hindering: Path | None) -> None:
+        """Evict the prefix altogether, or its request would be merged with it as it is computed.
+        While others run, it may fit when they have left."""
+        manager = self.manager
+        if hindering and not manager.running and manager.tree.is_alive(hindering.node):
+            manager.give_up(hindering)
+
+
+def _locked_by(req: ReqView | None) -> Running | None:
+    if req is None or req.lock is None:
+        return None
+    running: Running = req.lock.receipt
+    return running
+
+
+class AskAgain:
+    """When to ask for admission again after a refusal.
+
+    SGLang asks when a request has left. Windows slide before that and make room, so we ask as
+    well when there is as much more as was missing: free and cached pages, and what running
+    requests have used of the room that was promised to them, at most a token each in a pass. What
+    that leaves out (a new guess of their lengths) waits for ``ASK_EVERY_PASSES``. So does a request
+    that fits and was not worth what would be evicted for it: that changes with who runs.
+    """
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._head: str | None = None
+        self._refusal: Refusal | None = None
+        self._passes = self._available = 0
+
+    def is_due(self, head: str | None, refusal: Refusal | None) -> bool:
+        """Once a pass: the request that waits first, and what the last pass that asked refused."""
+        if refusal is None:
+            return True
+        manager = self._manager
+        books = manager.memory.large
+        available = books.num_free + sum(books.num_reclaimable)
+        if refusal is not self._refusal:
+            # The pass before ended with it, and has let go of the refused request's hit since.
+            self._refusal, self._head, self._passes = refusal, head, 0
+            self._available = available
+            return False
+        self._passes += 1
+        if head != self._head or self._passes % ASK_EVERY_PASSES == 0:
+            return True
+        if refusal.cause == "cache":
+            return False
+        token = sum(in_large_pages(manager, step_pages(manager, 1))) / manager.page_size
+        gained = available - self._available + self._passes * len(manager.running) * token
+        return gained >= refusal.short
