@@ -35,8 +35,3 @@ def ends_run(ids: Ids) -> NDArray[np.bool_]:
     ends = np.ones(len(ids), np.bool_)
     np.not_equal(ids[1:], ids[:-1], out=ends[:-1])
     return ends
-
-
-def are_distinct(ids: Ids, size: int) -> bool:
-    """Whether no id, all of them below ``size``, is there twice."""
-    return bool((np.bincount(ids, minlength=size) <= 1).all())

@@ -20,8 +20,8 @@ from jenga_sglang.core.dependency import (
     Full,
     LastState,
     SlidingWindow,
-    Switches,
 )
+from jenga_sglang.core.experimental import Switches
 from jenga_sglang.core.policy import CachePolicy
 
 Pick = Callable[[int, int], int]

@@ -165,8 +165,7 @@ class AskAgain:
         if refusal is None:
             return True
         manager = self._manager
-        books = manager.memory.large
-        available = books.num_free + sum(books.num_reclaimable)
+        available = manager.memory.large.available
         if refusal is not self._refusal:
             # The pass before ended with it, and has let go of the refused request's hit since.
             self._refusal, self._head, self._passes = refusal, head, 0

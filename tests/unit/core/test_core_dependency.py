@@ -14,10 +14,10 @@ from jenga_sglang.core.dependency import (
     Full,
     LastState,
     SlidingWindow,
-    Switches,
     TableTrim,
     check_legal,
 )
+from jenga_sglang.core.experimental import Switches
 from jenga_sglang.core.ranges import Range, page_ranges, subtract
 
 LEGAL = [
