@@ -176,8 +176,10 @@ class FakeEngine:
     def _save(self, job: Job, length: int) -> None:
         """Making room for a snapshot frees pages and hands one out: what is freed and not
         handed out again is poison, and the new one may hold anything."""
+        partings = range(self.page_size, length + 1, 4 * self.page_size)
+        crowded = bool(self.pick(0, 1))
         self.manager.save_states(
-            pin_of(job), job.computed, length, len(job.prompt), crowded=bool(self.pick(0, 1))
+            pin_of(job), job.computed, length, len(job.prompt), partings, crowded=crowded
         )
         self._poison_freed()
         self.counts["snapshots"] += len(pin_of(job).saves) // max(1, len(self._state_groups))

@@ -77,7 +77,7 @@ class Experiment:
 
 
 # Policies that change nothing without recurrent states.
-OF_STATES = ("state_interval_tokens", "answer_state_tokens")
+OF_STATES = ("state_share_percent", "answer_state_tokens")
 
 # What is left of the order of eviction without the policies that guess what will be asked again.
 PLAIN_LRU = "plain LRU"

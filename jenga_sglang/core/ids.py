@@ -35,3 +35,10 @@ def ends_run(ids: Ids) -> NDArray[np.bool_]:
     ends = np.ones(len(ids), np.bool_)
     np.not_equal(ids[1:], ids[:-1], out=ends[:-1])
     return ends
+
+
+def common_length(a: Ids, b: Ids) -> int:
+    """How many numbers ``a`` and ``b`` begin with alike."""
+    shorter = min(len(a), len(b))
+    differs = np.flatnonzero(a[:shorter] != b[:shorter])
+    return int(differs[0]) if len(differs) else shorter

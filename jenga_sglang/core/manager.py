@@ -254,17 +254,25 @@ class Manager:
         return pages
 
     def save_states(
-        self, running: Running, start: int, stop: int, prompt: int, *, crowded: bool = False
+        self,
+        running: Running,
+        start: int,
+        stop: int,
+        prompt: int,
+        partings: Sequence[int] = (),
+        *,
+        crowded: bool = False,
     ) -> None:
         """Have the step that takes ``running`` from ``start`` to ``stop`` tokens leave snapshots of
-        its recurrent states, where a later request may continue: every so many tokens, where
-        this prompt leaves a known history, before the end of the ``prompt`` and, unless it is
-        ``crowded`` (others wait for memory), near the end of the answer.
+        its recurrent states, where a later request may continue: where this prompt leaves a known
+        history, at the ``partings`` (tokens) where requests that wait leave this one, at a few
+        guessed places, before the end of the ``prompt`` and, unless it is ``crowded`` (others wait
+        for memory), near the end of the answer.
 
         For a batch that has been extended. A snapshot without room is skipped and counted.
         """
         if self.memory.state_groups and self.prefix_cache:
-            self.snapshots.leave(running, start, stop, prompt, crowded=crowded)
+            self.snapshots.leave(running, start, stop, prompt, partings, crowded=crowded)
 
     def let_go_of_answers(self) -> bool:
         """Free the snapshots that move along with answers; whether there were any."""

@@ -24,8 +24,9 @@ class CachePolicy:
     step takes however few requests it serves. What running one more request is worth against
     cached prefixes that others wait for; 0 = always admit.
 
-    ``state_interval_tokens``: the least number of tokens from one snapshot of recurrent states
-    to the next.
+    ``state_share_percent``: snapshots of recurrent states are left where the next prompt is guessed
+    to part from this one, so many that they take at most that many per cent of the bytes which
+    the prompt adds for ever (0 = off). They are the first to go.
 
     ``answer_state_tokens``: while nobody waits, a running request keeps one more snapshot, which
     moves along with its answer in steps of so many tokens: the next turn may continue from there
@@ -42,7 +43,7 @@ class CachePolicy:
     hold_hits: bool = True
     waiting_prefixes: bool = True
     step_cost_tokens: int = 128
-    state_interval_tokens: int = 512
+    state_share_percent: int = 12
     answer_state_tokens: int = 64
     request_aware: bool = True
     whole_large_pages: bool = True

@@ -19,7 +19,7 @@ for every request that may run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy as np
 from jenga_sglang.core.books.corrupt import agree, distinct, none
 from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.eviction import Evictor
-from jenga_sglang.core.ids import Ids, round_up
+from jenga_sglang.core.ids import Ids, ceil_div, round_up
 from jenga_sglang.core.needs import Needs
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.ranges import Range, intersect
@@ -54,15 +54,13 @@ class Snapshots:
         return self.memory.state_groups
 
     @property
-    def interval(self) -> int:
-        """Tokens from one snapshot to the next: what the policy wants, and so many that snapshots
-        take no more than the rows that are kept for ever."""
+    def state_tokens(self) -> int:
+        """The tokens whose rows, where they are kept for ever, take as many bytes as a snapshot."""
         groups = self.memory.geometry.groups
         state_bytes = sum(groups[g].page_bytes for g in self.groups)
         lasting = [g for g in self.memory.row_groups if self.needs.keeps_everything(g)]
         row_bytes = sum(groups[g].spec.bytes_per_token for g in lasting)
-        tokens = max(1, self.policy.state_interval_tokens, state_bytes // max(1, row_bytes))
-        return round_up(tokens, self.page_size)
+        return ceil_div(state_bytes, max(1, row_bytes))
 
     # -- working states -----------------------------------------------------------------------
 
@@ -100,18 +98,42 @@ class Snapshots:
 
     # -- snapshots ----------------------------------------------------------------------------
 
-    def leave(self, running: Running, start: int, stop: int, prompt: int, *, crowded: bool) -> None:
+    def leave(
+        self,
+        running: Running,
+        start: int,
+        stop: int,
+        prompt: int,
+        partings: Sequence[int],
+        *,
+        crowded: bool,
+    ) -> None:
         """Have the step that takes ``running`` from ``start`` to ``stop`` tokens leave snapshots;
         see `Manager.save_states`."""
-        others = [prompt - 1]
+        ends = [prompt - 1, *partings]
         if self.policy.keep_branches and running.branch_ahead:
-            others.append(running.hit.matched_pages * self.page_size)
-        for page in due(start, stop, self.interval, others, self.page_size):
+            ends.append(running.hit.matched_pages * self.page_size)
+        for page in due(start, stop, ends, self.page_size):
             self._save(running, page)
+        guesses = self._guesses(running, prompt, crowded)
+        for page in due(start, stop, guesses, self.page_size):
+            if self._save(running, page):
+                running.guessed_pages.append(page)
         if interval := round_up(self.policy.answer_state_tokens, self.page_size):
             length = stop // interval * interval
             if length > max(start, prompt):
                 self._follow_answer(running, length // self.page_size, crowded)
+
+    def _guesses(self, running: Running, prompt: int, crowded: bool) -> list[int]:
+        """Where the next prompt may part from this one, as far as nobody knows: twice as far from
+        its end each time, so that what has to be computed again is at most about as much as what
+        is different. They take `CachePolicy.state_share_percent` of what the prompt adds. Who is
+        to part from it soon is in the queue, if there is one: then one guess is enough."""
+        added = prompt - running.hit.path.num_pages * self.page_size
+        most = added * self.policy.state_share_percent // (100 * self.state_tokens)
+        most = min(most, 1) if crowded else most
+        distances = [max(1, self.policy.prompt_slack_tokens) << n for n in range(most)]
+        return [prompt - distance for distance in distances if distance < added]
 
     def _save(self, running: Running, page: int) -> bool:
         """Make the state after ``page`` pages a snapshot, if there is room for it. The request
@@ -174,7 +196,8 @@ class Snapshots:
             fresh = intersect(running.held_for_others[g], [new])
             for r in fresh:
                 self.memory.unpin(g, running.pages[r.start : r.stop])
-                running.keep_hit(*[n * self.page_size for n in range(r.start + 1, r.stop + 1)])
+                ends = [n for n in range(r.start + 1, r.stop + 1) if n not in running.guessed_pages]
+                running.keep_hit(*[n * self.page_size for n in ends])
             running.give_up_for_others(g, fresh)
 
     def _copy(self, running: Running, page: int) -> None:
@@ -208,9 +231,7 @@ class Snapshots:
             )
 
 
-def due(start: int, stop: int, interval: int, others: Iterable[int], page_size: int) -> list[int]:
-    """Pages after which a step from ``start`` to ``stop`` tokens passes a snapshot: every
-    ``interval`` tokens, and at the ``others``, rounded down to whole pages; ascending."""
-    regular = range(start // interval * interval, stop + 1, interval)
-    lengths = {n // page_size for n in (*regular, *others)}
-    return sorted(n for n in lengths if start < n * page_size <= stop)
+def due(start: int, stop: int, lengths: Iterable[int], page_size: int) -> list[int]:
+    """Pages after which a step from ``start`` to ``stop`` tokens passes one of ``lengths``, rounded
+    down to whole pages; ascending."""
+    return sorted({n // page_size for n in lengths if start < n // page_size * page_size <= stop})

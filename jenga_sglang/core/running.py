@@ -85,6 +85,8 @@ class Running:
     state_page: int = 0
     starts: list[StateCopy] = field(default_factory=list)
     saves: list[tuple[int, StateCopy]] = field(default_factory=list)
+    # Pages after which a snapshot was left by guess: it is not refreshed with the others.
+    guessed_pages: list[int] = field(default_factory=list)
     # The private page whose snapshot moves along with the answer; 0 is none.
     answer_page: int = 0
 

@@ -6,7 +6,7 @@ computed them. Which cached pages an eviction takes is for the manager to choose
 told, and says whether that was allowed.
 """
 
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -238,12 +238,15 @@ class NaiveCache:
         request.num_pages = num_pages
         request.length = max(request.length, length)
 
-    def may_save(self, request: Request, start: int, interval: int) -> set[int]:
+    def may_save(
+        self, request: Request, start: int, partings: Iterable[int], slack: int
+    ) -> set[int]:
         """Places that end where a snapshot may be worth it, in the step from ``start`` tokens
-        to now; the branch point is one of them only where that is the policy."""
-        ends = {n for n in range(start + 1, request.length + 1) if n % interval == 0}
-        wanted = {request.prompt_tokens - 1, request.matched * self.page_size}
-        ends |= {n // self.page_size * self.page_size for n in wanted}
+        to now; the branch point and guesses, at doublings of ``slack`` before the end of the
+        prompt, are some of them only where that is the policy."""
+        wanted = {request.prompt_tokens - 1, request.matched * self.page_size, *partings}
+        wanted |= {request.prompt_tokens - (max(1, slack) << n) for n in range(16)}
+        ends = {n // self.page_size * self.page_size for n in wanted}
         return {
             n // self.page_size - 1
             for n in ends

@@ -254,9 +254,11 @@ class World(Pair):
         saved, skipped = counters.saved_snapshots, counters.skipped_snapshots
         pin = self.pins[request]
         prompt, before = request.prompt_tokens, request.answer
-        self.manager.save_states(pin, start, length, prompt, crowded=self.crowded)
+        partings = range(self.page_size, length + 1, 3 * self.page_size)
+        self.manager.save_states(pin, start, length, prompt, partings, crowded=self.crowded)
         self.evicted(places)
-        allowed = self.model.may_save(request, start, self.manager.snapshots.interval)
+        slack = self.pool.policy.prompt_slack_tokens
+        allowed = self.model.may_save(request, start, partings, slack)
         end = self.model.answer_end(request, start, self.pool.policy.answer_state_tokens)
         answer = pin.answer_page - 1 if pin.answer_page else None
         assert answer in (before, end)

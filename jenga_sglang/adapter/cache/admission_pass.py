@@ -18,6 +18,7 @@ import numpy as np
 from jenga_sglang.adapter.cache.namespace import history
 from jenga_sglang.core.admission import Weighing, in_large_pages, step_pages
 from jenga_sglang.core.books.tree import Path, Tokens
+from jenga_sglang.core.ids import common_length
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
@@ -117,6 +118,20 @@ class Admission:
             return history(req, req), np.frombuffer(tokens, np.int64)[:-1]
 
         self.lookahead.look(list(map(_REQUEST_ID, waiting[:MAX_REQUESTS])), read)
+
+    def partings(self, req: ReqView, start: int) -> list[int]:
+        """Where requests that wait part from the prompt of ``req``: lengths above ``start``."""
+        own, whose = req.origin_input_ids, history(req, req)
+        tokens = np.frombuffer(own, np.int64)
+        lengths = set()
+        for other in self.now.waiting[:MAX_REQUESTS]:
+            theirs = other.origin_input_ids
+            # One token tells most of them apart.
+            if start >= len(theirs) or theirs[start] != own[start]:
+                continue
+            if history(other, other) == whose:
+                lengths.add(common_length(tokens, np.frombuffer(theirs, np.int64)[:-1]))
+        return sorted(n for n in lengths if n > start)
 
     def _make_way(self, chunked: ReqView, chunk_tokens: int) -> None:
         if (running := self.now.chunked) is None:

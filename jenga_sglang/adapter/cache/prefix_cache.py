@@ -229,8 +229,14 @@ class JengaPrefixCache(BasePrefixCache):
     def save_states(self, req: Req, start: int, stop: int) -> None:
         """Have the step that takes ``req`` from ``start`` to ``stop`` tokens leave snapshots."""
         prompt = len(req.origin_input_ids)
+        partings = self.admission.partings(req, start) if start < prompt else ()
         self.manager.save_states(
-            req.lock.receipt, start, stop, prompt, crowded=bool(self.admission.now.waiting)
+            req.lock.receipt,
+            start,
+            stop,
+            prompt,
+            partings,
+            crowded=bool(self.admission.now.waiting),
         )
 
     def slide_for_decode(self, requests: Sequence[Req]) -> int:

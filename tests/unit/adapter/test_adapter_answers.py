@@ -26,7 +26,7 @@ def cache() -> JengaPrefixCache:
     states = LayerGroupSpec("states", (1,), LastState(), state_bytes=(PAGE * UNIT_BYTES,))
     cuts = (GroupGeometry(rows, PAGE), GroupGeometry(states, PAGE))
     geometry = Geometry(cuts, PAGE, (NUM_LARGE + 1) * PAGE * UNIT_BYTES)
-    policy = CachePolicy(state_interval_tokens=64, answer_state_tokens=4)
+    policy = CachePolicy(answer_state_tokens=4)
     return make_cache(Manager(geometry, max_requests=4, max_length=64, policy=policy))
 
 

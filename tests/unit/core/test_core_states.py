@@ -7,7 +7,7 @@ from core_builders import UNIT_BYTES, begin, grow, held_pages, hit_tokens, token
 from jenga_sglang.core.admission import longest_request, request_pages
 from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
-from jenga_sglang.core.dependency import Full, LastState
+from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.recurrent import due
@@ -18,9 +18,7 @@ STATES = 1
 A = tokens(range(100, 116))
 
 
-def make(
-    num_large: int, *, interval: int = 8, answer: int = 0, prefix_cache: bool = True
-) -> Manager:
+def make(num_large: int, *, answer: int = 0, share: int = 0, prefix_cache: bool = True) -> Manager:
     """A page of two tokens and a state take one large page each."""
     rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
     states = LayerGroupSpec("states", (1,), LastState(), state_bytes=(PAGE * UNIT_BYTES,))
@@ -31,20 +29,22 @@ def make(
         max_requests=4,
         max_length=64,
         prefix_cache=prefix_cache,
-        policy=CachePolicy(state_interval_tokens=interval, answer_state_tokens=answer),
+        policy=CachePolicy(
+            state_share_percent=share, answer_state_tokens=answer, prompt_slack_tokens=PAGE
+        ),
     )
 
 
-def compute(manager: Manager, history: Tokens) -> Running:
+def compute(manager: Manager, history: Tokens, *partings: int, crowded: bool = False) -> Running:
     """Begin a request, and compute its whole prompt in one step."""
     pin = begin(manager, history)
     start = pin.hit.path.num_pages * PAGE
-    manager.save_states(pin, start, len(history), len(history))
+    manager.save_states(pin, start, len(history), len(history), partings, crowded=crowded)
     return pin
 
 
-def serve(manager: Manager, history: Tokens) -> Running:
-    pin = compute(manager, history)
+def serve(manager: Manager, history: Tokens, *partings: int) -> Running:
+    pin = compute(manager, history, *partings)
     manager.publish(pin, None, history)
     manager.release(pin)
     manager.check_idle()
@@ -66,10 +66,10 @@ def test_a_request_holds_one_state_however_long_it_grows() -> None:
     assert inside.num_held(manager) == [0, 0]
 
 
-def test_snapshots_are_left_every_interval_and_before_the_end_of_the_prompt() -> None:
+def test_snapshots_are_left_where_others_part_and_before_the_end_of_the_prompt() -> None:
     """The last token of a prompt is never matched, so of 16 the 14 before its page are worth it."""
     manager = make(40)
-    pin = compute(manager, A)
+    pin = compute(manager, A, 9, 16)
     assert saved(pin) == [8, 14, 16]
     assert all(
         copy.source == inside.tables(manager)[STATES][pin.state_page] for _, copy in pin.saves
@@ -81,16 +81,37 @@ def test_snapshots_are_left_every_interval_and_before_the_end_of_the_prompt() ->
 
 def test_a_hit_ends_exactly_at_a_snapshot() -> None:
     manager = make(40)
-    serve(manager, A)
+    serve(manager, A, 8, 16)
     assert [hit_tokens(manager, A[:n]) for n in (7, 8, 13, 14, 15, 16)] == [0, 8, 8, 14, 14, 16]
     hit = manager.match(None, A[:13])
     assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (4, 6, STATES)
 
 
+def test_where_nobody_waits_snapshots_are_guessed_further_and_further_from_the_end() -> None:
+    """A state takes as much as a page: of eight pages 38 % are three snapshots."""
+    manager = make(40, share=38)
+    pin = compute(manager, A)
+    assert saved(pin) == [14, 8, 12] and pin.guessed_pages == [4, 6]
+    manager.publish(pin, None, A)
+    assert [hit_tokens(manager, A[:n]) for n in (7, 9, 13, 15)] == [0, 8, 12, 14]
+    assert saved(compute(make(40, share=12), A)) == [14]
+    assert saved(compute(make(40, share=38), A, crowded=True)) == [14], "one guess, that one"
+
+
+def test_a_guess_goes_before_what_is_known() -> None:
+    manager = make(8 + 1 + 2, share=25)
+    pin = compute(manager, A)
+    assert saved(pin) == [14, 12]
+    manager.publish(pin, None, A)
+    manager.release(pin)
+    begin(manager, tokens(300))
+    assert [page + 1 for page in held_pages(manager, STATES, A)] == [7]
+
+
 def test_the_first_state_is_zero_and_a_later_one_a_copy_of_the_snapshot() -> None:
     """Copy on write: the snapshot stays what it was, so two requests can go on from it."""
     manager = make(40)
-    first = compute(manager, A)
+    first = compute(manager, A, 16)
     (start,) = first.starts
     assert start.source.tolist() == [0]
     assert start.target == inside.tables(manager)[STATES][first.state_page]
@@ -104,7 +125,7 @@ def test_the_first_state_is_zero_and_a_later_one_a_copy_of_the_snapshot() -> Non
 
 
 def test_where_a_prompt_leaves_a_known_history_a_snapshot_is_left() -> None:
-    manager = make(60, interval=64)
+    manager = make(60)
     serve(manager, A)
     fork = tokens(A[:6], range(200, 209))
     pin = compute(manager, fork)
@@ -113,21 +134,9 @@ def test_where_a_prompt_leaves_a_known_history_a_snapshot_is_left() -> None:
     assert hit_tokens(manager, tokens(A[:6], 300, 301, 302)) == 6
 
 
-def test_decoding_leaves_snapshots_too() -> None:
-    manager = make(60)
-    pin = compute(manager, A)
-    pin.saves.clear()
-    for length in range(17, 26):
-        grow(manager, pin, length)
-        manager.save_states(pin, length - 1, length, len(A))
-    assert saved(pin) == [24]
-    manager.publish(pin, None, tokens(A, range(9)))
-    assert hit_tokens(manager, tokens(A, range(9))) == 24
-
-
 def test_a_snapshot_without_room_is_skipped_and_counted() -> None:
     manager = make(8 + 1 + 1)
-    pin = compute(manager, A)
+    pin = compute(manager, A, 8, 16)
     assert saved(pin) == [8]
     assert manager.counters.skipped_snapshots == 2
     manager.publish(pin, None, A)
@@ -138,7 +147,7 @@ def test_a_snapshot_without_room_is_skipped_and_counted() -> None:
 
 def test_a_snapshot_is_given_up_before_a_reservation_fails() -> None:
     manager = make(8 + 1 + 3)
-    pin = compute(manager, A)
+    pin = compute(manager, A, 8, 16)
     assert len(pin.saves) == 3
     assert manager.reserve([(pin, 3)])
     assert inside.num_used(manager) == [8, 1]
@@ -148,9 +157,9 @@ def test_a_snapshot_is_given_up_before_a_reservation_fails() -> None:
 
 def test_a_snapshot_takes_the_place_of_what_is_merely_cached() -> None:
     manager = make(8 + 1 + 3)
-    serve(manager, A)
+    serve(manager, A, 8, 16)
     other = tokens(range(300, 316))
-    pin = compute(manager, other)
+    pin = compute(manager, other, 8, 16)
     assert saved(pin) == [8, 14, 16]
     manager.check()
 
@@ -159,7 +168,7 @@ def test_equal_snapshots_are_kept_once() -> None:
     manager = make(60)
     pins = [begin(manager, A) for _ in range(2)]
     for pin in pins:
-        manager.save_states(pin, 0, len(A), len(A))
+        manager.save_states(pin, 0, len(A), len(A), (8, 16))
     assert inside.num_held(manager)[STATES] == 2 + 2 * 3
     for pin in pins:
         manager.publish(pin, None, A)
@@ -189,34 +198,28 @@ def test_admission_counts_one_state_a_request() -> None:
     assert longest_request(make(12), 16) == 2 * 11
 
 
-def test_the_interval_grows_until_snapshots_take_no_more_than_the_rows() -> None:
+def test_a_state_is_worth_the_rows_that_take_as_much() -> None:
     rows = LayerGroupSpec("rows", (0,), Full(), 8, 8)
-    states = LayerGroupSpec("states", (1, 2), LastState(), state_bytes=(512,))
-    cuts = (GroupGeometry(rows, 4), GroupGeometry(states, 4))
-    for wanted, tokens_apart in ((32, 64), (100, 100), (65, 68)):
-        manager = Manager(
-            Geometry(cuts, 4, 1 << 16),
-            max_requests=4,
-            max_length=64,
-            policy=CachePolicy(state_interval_tokens=wanted),
-        )
-        assert manager.snapshots.interval == tokens_apart
+    window = LayerGroupSpec("window", (3,), SlidingWindow(8), 8, 8)
+    states = LayerGroupSpec("states", (1, 2), LastState(), state_bytes=(504,))
+    cuts = tuple(GroupGeometry(spec, 4) for spec in (rows, window, states))
+    manager = Manager(Geometry(cuts, 4, 1 << 16), max_requests=4, max_length=64)
+    assert manager.snapshots.state_tokens == 64
 
 
 @pytest.mark.parametrize(
-    ("start", "stop", "others", "pages"),
+    ("start", "stop", "lengths", "pages"),
     [
-        (0, 40, (), [4, 8]),
         (16, 40, (17, 35, 99), [8]),
-        (15, 31, (20,), [4, 5]),
+        (15, 31, (20, 16, 22), [4, 5]),
         (0, 3, (3,), []),
-        (16, 32, (), [8]),
+        (16, 32, (16, 32), [8]),
     ],
 )
 def test_a_snapshot_is_due_where_a_step_passes_it(
-    start: int, stop: int, others: tuple[int, ...], pages: list[int]
+    start: int, stop: int, lengths: tuple[int, ...], pages: list[int]
 ) -> None:
-    assert due(start, stop, 16, others, 4) == pages
+    assert due(start, stop, lengths, 4) == pages
 
 
 def follow(
@@ -230,7 +233,7 @@ def follow(
 
 def test_one_snapshot_moves_along_with_the_answer() -> None:
     """Where the answer will end nobody knows: every four tokens it is taken anew, in one place."""
-    manager = make(40, interval=64, answer=4)
+    manager = make(40, answer=4)
     pin = compute(manager, A[:9])
     manager.publish(pin, None, A[:9])
     pin.saves.clear()
@@ -248,7 +251,7 @@ def test_one_snapshot_moves_along_with_the_answer() -> None:
 
 
 def test_while_others_wait_for_memory_no_snapshot_begins_to_follow_an_answer() -> None:
-    manager = make(40, interval=64, answer=4)
+    manager = make(40, answer=4)
     pin = compute(manager, A[:9])
     pin.saves.clear()
     follow(manager, pin, 9, 14, crowded=True)
@@ -262,7 +265,7 @@ def test_while_others_wait_for_memory_no_snapshot_begins_to_follow_an_answer() -
 
 
 def test_what_follows_an_answer_is_given_up_before_a_reservation_fails() -> None:
-    manager = make(10, interval=64, answer=4)
+    manager = make(10, answer=4)
     pin = compute(manager, A[:1])
     follow(manager, pin, 1, 4)
     assert inside.num_used(manager) == [2, 2]

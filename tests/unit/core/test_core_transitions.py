@@ -266,7 +266,7 @@ def test_a_large_page_that_a_private_page_leaves_idle_can_be_evicted() -> None:
 # -- snapshots of states -------------------------------------------------------------------------
 
 
-def recurrent(num_large: int, *sizes: int, interval: int = 4, answer: int = 0) -> Manager:
+def recurrent(num_large: int, *sizes: int, answer: int = 0) -> Manager:
     """Rows and groups of states, a token a page; ``sizes`` are those of the states in small pages
     of rows."""
     rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
@@ -277,20 +277,20 @@ def recurrent(num_large: int, *sizes: int, interval: int = 4, answer: int = 0) -
     cuts = tuple(GroupGeometry(spec, 1) for spec in (rows, *specs))
     ample = Geometry(cuts, 1, 1 << 40)
     geometry = ample.resized(ample.large_page_bytes * (num_large + 1))
-    policy = CachePolicy(state_interval_tokens=interval, answer_state_tokens=answer)
+    policy = CachePolicy(state_share_percent=0, answer_state_tokens=answer)
     return Manager(geometry, max_requests=4, max_length=64, policy=policy)
 
 
-def compute(manager: Manager, history: Tokens) -> Running:
+def compute(manager: Manager, history: Tokens, *partings: int) -> Running:
     pin = begin(manager, history)
-    manager.save_states(pin, 0, len(history), len(history))
+    manager.save_states(pin, 0, len(history), len(history), partings)
     return pin
 
 
 def test_snapshots_in_the_tree_are_as_recent_as_what_is_computed() -> None:
     """Those after 4, 8 and 11 tokens, each in its own page, and no page before them."""
     manager = recurrent(60, 2)
-    pin = compute(manager, A)
+    pin = compute(manager, A, 4, 8, 12)
     assert [length for length, _ in pin.saves] == [4, 8, 11, 12]
     manager.publish(pin, None, A)
     assert [page + 1 for page in held_pages(manager, 1, A)] == [4, 8, 11, 12]
@@ -300,7 +300,7 @@ def test_snapshots_in_the_tree_are_as_recent_as_what_is_computed() -> None:
 
 
 def test_a_snapshot_that_is_in_the_tree_follows_the_answer_no_more() -> None:
-    manager = recurrent(60, 1, interval=64, answer=2)
+    manager = recurrent(60, 1, answer=2)
     pin = compute(manager, A[:1])
     for length in range(2, 5):
         grow(manager, pin, length)
@@ -322,7 +322,7 @@ def test_a_snapshot_goes_into_anybodys_hole_before_it_opens_a_large_page() -> No
     manager = recurrent(9, 2, 4)
     assert inside.small_per_large(manager) == [4, 2, 1]
     begin(manager, B[:1])
-    pin = compute(manager, A[:8])
+    pin = compute(manager, A[:8], 6)
     assert [length for length, _ in pin.saves] == [6, 6, 7, 7]
     assert inside.num_owned(manager) == [3, 2, 4]
     assert manager.counters.skipped_snapshots == 0

@@ -1,0 +1,68 @@
+"""Where requests that wait part from a prompt that is computed, a snapshot of states is left."""
+
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from adapter_builders import make_cache
+from core_builders import UNIT_BYTES, begin, tokens
+
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.dependency import Full, LastState
+from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.running import Running
+
+PAGE = 2
+PROMPT = range(100, 116)
+
+
+@pytest.fixture
+def cache() -> JengaPrefixCache:
+    """A page of two tokens, or a state, takes one of sixty large pages."""
+    rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
+    states = LayerGroupSpec("states", (1,), LastState(), state_bytes=(PAGE * UNIT_BYTES,))
+    cuts = (GroupGeometry(rows, PAGE), GroupGeometry(states, PAGE))
+    policy = CachePolicy(state_share_percent=0)
+    geometry = Geometry(cuts, PAGE, 61 * PAGE * UNIT_BYTES)
+    return make_cache(Manager(geometry, max_requests=4, max_length=64, policy=policy))
+
+
+def request(*parts: int | range, key: str | None = None, pin: Running | None = None) -> Any:
+    prompt = array("q", tokens(*parts).tolist())
+    lock = SimpleNamespace(receipt=pin)
+    names = {"lora_id": None, "extra_key": key, "cache_salt": None}
+    return SimpleNamespace(
+        origin_input_ids=prompt, lock=lock, multimodal_inputs=None, req_pool_idx=0, **names
+    )
+
+
+def saved(cache: JengaPrefixCache, *waiting: Any) -> list[int]:
+    cache.admission.now.waiting = waiting
+    pin = begin(cache.manager, tokens(PROMPT))
+    cache.save_states(request(PROMPT, pin=pin), 0, len(PROMPT))
+    return [length for length, _ in pin.saves]
+
+
+def test_a_snapshot_is_left_where_one_that_waits_goes_on_otherwise(cache: JengaPrefixCache) -> None:
+    assert saved(cache) == [14]
+    other = request(range(100, 107), 9, 9, 9)
+    assert saved(cache, other, other) == [6, 14]
+    twice = request(range(100, 111), 9)
+    assert saved(cache, other, twice) == [6, 10, 14]
+
+
+def test_one_that_waits_with_a_part_of_the_prompt_still_computes_its_last_token(
+    cache: JengaPrefixCache,
+) -> None:
+    assert saved(cache, request(range(100, 106))) == [4, 14]
+    assert saved(cache, request(range(100, 130))) == [14, 16]
+
+
+def test_strangers_leave_nothing(cache: JengaPrefixCache) -> None:
+    """One that begins otherwise, one of another namespace, and one that has nothing."""
+    assert saved(cache, request(7, range(101, 130))) == [14]
+    assert saved(cache, request(range(100, 109), key="other")) == [14]
+    assert saved(cache, request(100)) == [14]
