@@ -145,6 +145,7 @@ class ReplayLoop:
         """Run one batch."""
         self._idle_passes = 0
         step = read_step(batch)
+        self.recorder.began(step, self.now)
         waiting = self._admitted_outside(batch)
         seconds = self._seconds(step)
         unfinished = unfinished_prompts(batch)

@@ -15,6 +15,7 @@ class RequestLog:
 
     request: Request
     release_time: float
+    begin_time: float | None = None  # of the step with the first chunk; the wait ends there
     first_token_time: float | None = None
     finish_time: float | None = None
     hit_tokens: int | None = None
@@ -85,6 +86,12 @@ class Recorder:
     def released(self, request: Request, release_time: float) -> None:
         """Start a request's log."""
         self.logs[request.id] = RequestLog(request, release_time)
+
+    def began(self, step: Step, now: float) -> None:
+        """Note that a step is launched, and whose wait that ends."""
+        for rid, _, _ in step.chunks:
+            log = self.logs[rid]
+            log.begin_time = now if log.begin_time is None else log.begin_time
 
     def step(self, step: Step, running: int, seconds: float) -> None:
         """Count one step of `seconds` during which `running` requests were admitted."""

@@ -43,6 +43,7 @@ def summarise(
         "moved_bytes": DEVICE_WORK.moved_bytes * spec.geometry.shrink_factor,
         "zeroed_bytes": DEVICE_WORK.zeroed_bytes * spec.geometry.shrink_factor,
         **time_to_first_token(logs),
+        "longest_wait_s": longest_wait(logs),
         "requests": len(logs),
         "aborted_requests": sum(log.aborted for log in logs),
         "steps": recorder.steps,
@@ -108,6 +109,12 @@ def mid_useful_bytes(recorder: Recorder) -> float:
     samples = [(s, used) for now, s, used in recorder.useful_curve if begin <= now < end]
     seconds = sum(s for s, _ in samples)
     return sum(s * used for s, used in samples) / seconds if seconds else 0.0
+
+
+def longest_wait(logs: list[RequestLog]) -> float:
+    """Return the most seconds from release to the begin of the step with a request's first chunk,
+    which is as soon as SGLang has admitted it."""
+    return max(log.begin_time - log.release_time for log in logs if log.begin_time is not None)
 
 
 def time_to_first_token(logs: list[RequestLog]) -> dict[str, float]:

@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jenga_sglang.core.admission import in_large_pages
+from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.books.tree import Node, Path, PrefixTree, Tokens
+from jenga_sglang.core.guard import Guard
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Hit
@@ -40,10 +42,11 @@ class Wanted:
     """A cached prefix that the ``position``-th request of the queue is the first to hit.
 
     ``saved_tokens`` are those that no request before it wants already; ``large_pages`` what they
-    take of the memory that could be evicted, in large pages.
+    take of the memory that could be evicted, in large pages. ``hit_tokens`` are all that it hits.
     """
 
     position: int
+    hit_tokens: int
     saved_tokens: int
     large_pages: float
 
@@ -95,14 +98,18 @@ class Lookahead:
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
+        self.guard = Guard(manager.policy, manager.counters)
         self.clear()
 
     def clear(self) -> None:
         """Forget the queue."""
         self.wanted: list[Wanted] = []
+        self._waiting: Sequence[str] = ()
+        self._decisive: Wanted | None = None
         self._routes: dict[str, _Route] = {}
         self._prefixes: dict[tuple[int, int], _Prefix] = {}  # by node and pages of the path
         self._looked_at: tuple[str, int] | None = None
+        self.guard.clear()
 
     # -- the queue ----------------------------------------------------------------------------
 
@@ -142,6 +149,7 @@ class Lookahead:
         for _, prefix, _ in reversed(hits):
             manager.recency.touch_large(prefix.large)
         self._routes, self._prefixes = routes, prefixes
+        self._waiting = waiting[:MAX_REQUESTS]
         self._looked_at = (waiting[0], manager.memory.now)
 
     def _route(self, route: _Route | None, index: int, read: Read) -> _Route:
@@ -169,6 +177,7 @@ class Lookahead:
     def _wanted(self, hits: Sequence[tuple[int, _Prefix, int]]) -> list[Wanted]:
         """What each of the ``hits`` adds from the page on that comes with it, if anything."""
         manager, memory = self.manager, self.manager.memory
+        page_size = manager.page_size
         large_pages = [0.0] * len(hits)
         for g, stripes in enumerate(memory.stripes):
             parts: list[Ids] = []
@@ -185,7 +194,7 @@ class Lookahead:
             for i, count in enumerate(idle):
                 large_pages[i] += count * stripes / memory.large.small_per_large[g]
         return [
-            Wanted(position, (len(prefix.pages) - first) * manager.page_size, large)
+            Wanted(position, hit := len(prefix.pages) * page_size, hit - first * page_size, large)
             for (position, prefix, first), large in zip(hits, large_pages, strict=True)
             if large
         ]
@@ -204,6 +213,8 @@ class Lookahead:
         books = self.manager.memory.large
         if not step_cost_tokens or not num_running or not self.wanted:
             return 0
+        if not self.guard.is_trusted:
+            return 0
         evictable = books.available
         unwanted = evictable - sum(w.large_pages for w in self.wanted)
         short = sum(in_large_pages(self.manager, demand)) - unwanted
@@ -213,9 +224,16 @@ class Lookahead:
             if short <= 0:
                 break
             if loss * w.saved_tokens > gain * w.position * w.large_pages:
+                self._decisive = w
                 return short
             short -= w.large_pages
         return 0
+
+    def predict(self) -> None:
+        """A request is kept out because `not_worth` has just said so: hold it to that."""
+        wanted = present(self._decisive, "nothing has been weighed")
+        waiting = self._waiting
+        self.guard.predict({waiting[wanted.position - 1]: wanted.hit_tokens}, waiting)
 
     def own_pages(self, prompt_tokens: int, max_new_tokens: int) -> list[int]:
         """Pages per group that a request with ``prompt_tokens`` to compute will hold and nobody

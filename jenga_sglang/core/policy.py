@@ -24,6 +24,9 @@ class CachePolicy:
     step takes however few requests it serves. What running one more request is worth against
     cached prefixes that others wait for; 0 = always admit.
 
+    ``longest_kept_out_passes``: the most passes of the scheduler in a row in which a request that
+    fits is kept out for the sake of cached prefixes that others wait for (`core.guard`).
+
     ``state_share_percent``: snapshots of recurrent states are left where the next prompt is guessed
     to part from this one, so many that they take at most that many per cent of the bytes which
     the prompt adds for ever (0 = off). They are the first to go.
@@ -43,6 +46,7 @@ class CachePolicy:
     hold_hits: bool = True
     waiting_prefixes: bool = True
     step_cost_tokens: int = 128
+    longest_kept_out_passes: int = 256
     state_share_percent: int = 12
     answer_state_tokens: int = 64
     request_aware: bool = True

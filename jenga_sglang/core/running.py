@@ -294,6 +294,12 @@ class Counters:
     skipped_snapshots: int = 0  # of recurrent states, for want of room
     prompt_tokens: int = 0  # of all prompts computed, again after a retraction
     hit_tokens: int = 0  # of those, what a hit spared
+    # Of requests that fit, in passes of the scheduler (`core.guard`); and what they waited for.
+    kept_out_passes: int = 0
+    longest_kept_out_passes: int = 0
+    predicted_tokens: int = 0  # hits for whose sake somebody was kept out, once it is known
+    missed_tokens: int = 0  # what of them did not come true
+    stopped_predicting: int = 0  # times
     mean_output_tokens: float = FIRST_OUTPUT_TOKENS
 
     def finished(self, output_tokens: int) -> None:

@@ -39,6 +39,11 @@ def pool_stats(manager: Manager) -> dict[str, Any]:
         "skipped_snapshots": counters.skipped_snapshots,
         "prompt_tokens": counters.prompt_tokens,
         "hit_tokens": counters.hit_tokens,
+        "kept_out_passes": counters.kept_out_passes,
+        "longest_kept_out_passes": counters.longest_kept_out_passes,
+        "predicted_tokens": counters.predicted_tokens,
+        "missed_tokens": counters.missed_tokens,
+        "stopped_predicting": counters.stopped_predicting,
         "groups": [group_stats(manager, g) for g in range(len(geometry.groups))],
     }
 

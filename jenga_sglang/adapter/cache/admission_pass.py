@@ -101,8 +101,11 @@ class Admission:
 
     def is_due(self) -> bool:
         """Whether to ask for room in this pass, although a batch was full; once a pass."""
-        waiting = self.now.waiting
-        return self._ask_again.is_due(waiting[0].rid if waiting else None, self.now.refusal)
+        waiting, refusal = self.now.waiting, self.now.refusal
+        head = waiting[0].rid if waiting else None
+        kept_out = refusal is not None and refusal.cause == "cache"
+        self.lookahead.guard.begin_pass(head, kept_out=kept_out)
+        return self._ask_again.is_due(head, refusal)
 
     def look_ahead(self) -> None:
         """Find and protect what waiting requests will hit."""

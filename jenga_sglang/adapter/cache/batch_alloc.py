@@ -42,7 +42,7 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
         if holds_kv:
             cache.manager.slide(running, prefix)
         else:
-            cache.count_prompt(len(req.full_untruncated_fill_ids), prefix)
+            cache.count_prompt(req, prefix)
     _reserve(
         cache,
         [(p, cache.manager.new_pages(p, n)) for p, n in zip(all_running, lengths, strict=True)],

@@ -79,6 +79,8 @@ class JengaPrefillBudget:
                 self._pass.hindering = candidate.hit.path
         elif short := self._not_worth(extend_input_len, max_new_tokens):
             self._pass.refusal = Refusal(self.weigh_candidate(), "cache", short)
+            if candidate is not None:
+                self.admission.lookahead.predict()
         else:
             return True, chunk_limit
         return False, None
@@ -87,10 +89,12 @@ class JengaPrefillBudget:
         """Large pages that the candidate would take from what others wait for and that is worth
         more; 0 when there are none. SGLang has pinned the candidate's own prefix by now."""
         demand = self._with_pending(self._checked_candidate)
+        lookahead = self.admission.lookahead
         if fits_free(self.manager, demand):
             return 0
+        if lookahead.guard.has_waited_enough and not any(self._pending):
+            return 0  # it waits first: nobody was admitted before it in this pass
         self.admission.look_ahead()
-        lookahead = self.admission.lookahead
         own = lookahead.own_pages(prompt_tokens, max_new_tokens)
         return lookahead.not_worth(demand, own, len(self.manager.running) - 1)
 

@@ -172,10 +172,11 @@ class JengaPrefixCache(BasePrefixCache):
         if req.finished():
             self.manager.counters.finished(len(req.output_ids))
 
-    def count_prompt(self, prompt_tokens: int, hit_tokens: int) -> None:
-        """A request begins to compute a prompt, of which the cache spared ``hit_tokens``."""
-        self.manager.counters.prompt_tokens += prompt_tokens
+    def count_prompt(self, req: Req, hit_tokens: int) -> None:
+        """``req`` begins to compute its prompt, of which the cache spared ``hit_tokens``."""
+        self.manager.counters.prompt_tokens += len(req.full_untruncated_fill_ids)
         self.manager.counters.hit_tokens += hit_tokens
+        self.admission.lookahead.guard.began(req.rid, hit_tokens)
 
     # -- publishing ---------------------------------------------------------------------------
 

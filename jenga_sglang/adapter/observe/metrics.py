@@ -15,6 +15,7 @@ POOL_GAUGES = {
     "pool_bytes": "Bytes of the pool.",
     "free_bytes": "Bytes in large pages that no group owns.",
     "free_large_pages": "Large pages that no group owns.",
+    "longest_kept_out_passes": "Passes in a row that a request which fits was kept out, at most.",
 }
 GROUP_GAUGES = {
     "used_bytes": "Bytes that running requests need.",
@@ -27,6 +28,9 @@ POOL_COUNTERS = {
     "refused_reservations": "Reservations that did not fit, whatever was evicted.",
     "prompt_tokens": "Tokens of prompts computed, again after a retraction.",
     "hit_tokens": "Tokens of prompts that the prefix cache spared.",
+    "kept_out_passes": "Passes that kept out a request which fits, for cached prefixes' sake.",
+    "predicted_tokens": "Tokens of hits for whose sake a request was kept out.",
+    "missed_tokens": "Tokens of those hits that did not come true.",
 }
 LOST = "Tokens that the prefix cache knew and could not give, because the group held too little."
 EVICTED = "Pages of tokens evicted, for want of room or with an evicted page they depended on."

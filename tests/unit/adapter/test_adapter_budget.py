@@ -115,6 +115,15 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     assert not offer(budget, 32)
     assert (refusal_of(budget).cause, refusal_of(budget).short) == ("cache", 7)
     assert offer(make_budget(manager), 32), "nobody waits for it"
+    budget = make_budget(manager, *wanted)
+    guard = budget.admission.lookahead.guard
+    for _ in range(manager.policy.longest_kept_out_passes):
+        assert not offer(budget, 32)
+        guard.begin_pass("head", kept_out=True)
+    assert offer(budget, 4) and not offer(budget, 32), "that is for who waits first alone"
+    budget = make_budget(manager, *wanted)
+    budget.admission.lookahead.guard = guard
+    assert offer(budget, 32), "it has waited long enough"
     for pin in running:
         manager.release(pin)
     assert offer(make_budget(manager, *wanted), 32), "nothing else runs"
