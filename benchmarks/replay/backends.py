@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.replay import unified_on_cpu
-from benchmarks.replay.geometry import NotYetSupportedError
+from benchmarks.replay.geometry import Geometry, NotYetSupportedError
 from benchmarks.replay.held import PoolBytes, token_pool_bytes
 from benchmarks.replay.moved import DEVICE_WORK
 from benchmarks.replay.spec import RATIOS, RunSpec
@@ -86,9 +86,34 @@ def _load_jenga(spec: RunSpec) -> None:
 def _jenga_arguments(spec: RunSpec) -> dict[str, Any]:
     from jenga_sglang.flags import apply_flag
 
-    values: dict[str, Any] = {"memory_backend": "jenga", "page_size": spec.page_size_tokens}
+    from jenga_sglang.core.cut.planner import default_page_size
+
+    # The dummy model's rows are smaller than those by which a server chooses.
+    page_size = spec.page_size_tokens or default_page_size(_specs(spec.geometry))
+    values: dict[str, Any] = {"memory_backend": "jenga", "page_size": page_size}
     apply_flag(values)
     return values
+
+
+def _specs(geometry: Geometry) -> list[Any]:
+    """The layer groups of the real model."""
+    from jenga_sglang.core.cut.geometry import LayerGroupSpec
+    from jenga_sglang.core.dependency import ChunkedLocal, Full, LastState, SlidingWindow
+
+    specs = []
+    for index, group in enumerate(geometry.groups):
+        window = group.window or 1
+        kinds = {
+            "full": Full(),
+            "swa": SlidingWindow(window),
+            "chunked": ChunkedLocal(window),
+            "mamba": LastState(),
+        }
+        layers = tuple(n for n, of in enumerate(geometry.order) if of == index)
+        row = group.row_bytes // 2
+        states = (group.state_bytes,) if group.state_bytes else ()
+        specs.append(LayerGroupSpec(group.kind, layers, kinds[group.kind], row, row, states))
+    return specs
 
 
 def _jenga_pool_bytes(scheduler: Any) -> PoolBytes:

@@ -115,4 +115,7 @@ class ServerArgsView(Protocol):
     radix_cache_backend: str | None
     page_size: int
     chunked_prefill_size: int | None
+    tp_size: int
+    dp_size: int
+    enable_dp_attention: bool
     cuda_graph_config: Any

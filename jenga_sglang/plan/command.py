@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jenga_sglang import flags
-from jenga_sglang.core.cut.planner import DEFAULT_LENGTHS, ONE_GROUP_PAGE_SIZE, PAGE_SIZE
+from jenga_sglang.core.cut.planner import DEFAULT_LENGTHS, PAGE_SIZE, SMALLER_PAGE_SIZE
 from jenga_sglang.plan.model import ReadOptions, read_model
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json
@@ -54,7 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=argument(_list_of(_parse_page_size)),
         metavar="N[,N…]",
         help="tokens a page; of several the best is taken (what a server takes: "
-        f"{ONE_GROUP_PAGE_SIZE} where every layer depends on everything, else {PAGE_SIZE})",
+        f"{SMALLER_PAGE_SIZE} where every layer depends on everything or rows are very large, else "
+        f"{PAGE_SIZE})",
     )
     parser.add_argument("--kv-dtype", choices=DTYPE_BYTES, help="dtype of K and V (the model's)")
     parser.add_argument(

@@ -16,6 +16,7 @@ UNREADABLE = {"exaone-4-32b", "ministral-8b", "step-3.5-flash"}
 NAMES = sorted({path.stem for path in CONFIGS.glob("*.json")} - UNREADABLE)
 ONE_FULL_GROUP = {"deepseek-v3", "llama-3.1-8b", "mistral-7b-v0.1", "phi-3-mini-4k", "phi-4-mini"}
 LLAMA, GEMMA, MISTRAL = "llama-3.1-8b", "gemma-3-27b", "mistral-7b-v0.1"
+LARGE_ROWS = {"gemma-2-27b", "gemma-3-27b", "gemma-4-31b", "olmo-3-7b"}  # above 256 KiB a token
 GIVEN = (1, 4, 8, 16, 32, 64, 256)
 
 
@@ -50,7 +51,7 @@ def sizes(folder: Path) -> dict[str, Any]:
         "windows": windows,
         "windows never outgrown": windows | {"context_length": 4096},
         "short gemma": {"model_path": GEMMA, "context_length": 1024},
-        "less short gemma": {"model_path": GEMMA, "context_length": 2048},
+        "two ranks": {"model_path": GEMMA, "tp_size": 2},
         "xqa": {"model_path": LLAMA, "env": {name_of("decode_kernel"): "xqa"}},
         "xqa 8": {"model_path": LLAMA, "page_size": 8},
         "fa2": {"model_path": LLAMA, "env": {name_of("decode_kernel"): "fa2"}},
@@ -78,10 +79,10 @@ def planned(model: Path, capsys: pytest.CaptureFixture[str], *options: str) -> A
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_full_group_has_smaller_pages_and_the_plan_says_so(
+def test_one_full_group_and_large_rows_have_smaller_pages_and_the_plan_says_so(
     name: str, sizes: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sizes[name] == (8 if name in ONE_FULL_GROUP else 16)
+    assert sizes[name] == (8 if name in ONE_FULL_GROUP | LARGE_ROWS else 16)
     assert sizes[name] == planned(folder / name, capsys)
 
 
@@ -104,12 +105,19 @@ def test_windows_count_as_the_server_applies_them(
 ) -> None:
     """A window that layers really have is a group of its own; one that no request outgrows is
     full attention."""
-    assert sizes["windows"] == sizes["less short gemma"] == 16
+    assert sizes["windows"] == 16
     assert sizes["windows never outgrown"] == sizes["short gemma"] == 8
     windows = ("--jenga-window", "config")
     assert planned(folder / MISTRAL, capsys, *windows) == 16
     assert planned(folder / MISTRAL, capsys, *windows, "--max-length", "4096") == 8
     assert planned(folder / GEMMA, capsys, "--max-length", "1024") == 8
+
+
+def test_rows_count_as_a_rank_has_them(
+    sizes: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (sizes[GEMMA], sizes["two ranks"]) == (8, 16)
+    assert planned(folder / GEMMA, capsys, "--tp", "2") == 16
 
 
 def test_pages_are_as_large_as_the_decode_kernel_needs_them(sizes: dict[str, Any]) -> None:
@@ -123,5 +131,5 @@ def test_a_config_that_cannot_be_read_gives_the_usual_pages(sizes: dict[str, Any
 def test_a_chunk_that_ends_inside_a_page_is_refused_in_one_line(sizes: dict[str, Any]) -> None:
     line = sizes["odd chunk"]
     assert line.startswith("jenga-sglang: --chunked-prefill-size 100: ") and "\n" not in line
-    assert "16 tokens" in line and "choose 96 or 112" in line
-    assert (sizes["odd chunk of small pages"], sizes["no chunks"]) == (4, 16)
+    assert "8 tokens" in line and "choose 96 or 104" in line
+    assert (sizes["odd chunk of small pages"], sizes["no chunks"]) == (4, 8)

@@ -23,7 +23,7 @@ def settle_page_size(server_args: Any) -> None:
     """Declare a page size in ``server_args``, unless the user or the platform has named one."""
     if model_hook.resolving_view(server_args).page_size is None:
         config = model_hook.model_config_of(server_args)
-        page_size = max(model_page_size(config), smallest_page())
+        page_size = max(model_page_size(config, _ranks(server_args)), smallest_page())
         model_hook.declare_resolution(server_args, "jenga", page_size=page_size)
 
 
@@ -43,10 +43,18 @@ def refuse_odd_chunks(server_args: Any) -> None:
     )
 
 
-def model_page_size(model_config: Any) -> int:
-    """Tokens a page for the groups that SGLang's ``model_config`` describes; the usual ones where
-    they cannot be read off it. A wrong guess costs per cents, no answers."""
+def _ranks(server_args: Any) -> int:
+    """Ranks that share the heads of a layer."""
+    view: ServerArgsView = model_hook.resolving_view(server_args)
+    return max(1, view.tp_size // (view.dp_size if view.enable_dp_attention else 1))
+
+
+def model_page_size(model_config: Any, ranks: int = 1) -> int:
+    """Tokens a page for the groups that SGLang's ``model_config`` describes, whose heads ``ranks``
+    share; the usual ones where they cannot be read off it. A wrong guess costs per cents, no
+    answers."""
     options = ReadOptions(
+        tp=ranks,
         kv_dtype="bfloat16",  # not asked for: some names of dtypes cannot be read
         window="config" if flags.follows_config_windows() else "model",
         max_length=model_config.context_len,

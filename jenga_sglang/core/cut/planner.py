@@ -25,7 +25,8 @@ from jenga_sglang.core.dependency import Full
 
 DEFAULT_LENGTHS = (4096, 32768, 131072)  # tokens
 PAGE_SIZE = 16  # tokens
-ONE_GROUP_PAGE_SIZE = 8  # tokens
+SMALLER_PAGE_SIZE = 8  # tokens
+LARGEST_PAGE_BYTES = 4 << 20  # of a page in all groups
 # Costs this close are equal: the model of costs cannot tell them apart.
 EQUAL_SHARE = 2e-4
 
@@ -69,9 +70,14 @@ def default_page_size(specs: Sequence[LayerGroupSpec]) -> int:
     token, and all that pages cost there is the end of a request and of a hit that fills no page.
     With several groups what they save is far more than that, and every page costs the host an
     entry in each. Rows of any shape count alike, latent ones (MLA) too: the loss is in tokens.
+
+    Fewer also where a page of all groups would exceed `LARGEST_PAGE_BYTES`. Every request loses up
+    to a page at each end of what it has for itself, and where rows are so large a pool holds few
+    pages for many requests; that few pages cost the host little.
     """
     is_plain = len(specs) == 1 and specs[0].dependency == Full()
-    return ONE_GROUP_PAGE_SIZE if is_plain else PAGE_SIZE
+    page_bytes = PAGE_SIZE * sum(spec.bytes_per_token for spec in specs)
+    return SMALLER_PAGE_SIZE if is_plain or page_bytes > LARGEST_PAGE_BYTES else PAGE_SIZE
 
 
 def plan_geometry(
