@@ -84,9 +84,8 @@ def _load_jenga(spec: RunSpec) -> None:
 
 
 def _jenga_arguments(spec: RunSpec) -> dict[str, Any]:
-    from jenga_sglang.flags import apply_flag
-
     from jenga_sglang.core.cut.planner import default_page_size
+    from jenga_sglang.flags import apply_flag
 
     # The dummy model's rows are smaller than those by which a server chooses.
     page_size = spec.page_size_tokens or default_page_size(_specs(spec.geometry))
