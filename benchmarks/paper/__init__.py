@@ -1,0 +1,1 @@
+"""The tables of the papers that this project follows, each by one command."""
