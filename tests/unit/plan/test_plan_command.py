@@ -33,7 +33,7 @@ def test_the_tables_say_what_was_chosen_and_what_was_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")  # a narrower terminal breaks labels in two
-    run()
+    run("--page-size", "16")
     text = capsys.readouterr().out
     assert "12,602 large pages of 3.25 MiB (bound 32 MiB), 16 tokens a page" in text
     assert "→ 2 + 5" in text and text.count(" 2 + 5 ") == 1

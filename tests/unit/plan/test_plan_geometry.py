@@ -8,7 +8,7 @@ from plan_configs import GIB, KIB, MIB, NAMES, load
 
 from jenga_sglang.core.cut.demand import ideal_bytes, small_pages
 from jenga_sglang.core.cut.geometry import LayerGroupSpec, exact_lcm
-from jenga_sglang.core.cut.planner import Plan, plan_geometry
+from jenga_sglang.core.cut.planner import LARGEST_PAGE_BYTES, Plan, default_page_size, plan_geometry
 from jenga_sglang.core.cut.search import Limits
 from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
 
@@ -203,3 +203,13 @@ def test_the_plan_explains_itself() -> None:
     assert lines[3].startswith("chosen:   stripes 2/5, large page 3.25 MiB")
     assert lines[-1].endswith("its large page exceeds the bound")
     assert "(exact LCM)" in lines[-1]
+
+
+def test_pages_are_smaller_where_one_of_all_groups_would_be_too_large() -> None:
+    row = LARGEST_PAGE_BYTES // (16 * 8)  # of eight layers
+    full = LayerGroupSpec("full", (0, 1), Full(), row // 2, row // 2)
+    window = LayerGroupSpec("window", tuple(range(2, 8)), SlidingWindow(64), row // 2, row // 2)
+    wider = LayerGroupSpec("window", window.layers, SlidingWindow(64), row // 2 + 1, row // 2)
+    assert default_page_size([full, window]) == 16
+    assert default_page_size([full, wider]) == 8
+    assert default_page_size([full]) == 8
