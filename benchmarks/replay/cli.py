@@ -71,6 +71,9 @@ def _add_seeds(commands: Any) -> None:
     seeds = commands.add_parser("seeds", help="compare backends on several traces of each kind")
     _add_matrix(seeds)
     seeds.set_defaults(handler=_seeds)
+    held_out = commands.add_parser("held-out", help="Jenga and unified memory on seeds kept apart")
+    _add_runs(held_out)
+    held_out.set_defaults(handler=_held_out)
 
 
 def _add_ablation(commands: Any) -> None:
@@ -99,6 +102,11 @@ def _add_matrix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=(1, 2, 3), help="1 is the trace in data/"
     )
+    _add_runs(parser)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add what every command of many runs takes."""
     _add_choice(parser)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument(
@@ -200,6 +208,20 @@ def _seeds(options: argparse.Namespace) -> None:
     print(ratio_table(_matrix(options, Experiment.backends)))
 
 
+def _held_out(options: argparse.Namespace) -> None:
+    from benchmarks.replay.seeds import (
+        HELD_OUT,
+        HELD_OUT_SEEDS,
+        Experiment,
+        held_out_table,
+        run_seeds,
+    )
+
+    chosen, sides = _chosen(options, HELD_OUT), Experiment.against_unified
+    rows = run_seeds(HELD_OUT_SEEDS, chosen, sides, options.json, options.jobs)
+    print(held_out_table(rows))
+
+
 def _ablation(options: argparse.Namespace) -> None:
     from benchmarks.replay.seeds import Experiment, ablation_table
 
@@ -219,13 +241,13 @@ def _matrix(options: argparse.Namespace, sides: Any) -> list[dict[str, Any]]:
     return run_seeds(options.seeds, _chosen(options), sides, options.json, options.jobs)
 
 
-def _chosen(options: argparse.Namespace) -> list[Any]:
+def _chosen(options: argparse.Namespace, experiments: Any = None) -> list[Any]:
     """The experiments that the options name, or all."""
     from benchmarks.replay.seeds import EXPERIMENTS
 
     return [
         e
-        for e in EXPERIMENTS
+        for e in experiments or EXPERIMENTS
         if (not options.geometries or e.geometry in options.geometries)
         and (not options.kinds or e.kind in options.kinds)
     ]

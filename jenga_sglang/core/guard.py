@@ -5,8 +5,12 @@ A request that fits is kept out where prefixes that others wait for are worth mo
 limits hold, whatever the load is:
 
 - nobody is kept out in more than ``longest_kept_out_passes`` passes of the scheduler in a row;
-- while most of what was predicted does not come true, nobody is kept out at all. After
+- while what comes true of it is worth less than it costs, nobody is kept out at all. After
   `TRIAL_REQUESTS` requests it is tried again.
+
+What comes true saves its tokens. A request that is kept out beside R running ones costs, in every
+pass, its share of a step's fixed cost: ``step_cost_tokens`` / R tokens of prompt. A prediction that
+fails costs no more than that, so many of them may, where one that does not saves a document.
 """
 
 from __future__ import annotations
@@ -33,16 +37,18 @@ class Guard:
     _predicted: dict[str, int] = field(default_factory=dict)  # tokens, by request
     _settled: int = 0
     _true_tokens: float = 0.0
-    _missed_tokens: float = 0.0
+    _cost_tokens: float = 0.0
     _trial: int = 0
 
-    def begin_pass(self, head: str | None, *, kept_out: bool) -> None:
-        """``head`` waits first, and the last pass that asked has ``kept_out`` whoever did then."""
+    def begin_pass(self, head: str | None, *, kept_out: bool, num_running: int) -> None:
+        """``head`` waits first beside so many that run, and the last pass that asked has
+        ``kept_out`` whoever did then."""
         if not kept_out or head != self._head:
             self._passes = 0
         self._head = head
         if kept_out:
             self._passes += 1
+            self._cost_tokens += self.policy.step_cost_tokens / max(1, num_running)
             self.counters.kept_out_passes += 1
             longest = max(self.counters.longest_kept_out_passes, self._passes)
             self.counters.longest_kept_out_passes = longest
@@ -78,13 +84,12 @@ class Guard:
         self.counters.predicted_tokens += expected
         self.counters.missed_tokens += expected - true
         self._true_tokens += true
-        self._missed_tokens += expected - true
         self._settled += 1
-        if self._settled >= FEWEST_SETTLED and self._missed_tokens > self._true_tokens:
+        if self._settled >= FEWEST_SETTLED and self._cost_tokens > self._true_tokens:
             self._trial = TRIAL_REQUESTS
             self.counters.stopped_predicting += 1
-            self._settled, self._true_tokens, self._missed_tokens = 0, 0.0, 0.0
+            self._settled, self._true_tokens, self._cost_tokens = 0, 0.0, 0.0
         elif self._settled == MOST_SETTLED:
             self._settled //= 2
             self._true_tokens /= 2
-            self._missed_tokens /= 2
+            self._cost_tokens /= 2

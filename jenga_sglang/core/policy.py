@@ -25,7 +25,8 @@ class CachePolicy:
     cached prefixes that others wait for; 0 = always admit.
 
     ``longest_kept_out_passes``: the most passes of the scheduler in a row in which a request that
-    fits is kept out for the sake of cached prefixes that others wait for (`core.guard`).
+    fits is kept out for the sake of cached prefixes that others wait for (`core.guard`); 0 = it
+    never is.
 
     ``state_share_percent``: snapshots of recurrent states are left where the next prompt is guessed
     to part from this one, so many that they take at most that many per cent of the bytes which

@@ -31,15 +31,18 @@ from benchmarks.replay.manager_time import ManagerClock, wrap_methods
 from benchmarks.replay.oracle import TokenOracle
 from benchmarks.replay.prefixes import hit_bound, useful_bytes
 from benchmarks.replay.recorder import Recorder, Step
-from benchmarks.replay.result import mid_output_rate, mid_useful_bytes
+from benchmarks.replay.result import longest_wait, mid_output_rate, mid_useful_bytes
 from benchmarks.replay.seeds import (
     EXPERIMENTS,
+    HELD_OUT,
+    HELD_OUT_SEEDS,
     KEPT,
     OF_STATES,
     PLAIN_LRU,
     PREDICTING,
     Experiment,
     ablation_table,
+    held_out_table,
     ratio_table,
     run_seeds,
 )
@@ -267,6 +270,15 @@ def replay(
     return result
 
 
+def test_a_wait_ends_when_the_first_chunk_begins() -> None:
+    recorder = Recorder(SMALL)
+    for name, released in (("a", 0.0), ("b", 1.0), ("c", 3.0)):
+        recorder.released(request(name, ("u", 8)), released)
+    recorder.began(Step([("a", 0, 4)], []), 2.0)
+    recorder.began(Step([("a", 4, 8), ("b", 0, 4)], []), 4.5)
+    assert longest_wait(list(recorder.logs.values())) == 3.5, "c has not begun"
+
+
 @pytest.mark.slow
 def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
     """Two turns and a fork of the first: the hits are known, and every check of the run passes."""
@@ -388,9 +400,23 @@ class TestSeeds:
         rows = [row("chat", "jenga", 2.0), row("chat", "aligned", 1.0), row("mix", "jenga", 2.0)]
         assert ablation_table(rows).splitlines()[-1] == "| `aligned` | -50.0 (-50.0 … -50.0) | - |"
 
+    def test_seeds_that_are_kept_apart_have_a_table_of_their_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fake_runs(monkeypatch, {"--backend=jenga": 30.0, "--backend=unified": 20.0})
+        sides = Experiment.against_unified
+        rows = run_seeds([31, 32], self.EXPERIMENTS[:1], sides, tmp_path / "out.json")
+        for row, (whole, wait) in zip(rows, ((1.0, 9), (1.5, 2), (4.0, 8), (3.0, 4)), strict=True):
+            row |= {"out_tok_s": whole, "longest_wait_s": wait}
+        rows[-1]["mid_out_tok_s"] = 40.0
+        assert held_out_table(rows).splitlines()[2:] == [
+            "| gemma3-27b, docqa, 40GiB | unified | 2 | 1.73 | 1.50, 2.00 | 1.06 | 9, 8 | 2, 4 |",
+        ]
+        assert not set(HELD_OUT_SEEDS) & {1, 2, 3} and len(HELD_OUT_SEEDS) == 10
+
     def test_every_experiment_has_its_geometry_and_generator(self) -> None:
-        for experiment in EXPERIMENTS:
-            assert (DATA / f"{experiment.geometry}.json").exists()
+        for experiment in (*EXPERIMENTS, *HELD_OUT):
+            assert experiment.flags(DATA)
             assert experiment.kind in GENERATORS
             parse_bytes(experiment.kv_bytes)
 

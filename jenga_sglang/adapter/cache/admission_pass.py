@@ -104,7 +104,8 @@ class Admission:
         waiting, refusal = self.now.waiting, self.now.refusal
         head = waiting[0].rid if waiting else None
         kept_out = refusal is not None and refusal.cause == "cache"
-        self.lookahead.guard.begin_pass(head, kept_out=kept_out)
+        running = len(self.manager.running)
+        self.lookahead.guard.begin_pass(head, kept_out=kept_out, num_running=running)
         return self._ask_again.is_due(head, refusal)
 
     def look_ahead(self) -> None:

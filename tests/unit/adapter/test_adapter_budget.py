@@ -119,7 +119,7 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     guard = budget.admission.lookahead.guard
     for _ in range(manager.policy.longest_kept_out_passes):
         assert not offer(budget, 32)
-        guard.begin_pass("head", kept_out=True)
+        guard.begin_pass("head", kept_out=True, num_running=4)
     assert offer(budget, 4) and not offer(budget, 32), "that is for who waits first alone"
     budget = make_budget(manager, *wanted)
     budget.admission.lookahead.guard = guard
