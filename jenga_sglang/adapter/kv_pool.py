@@ -157,6 +157,28 @@ class JengaKVPool(KVCache):
         if not self.groups[number].latent_dim:
             self.v_pages[layer_id][pages, slots] = v.to(dtype)
 
+    def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:
+        """Copy rows of accepted drafts to where their tokens belong, in every layer.
+
+        Both (tokens,) int64 virtual token ids, padded with 0. All are read before any is written.
+        """
+        to, source = tgt_loc.cpu().numpy(), src_loc.cpu().numpy()
+        moved = to != source
+        if not moved.any():
+            return
+        to, source = to[moved], source[moved]
+        for layer_id, place in self.place.items():
+            there, here = (self._rows_of(place, token_ids) for token_ids in (to, source))
+            self.k_pages[layer_id][there] = self.k_pages[layer_id][here]
+            if not self.groups[place.group].latent_dim:
+                self.v_pages[layer_id][there] = self.v_pages[layer_id][here]
+
+    def _rows_of(self, place: LayerPlace, token_ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Small pages and slots of virtual tokens in the group of a layer, both int64."""
+        virtual, slots = np.divmod(token_ids, self.page_size)
+        pages = self.small_pages(place.group, place.stripe, virtual)
+        return torch.from_numpy(pages).to(self.device), torch.from_numpy(slots).to(self.device)
+
     def zero_null_pages(self) -> None:
         """Make small page 0 of every group, and the row that names it, read as zeros again: memory
         that a memory saver has given back and taken again does not keep them."""

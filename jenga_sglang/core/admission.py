@@ -23,8 +23,9 @@ def request_pages(
     ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
     it. A step holds what the history before it needs and everything it computes, drafts behind
     the last token as well; two pages more for the boundaries that fall inside pages, and one for
-    every gap between sinks and window. Of recurrent states it is the working state; a snapshot is never needed. The
-    first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
+    every gap between sinks and window. Of recurrent states it is the working state; a snapshot is
+    never needed. The first ``encoder_pages`` pages are an encoder's: they are taken together, by
+    who reads them.
     """
     memory, page_size = manager.memory, manager.page_size
     encoder_tokens = encoder_pages * page_size

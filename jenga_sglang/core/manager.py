@@ -266,7 +266,7 @@ class Manager:
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
         parts = running.parts(self.new_pages(running, stop))
-        pages = self.memory.take(parts, running.number, states=False, scarce=self._scarce)
+        pages = self.memory.take(parts, running.number, scarce=self._scarce)
         running.grow(pages, running.length)
         return pages
 

@@ -243,6 +243,16 @@ class JengaPrefixCache(BasePrefixCache):
                 pages += 1
         return pages
 
+    def slide_for_drafts(self, requests: Sequence[Req]) -> int:
+        """Slide the windows of ``requests`` to what is committed; how many pages their drafts
+        lack behind that."""
+        manager, pages = self.manager, 0
+        for req in requests:
+            manager.commit(req.lock.receipt, req.kv.kv_committed_len)
+            stop = req.kv.kv_committed_len + manager.tail_tokens
+            pages += manager.new_pages(req.lock.receipt, stop)
+        return pages
+
     # -- room ---------------------------------------------------------------------------------
 
     def evict(self, params: EvictParams) -> EvictResult:
