@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ class JengaKVPool(KVCache):
         device: str,
         enable_memory_saver: bool,
         poison_freed: bool = False,
+        draft_layers: Collection[int] = (),
     ) -> None:
         geometry = manager.geometry
         specs = [cut.spec for cut in geometry.groups]
@@ -74,6 +76,8 @@ class JengaKVPool(KVCache):
         self.layouts: dict[int, GroupLayout] = {}
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
+        # Ids of layers of a draft model, which are in the groups as all others are.
+        self.draft_layers = frozenset(draft_layers)
         # SGLang's rows of virtual tokens, whose row 0 is that of requests that pad a batch.
         self.req_to_token: torch.Tensor | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.

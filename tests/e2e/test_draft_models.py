@@ -2,6 +2,7 @@
 drafts, whatever shape the draft's layers have, and with one request at a time each step accepts
 what stock's does."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from e2e.checks import POISON, assert_same_answers, server_flags
 from e2e.drafting import accepted, drafting_stream, overlapping
 from e2e.engine import Job, run_jobs
+from e2e.oracle import oracle_of
 from models.tiny import ARCHITECTURES, HEAD_DIM, WINDOW, write_model
+from models.tiny_draft import make_eagle_head
 
 
 def standalone(draft: Path, steps: int) -> dict[str, Any]:
@@ -106,3 +109,48 @@ def test_one_request_at_a_time_accepts_what_stocks_does(
     assert [a.accepted for a in answers] == [a.accepted for a in theirs]
     assert [a.cached_tokens for a in answers] == [a.cached_tokens for a in theirs]
     assert min(accepted(answers)) > 0 and sum(a.cached_tokens for a in answers) > 0
+
+
+@pytest.mark.parametrize(("page_size", "steps"), [(16, 18), (1, 3)])
+def test_every_number_of_drafts_is_accepted_across_pages_and_windows(
+    page_size: int, steps: int, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Drafts that are right as often as was planned, from none to more than a page. Nothing is
+    retracted, so each step accepts what was planned for it."""
+    target, draft = tiny_model("gemma3"), tmp_path / "draft"
+    write_model(draft, replace(ARCHITECTURES["gemma3"], layers="wf"), 78)
+    requests = drafting_stream()[10:24]
+    plain = {**server_flags(target, page_size), "max_total_tokens": 4096}
+    plain |= {"max_running_requests": 6}
+    known = run_jobs({"plain": Job(plain, requests)}, tmp_path)["plain"].answers
+    oracle = oracle_of(requests, known, steps)
+    flags = {**plain, **standalone(draft, steps), "memory_backend": "jenga"}
+    job = Job(flags, requests, env=POISON, prepare=oracle.install)
+    report = run_jobs({"jenga": job}, tmp_path)["jenga"]
+    assert_same_answers("gemma3, drafts as planned", known, report.answers)
+    assert report.retractions == 0
+    seen = [dict(enumerate(answer.accepted)) for answer in report.answers]
+    planned = oracle.accepted(requests)
+    assert [Counter({n: c for n, c in s.items() if c}) for s in seen] == planned
+    assert set(sum(planned, Counter())) == set(range(steps + 1))
+
+
+@pytest.mark.parametrize(("algorithm", "page_size"), [("EAGLE", 16), ("EAGLE3", 1), ("NEXTN", 16)])
+def test_heads_on_a_target(
+    algorithm: str, page_size: int, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Their one layer has the target's shape; they read its hidden states."""
+    target = tiny_model("llama")
+    head = make_eagle_head(tmp_path / "head", target, is_third=algorithm == "EAGLE3")
+    requests = drafting_stream()[:16]
+    plain = {**server_flags(target, page_size), "max_total_tokens": 640}
+    plain |= {"max_running_requests": 12}
+    known = run_jobs({"plain": Job(plain, requests)}, tmp_path)["plain"].answers
+    flags = {**plain, **standalone(head, 4), "speculative_algorithm": algorithm}
+    oracle = oracle_of(requests, known, 4)
+    job = Job({**flags, "memory_backend": "jenga"}, requests, env=POISON, prepare=oracle.install)
+    report = run_jobs({"jenga": job}, tmp_path)["jenga"]
+    assert_same_answers(f"llama, {algorithm}", known, report.answers)
+    assert min(accepted(report.answers)) > 0 and len(accepted(report.answers)) == 5
+    (group,) = report.state["groups"]
+    assert group["layers"] == 5

@@ -70,7 +70,9 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     if not groups and states is None:
         raise refuse_model(configurator, "no layer that keeps anything")
     specs = tuple(g.spec for g in (*groups, states) if g)
-    draft_bytes = draft_pool_bytes(configurator, sizes, groups, drafting)
+    # SGLang's own pool of a draft model has as many tokens as the target's, and a padding page.
+    draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size
+    draft_bytes = row_bytes_of(groups, drafting) * draft_tokens
     geometry = geometry_beside_tables(configurator, sizes, specs, draft_bytes)
     manager = Manager(
         geometry,
@@ -90,8 +92,10 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
         poison_freed=settings.current().poison_freed,
+        draft_layers=[layer.layer_id for layer in drafting],
     )
-    log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
+    token_bytes = stock_token_bytes(configurator) + row_bytes_of(groups, drafting)
+    log_start(pool, stock_pages_bytes=token_bytes * configurator.page_size)
     rows = _request_rows(configurator, sizes, pool)
     pool.req_to_token = rows.req_to_token
     return _InitializedPools(
@@ -124,17 +128,10 @@ def tail_tokens() -> int:
     return get_alloc_reserve_per_decode() if get_spec().speculative_algorithm else 0
 
 
-def draft_pool_bytes(
-    configurator: Any,
-    sizes: Any,
-    groups: Sequence[DiscoveredGroup],
-    drafting: Sequence[RadixAttention],
-) -> int:
-    """Bytes of SGLang's own pool of a draft model, padding page included: as many tokens as the
-    target's."""
-    ids = {layer.layer_id for layer in drafting}
-    row_bytes = sum(len(ids & {*g.spec.layers}) * g.spec.row_bytes for g in groups)
-    return row_bytes * (sizes.max_total_num_tokens + configurator.pool_page_size)
+def row_bytes_of(groups: Sequence[DiscoveredGroup], layers: Sequence[RadixAttention]) -> int:
+    """Bytes of one token in some of the ``layers`` of ``groups``."""
+    ids = {layer.layer_id for layer in layers}
+    return sum(len(ids & {*g.spec.layers}) * g.spec.row_bytes for g in groups)
 
 
 def geometry_beside_tables(
