@@ -1,6 +1,6 @@
 """The adapter over small managers, without a model or a scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +15,9 @@ from jenga_sglang.core.dependency import Dependency, Full
 from jenga_sglang.core.manager import Manager
 
 
-def make_cache(manager: Manager) -> JengaPrefixCache:
+def make_cache(manager: Manager, draft_layers: Collection[int] = ()) -> JengaPrefixCache:
     """The prefix cache of ``manager`` as SGLang's scheduler has it, with four rows."""
-    pool = SimpleNamespace(running_of_row={})
+    pool = SimpleNamespace(running_of_row={}, draft_layers=draft_layers)
     params = SimpleNamespace(
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(4, 32)),
         token_to_kv_pool_allocator=SimpleNamespace(device="cpu", get_kvcache=lambda: pool),

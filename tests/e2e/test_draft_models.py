@@ -2,6 +2,7 @@
 drafts, whatever shape the draft's layers have, and with one request at a time each step accepts
 what stock's does."""
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from e2e.checks import POISON, assert_same_answers, server_flags
 from e2e.drafting import accepted, drafting_stream, overlapping
 from e2e.engine import Job, run_jobs
 from e2e.oracle import oracle_of
+from e2e.stream import TOKENS, Request
 from models.tiny import ARCHITECTURES, HEAD_DIM, WINDOW, write_model
 from models.tiny_draft import make_eagle_head
 
@@ -154,3 +156,31 @@ def test_heads_on_a_target(
     assert min(accepted(report.answers)) > 0 and len(accepted(report.answers)) == 5
     (group,) = report.state["groups"]
     assert group["layers"] == 5
+
+
+def test_a_warm_cache_costs_no_accepted_draft(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Prompts that part at the end of a page, one after the other: with the prefix cache, each step
+    accepts what it does without."""
+    model = tiny_model("llama")
+    rng = random.Random(3)
+    document = [rng.choice(TOKENS) for _ in range(64)]
+    requests = [
+        Request([*document, *(rng.choice(TOKENS) for _ in range(own))], 24, ignore_eos=True)
+        for own in (9, 3, 1, 1, 20, 1, 2)
+    ]
+    flags = {**server_flags(model, 16), "max_total_tokens": 4096, "max_running_requests": 4}
+    flags |= {**standalone(model, 4), "memory_backend": "jenga"}
+    reports = run_jobs(
+        {
+            "cold": Job({**flags, "disable_radix_cache": True}, requests, concurrency=1),
+            "warm": Job(flags, requests, concurrency=1),
+        },
+        tmp_path,
+    )
+    cold, warm = reports["cold"].answers, reports["warm"].answers
+    assert_same_answers("llama, a warm cache", cold, warm)
+    assert [a.cached_tokens for a in cold] == [0] * len(requests)
+    assert all(a.cached_tokens >= 48 for a in warm[1:])
+    assert [a.accepted for a in warm] == [a.accepted for a in cold]
