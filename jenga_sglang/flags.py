@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from jenga_sglang import settings
+from jenga_sglang import draft_flags, settings
 from jenga_sglang.refusal import refuse
 from jenga_sglang.refused_flags import REFUSED
 from jenga_sglang.settings import WINDOWS
@@ -114,6 +114,7 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
         )
     backend = chosen.pop() if chosen else default_attention_backend(values.get("device"))
     _check_graphs(values, backend)
+    draft_flags.check(values, backend)
     if backend == FLASHINFER_BACKEND:
         _check_compiler(values.get("device"))
     values["attention_backend"] = backend

@@ -16,7 +16,7 @@ class RefusedFlag(NamedTuple):
     why: str
 
 
-_DRAFTS = "the pool has no pages for draft tokens and no draft layers"
+_DRAFTS = "drafts are chains of one length, made by one model with SGLang's default settings"
 _TIER = "pages are kept on the device only; host memory and storage are not used"
 _TRANSFER = "pages of several layer groups are not sent between servers"
 _SESSION = "sessions hold tokens by SGLang's own cache nodes, which this prefix cache does not have"
@@ -29,7 +29,18 @@ _BATCH = "needs attention that does not depend on the batch, which our backends 
 
 # By field of SGLang's ServerArgs.
 REFUSED: dict[str, RefusedFlag] = {
-    "speculative_algorithm": RefusedFlag("--speculative-algorithm", None, _DRAFTS),
+    "speculative_adaptive": RefusedFlag("--speculative-adaptive", False, _DRAFTS),
+    "enable_multi_layer_eagle": RefusedFlag("--enable-multi-layer-eagle", False, _DRAFTS),
+    "speculative_draft_window_size": RefusedFlag("--speculative-draft-window-size", None, _DRAFTS),
+    "speculative_draft_attention_backend": RefusedFlag(
+        "--speculative-draft-attention-backend", None, "drafts are read as all other tokens are"
+    ),
+    "speculative_draft_kv_cache_dtype": RefusedFlag(
+        "--speculative-draft-kv-cache-dtype", None, "layers of a draft model have the pool's dtype"
+    ),
+    "speculative_use_rejection_sampling": RefusedFlag(
+        "--speculative-use-rejection-sampling", False, "is not tested"
+    ),
     "enable_hierarchical_cache": RefusedFlag("--enable-hierarchical-cache", False, _TIER),
     "enable_unified_cache_external_linker": RefusedFlag(
         "--enable-unified-cache-external-linker", False, _TIER

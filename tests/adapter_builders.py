@@ -1,21 +1,23 @@
 """The adapter over small managers, without a model or a scheduler."""
 
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from core_builders import make_manager
 
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.cut.geometry import LayerGroupSpec, exact_lcm
-from jenga_sglang.core.dependency import Full
+from jenga_sglang.core.dependency import Dependency, Full
 from jenga_sglang.core.manager import Manager
 
 
-def make_cache(manager: Manager) -> JengaPrefixCache:
+def make_cache(manager: Manager, draft_layers: Collection[int] = ()) -> JengaPrefixCache:
     """The prefix cache of ``manager`` as SGLang's scheduler has it, with four rows."""
-    pool = SimpleNamespace(running_of_row={})
+    pool = SimpleNamespace(running_of_row={}, draft_layers=draft_layers)
     params = SimpleNamespace(
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(4, 32)),
         token_to_kv_pool_allocator=SimpleNamespace(device="cpu", get_kvcache=lambda: pool),
@@ -30,6 +32,16 @@ def make_scheduler(chunked: Any = None, *, chunk_tokens: int = 0, waiting: Any =
     """What an admission pass looks at of SGLang's scheduler."""
     return SimpleNamespace(
         chunked_req=chunked, chunked_prefill_size=chunk_tokens, waiting_queue=waiting
+    )
+
+
+def make_pool(*dependencies: Dependency, page_size: int, layers: Sequence[int]) -> JengaKVPool:
+    """A pool of so many layers of each kind, rows of two float32 elements, on the host."""
+    manager = make_manager(*dependencies, num_large=40, page_size=page_size, layers=layers)
+    specs = [cut.spec for cut in manager.geometry.groups]
+    groups = [DiscoveredGroup(spec, 1, 1, 1, dtype=torch.float32) for spec in specs]
+    return JengaKVPool(
+        manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ class JengaKVPool(KVCache):
         device: str,
         enable_memory_saver: bool,
         poison_freed: bool = False,
+        draft_layers: Collection[int] = (),
     ) -> None:
         geometry = manager.geometry
         specs = [cut.spec for cut in geometry.groups]
@@ -74,6 +76,8 @@ class JengaKVPool(KVCache):
         self.layouts: dict[int, GroupLayout] = {}
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
+        # Ids of layers of a draft model, which are in the groups as all others are.
+        self.draft_layers = frozenset(draft_layers)
         # SGLang's rows of virtual tokens, whose row 0 is that of requests that pad a batch.
         self.req_to_token: torch.Tensor | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
@@ -156,6 +160,28 @@ class JengaKVPool(KVCache):
         self.k_pages[layer_id][pages, slots] = k.to(dtype)
         if not self.groups[number].latent_dim:
             self.v_pages[layer_id][pages, slots] = v.to(dtype)
+
+    def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:
+        """Copy rows of accepted drafts to where their tokens belong, in every layer.
+
+        Both (tokens,) int64 virtual token ids, padded with 0. All are read before any is written.
+        """
+        to, source = tgt_loc.cpu().numpy(), src_loc.cpu().numpy()
+        moved = to != source
+        if not moved.any():
+            return
+        to, source = to[moved], source[moved]
+        for layer_id, place in self.place.items():
+            there, here = (self._rows_of(place, token_ids) for token_ids in (to, source))
+            self.k_pages[layer_id][there] = self.k_pages[layer_id][here]
+            if not self.groups[place.group].latent_dim:
+                self.v_pages[layer_id][there] = self.v_pages[layer_id][here]
+
+    def _rows_of(self, place: LayerPlace, token_ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Small pages and slots of virtual tokens in the group of a layer, both int64."""
+        virtual, slots = np.divmod(token_ids, self.page_size)
+        pages = self.small_pages(place.group, place.stripe, virtual)
+        return torch.from_numpy(pages).to(self.device), torch.from_numpy(slots).to(self.device)
 
     def zero_null_pages(self) -> None:
         """Make small page 0 of every group, and the row that names it, read as zeros again: memory

@@ -21,16 +21,18 @@ def request_pages(
     """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
 
     ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
-    it. A step holds what the history before it needs and everything it computes; two pages
-    more for the boundaries that fall inside pages, and one for every gap between sinks and
-    window. Of recurrent states it is the working state; a snapshot is never needed. The
-    first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
+    it. A step holds what the history before it needs and everything it computes, drafts behind
+    the last token as well; two pages more for the boundaries that fall inside pages, and one for
+    every gap between sinks and window. Of recurrent states it is the working state; a snapshot is
+    never needed. The first ``encoder_pages`` pages are an encoder's: they are taken together, by
+    who reads them.
     """
     memory, page_size = manager.memory, manager.page_size
     encoder_tokens = encoder_pages * page_size
     left = encoder_pages if prefix < encoder_tokens else 0
     fresh = max(0, fresh - max(0, encoder_tokens - prefix))
     length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
+    length, fresh = length + manager.tail_tokens, max(fresh, manager.tail_tokens)
     pages = []
     for g, dependency in enumerate(manager.dependencies):
         if g not in memory.row_groups:
@@ -56,6 +58,7 @@ def growth_room(manager: Manager) -> list[int]:
     room = [0] * len(manager.dependencies)
     for g in manager.memory.row_groups:
         most = manager.dependencies[g].peak_pages(manager.max_length, manager.page_size)
+        most += ceil_div(manager.tail_tokens, manager.page_size)
         for running in manager.running.values():
             if g in running.groups:
                 left = most
@@ -64,6 +67,14 @@ def growth_room(manager: Manager) -> list[int]:
                 if left > 0:
                     room[g] += left
     return room
+
+
+def tails_to_come(manager: Manager) -> int:
+    """Pages that the tails of running requests still lack, together."""
+    tail_tokens = manager.tail_tokens
+    if not tail_tokens:
+        return 0
+    return sum(manager.new_pages(r, r.length + tail_tokens) for r in manager.running.values())
 
 
 # -- ever -----------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ One request's life::
     manager.save_states(running, 0, 700, 700)      room for snapshots of recurrent states
     manager.publish(running, namespace, tokens)    whole pages go to the tree
     manager.slide(running, 701)                    what 701 tokens no longer need is let go
+    manager.extend_tail(running, 720)              room for drafts of tokens that may be accepted
+    manager.commit(running, 704)                   three of them were
     manager.release(running)                       private pages are free, tree pages are cached
 
 What a request holds is in `core.running`, what the groups need of it in `core.needs`, what it holds
@@ -21,7 +23,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jenga_sglang.core.books.corrupt import none
+from jenga_sglang.core.books.corrupt import none, within
 from jenga_sglang.core.books.memory import Memory, default_virtual_pages
 from jenga_sglang.core.books.tree import Path, PrefixTree, Tokens
 from jenga_sglang.core.cut.geometry import Geometry
@@ -49,11 +51,14 @@ class Manager:
         max_length: int,
         prefix_cache: bool = True,
         policy: CachePolicy | None = None,
+        tail_tokens: int = 0,
     ) -> None:
         self.geometry = geometry
         self.page_size = geometry.page_size
         self.max_length = max_length
         self.max_requests = max_requests
+        # A request that decodes may write so many tokens beyond those that it has for good: drafts.
+        self.tail_tokens = tail_tokens
         self.prefix_cache = prefix_cache
         self.policy = policy or CachePolicy()
         self.needs = Needs(geometry, max_length)
@@ -252,6 +257,25 @@ class Manager:
         for running, page in zip(batch, pages.tolist(), strict=True):
             running.grow_by_token(page)
         return pages
+
+    def extend_tail(self, running: Running, stop: int) -> Ids:
+        """Give ``running`` private pages up to ``stop`` tokens and return them; its length stays.
+
+        They are its *tail*: room for drafts, written again by every step until they are accepted.
+        Nothing is to be done for those that are not, and `release` frees the tail with the rest.
+        Raises ``MemoryError`` and changes nothing if the pages were never reserved.
+        """
+        parts = running.parts(self.new_pages(running, stop))
+        pages = self.memory.take(parts, running.number, scarce=self._scarce)
+        running.grow(pages, running.length)
+        return pages
+
+    def commit(self, running: Running, length: int) -> None:
+        """Of its tail, ``running`` has accepted all up to ``length`` tokens: they are there for
+        good, and windows slide to them, never further."""
+        within("committed tokens", length, running.length, running.num_pages * self.page_size)
+        running.grow_within_pages(length)
+        self.slide(running, length)
 
     def save_states(
         self,

@@ -5,6 +5,9 @@ A request's row, in pages, with who owns what::
     [0, tree_pages)          in the tree, pinned where a group still needs them
     [tree_pages, num_pages)  private
 
+Its first ``length`` tokens are there for good. Behind them is the tail: what is left of the last
+page, and whole pages where a model drafts tokens that may not be accepted.
+
 What is here changes the request alone; whoever calls also tells the books (`core.books.memory`).
 """
 
@@ -67,7 +70,7 @@ class Running:
     branch_ahead: bool
     num_pages: int = field(init=False)
     tree_pages: int = field(init=False)
-    length: int = field(init=False)  # tokens in the row; the last page may have room for more
+    length: int = field(init=False)  # tokens in the row for good; its pages may have room for more
     path: Path = field(init=False)  # of the row's beginning, as last seen in the tree
     slid_pages: int = 0  # windows have slid to here
     # Computed to here for `Manager.publish`, and where windows will slide once it is published.

@@ -5,7 +5,8 @@ Read only, and all of it integers. Bytes add up, whatever happens::
     Σ_g (used + cached + free)[g] + free + unusable == pool_bytes
 
 ``free`` of a group are the holes in large pages that it owns: nobody else can use them. ``waste``
-is the part of used and cached that holds nothing: padding, and token slots nobody has written.
+is the part of used and cached that holds nothing: padding, and token slots nobody has written, but
+for those that wait for drafts (``draft``).
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def group_stats(manager: Manager, group: int) -> dict[str, Any]:
         "cached_bytes": (held - used) * cut.small_page_bytes,
         "free_bytes": books.num_holes(group) * cut.small_page_bytes,
         "waste_bytes": _waste_bytes(manager, group),
+        "draft_bytes": _unwritten_bytes(manager, group) if manager.tail_tokens else 0,
         "lost_hit_tokens": counters.lost_hit_tokens[group],
         "evicted_pages": counters.evicted[group],
         "cascaded_pages": counters.cascaded[group],
@@ -75,14 +77,19 @@ def group_stats(manager: Manager, group: int) -> dict[str, Any]:
 
 
 def _waste_bytes(manager: Manager, group: int) -> int:
-    cut = manager.geometry.groups[group]
-    held = manager.memory.large.num_held[group]
+    padding_bytes = manager.geometry.groups[group].padding_bytes
+    padding_bytes *= manager.memory.large.num_held[group]
+    return padding_bytes + (0 if manager.tail_tokens else _unwritten_bytes(manager, group))
+
+
+def _unwritten_bytes(manager: Manager, group: int) -> int:
+    """Of pages behind what requests have for good: what is left of their last, or their tails."""
     unwritten = sum(
         running.num_pages * manager.page_size - running.length
         for running in manager.running.values()
         if running.num_pages and running.holds_last_page(group)
     )
-    return held * cut.padding_bytes + unwritten * cut.spec.bytes_per_token
+    return unwritten * manager.geometry.groups[group].spec.bytes_per_token
 
 
 def used_share(manager: Manager) -> float:

@@ -7,13 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from jenga_sglang import flags
 from jenga_sglang.core.cut.planner import DEFAULT_LENGTHS, PAGE_SIZE, SMALLER_PAGE_SIZE
-from jenga_sglang.plan.model import ReadOptions, read_model
+from jenga_sglang.plan.model import ReadOptions, read_model, with_draft
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json
 from jenga_sglang.plan.states import DTYPE_BYTES
@@ -79,6 +80,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="image tokens of a request to a model with cross-attention (one image)",
     )
+    parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="MODEL",
+        help="the same of a model that drafts: its layers share the pool (--speculative-algorithm)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a figure (PNG, SVG)")
 
@@ -94,6 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
         image_tokens=arguments.image_tokens,
     )
     model = read_model(arguments.model, options)
+    if arguments.draft:
+        own = replace(options, image_tokens=None, max_length=model.max_length)
+        model = with_draft(model, read_model(arguments.draft, own))
     report = make_report(model, arguments.kv_bytes, arguments.lengths, arguments.page_size)
     if arguments.json:
         print(json.dumps(to_json(report), indent=2))

@@ -111,6 +111,17 @@ def read_model(path: Path, options: ReadOptions | None = None) -> Model:
         raise ConfigError(f"{file}: {error}") from error
 
 
+def with_draft(model: Model, draft: Model) -> Model:
+    """``model`` with the layers of one that drafts for it, numbered on. Raises `ConfigError` for
+    layers that no draft may have."""
+    if any(layer.state_bytes for layer in (*model.layers, *draft.layers)):
+        raise ConfigError("recurrent layers do not go with drafts yet; leave --draft out")
+    first = 1 + max(layer.index for layer in model.layers)
+    drafting = tuple(replace(layer, index=layer.index + first) for layer in draft.layers)
+    name = f"{model.name} + {draft.name}"
+    return replace(model, name=name, layers=(*model.layers, *drafting))
+
+
 def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | None = None) -> Model:
     """What the model of a parsed ``config.json`` keeps. Raises `ConfigError`."""
     options = options or ReadOptions()

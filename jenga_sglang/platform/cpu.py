@@ -16,7 +16,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from jenga_sglang import settings
-from jenga_sglang.platform import defaults
+from jenga_sglang.platform import defaults, draft_slots, speculative
 from jenga_sglang.platform.threads import share_cores
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,12 @@ class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         operators.install()
         lora.install()
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        return algorithm in speculative.ALGORITHMS
+
+    def get_speculative_cache_locs_fn(self) -> Any:
+        return draft_slots.assign_extend_cache_locs
 
     def get_default_attention_backend(self) -> str:
         return defaults.STOCK_ATTENTION_BACKEND

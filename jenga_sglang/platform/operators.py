@@ -22,6 +22,7 @@ from jenga_sglang.platform import (
     norms,
     rope,
     sizes,
+    speculative,
     torch_functions,
 )
 
@@ -40,7 +41,17 @@ def install() -> None:
             causal_conv1d_fn=causal_conv1d_fn,
             causal_conv1d_update=causal_conv1d_update,
         )
-    for others in (delta_rule, gates, experts, logits, norms, rope, sizes, torch_functions):
+    for others in (
+        delta_rule,
+        gates,
+        experts,
+        logits,
+        norms,
+        rope,
+        sizes,
+        speculative,
+        torch_functions,
+    ):
         others.install()
     from sglang.srt.layers.attention.mamba import causal_conv1d, mamba
 

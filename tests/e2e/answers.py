@@ -18,7 +18,8 @@ FLOAT32 = Tolerance(1e-4, 1e-5)
 
 @dataclass(frozen=True)
 class Answer:
-    """Output tokens with the logprob of each, and the two likeliest (logprob, token) there."""
+    """Output tokens with the logprob of each, and the two likeliest (logprob, token) there. Where
+    tokens are drafted, ``accepted[n]`` steps accepted n drafts."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -26,6 +27,7 @@ class Answer:
     cached_tokens: int
     retractions: int
     finish_reason: str
+    accepted: tuple[int, ...] = ()
 
 
 @dataclass

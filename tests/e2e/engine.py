@@ -261,6 +261,7 @@ class _Partial:
         self.likeliest: list[list[tuple[float, int]]] = []
         self.finish_reason = ""
         self.counts = (0, 0)
+        self.accepted: tuple[int, ...] = ()
 
     def add(self, output: Any, index: int, *, logprobs: bool) -> None:
         self.tokens += output.output_ids[index]
@@ -270,6 +271,8 @@ class _Partial:
         if reason is not None:
             self.finish_reason = reason["type"]
             self.counts = (output.cached_tokens[index], output.retraction_counts[index])
+            if output.spec_correct_drafts_histogram:
+                self.accepted = tuple(output.spec_correct_drafts_histogram[index])
 
     def _add_logprobs(self, output: Any, index: int) -> None:
         self.logprobs += output.output_token_logprobs_val[index]
@@ -277,7 +280,8 @@ class _Partial:
         self.likeliest += [list(zip(v, i, strict=True)) for v, i in zip(values, ids, strict=True)]
 
     def answer(self) -> Answer:
-        return Answer(self.tokens, self.logprobs, self.likeliest, *self.counts, self.finish_reason)
+        facts = (*self.counts, self.finish_reason, self.accepted)
+        return Answer(self.tokens, self.logprobs, self.likeliest, *facts)
 
 
 def tokenized(number: int, request: Request, *, logprobs: bool = True) -> Any:

@@ -230,13 +230,17 @@ class NaiveCache:
     def extend(self, request: Request, length: int, *, publish: bool) -> None:
         if publish:
             request.to_publish = length // self.page_size
-        num_pages = max(request.num_pages, -(-length // self.page_size))
+        request.has_state = bool(self.states)
+        self.extend_tail(request, length)
+        request.length = max(request.length, length)
+
+    def extend_tail(self, request: Request, stop: int) -> None:
+        """Pages up to ``stop`` tokens, which are not there for good."""
+        num_pages = max(request.num_pages, -(-stop // self.page_size))
         for group, held in enumerate(request.held):
             new = range(request.num_pages, num_pages)
             held.update(p for p in new if self.has_page(group, p, request.namespace))
-        request.has_state = bool(self.states)
         request.num_pages = num_pages
-        request.length = max(request.length, length)
 
     def may_save(
         self, request: Request, start: int, partings: Iterable[int], slack: int

@@ -13,6 +13,7 @@ import core_inspector as inside
 import numpy as np
 import pytest
 from core_builders import UNIT_BYTES, make_manager
+from drafting_engine import DraftingEngine
 from fake_engine import FakeEngine, Job, pin_of
 from overlapped_engine import OverlappedEngine
 from random_pools import Pick, choose, random_pool
@@ -95,12 +96,14 @@ def run_seeds(chosen: range, kind: type[FakeEngine]) -> Counter[str]:
     return total
 
 
-ENGINES = pytest.mark.parametrize("kind", [FakeEngine, OverlappedEngine])
+ENGINES = pytest.mark.parametrize("kind", [FakeEngine, OverlappedEngine, DraftingEngine])
 
 
 @ENGINES
 def test_everything_still_needed_is_readable_at_every_step(kind: type[FakeEngine]) -> None:
-    run_seeds(seeds(15, first=0), kind)
+    counts = run_seeds(seeds(15, first=0), kind)
+    if kind is DraftingEngine:
+        assert 0 < counts["accepted drafts"] < counts["drafts"]
 
 
 @ENGINES

@@ -50,6 +50,11 @@ class ManagerMachine(RuleBasedStateMachine):
     def answer(self, data: st.DataObject) -> None:
         self.world.answer(picker(data))
 
+    @precondition(lambda self: self.world.live)
+    @rule(data=DATA)
+    def draft(self, data: st.DataObject) -> None:
+        self.world.draft(picker(data))
+
     @rule(data=DATA)
     def crowd(self, data: st.DataObject) -> None:
         self.world.crowd(picker(data))

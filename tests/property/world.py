@@ -99,6 +99,33 @@ class World(Pair):
             if not self._grow([(request, request.length + 1)]):
                 break
 
+    def draft(self, pick: Pick) -> None:
+        """Room for drafts behind requests that have computed all their tokens, perhaps more than
+        there may ever be; then some of each are accepted, once or in several steps."""
+        done = [r for r in self.live if r.length == len(r.tokens) and r.prompt_tokens <= r.length]
+        batch = [(r, r.length + pick(1, 3 * self.page_size)) for r in done if pick(0, 2)]
+        batch = [(r, stop) for r, stop in batch if self.pins[r].touched]
+        if not self._reserve(batch):
+            return
+        for request, stop in batch:
+            new = self.manager.extend_tail(self.pins[request], stop)
+            assert len(new) == max(0, -(-stop // self.page_size) - request.num_pages)
+            self.model.extend_tail(request, stop)
+        for _ in range(pick(1, 3)):
+            for request, stop in batch:
+                self._accept(
+                    request, pick(0, min(stop, self.pool.max_length) - request.length), pick
+                )
+
+    def _accept(self, request: Request, count: int, pick: Pick) -> None:
+        for _ in range(count):
+            self.model.append(request, pick(0, 1))
+        request.length = len(request.tokens)
+        before = [set(held) for held in request.held]
+        self.manager.commit(self.pins[request], request.length)
+        self.model.slide(request, request.length)
+        self.model.hold_for_others(request, self.kept_for_others(request), before)
+
     def publish(self, pick: Pick) -> None:
         if self.live:
             request = choose(pick, self.live)
@@ -178,7 +205,7 @@ class World(Pair):
         *["start"] * 4,
         *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "flush"],
         *["grow", "overlap"] * 3,
-        *["decode", "answer", "publish", "finish"] * 2,
+        *["decode", "answer", "draft", "publish", "finish"] * 2,
         *["slide", "wait", "abort", "crowd"],
     )
 
@@ -201,9 +228,9 @@ class World(Pair):
         self.model.slide(request, length)
         self.model.hold_for_others(request, self.kept_for_others(request), before)
 
-    def _grow(self, batch: Sequence[tuple[Request, int]], *, publish: bool = False) -> bool:
-        """Reserve for all, then extend each; True unless there is no room. Whether publishing is
-        to ``publish`` it."""
+    def _reserve(self, batch: Sequence[tuple[Request, int]]) -> bool:
+        """Make room for all of a batch, each with the tokens that it is to have pages for; True
+        unless there is none."""
         demands = [
             (self.pins[r], self.manager.new_pages(self.pins[r], length)) for r, length in batch
         ]
@@ -226,6 +253,13 @@ class World(Pair):
         cascaded = self.manager.counters.cascaded.total() - cascaded
         gave_way = private - self._num_private()
         self._check_no_waste(sum(demand), free, cascaded + gave_way)
+        return True
+
+    def _grow(self, batch: Sequence[tuple[Request, int]], *, publish: bool = False) -> bool:
+        """Reserve for all, then extend each; True unless there is no room. Whether publishing is
+        to ``publish`` it."""
+        if not self._reserve(batch):
+            return False
         starts = [request.length for request, _ in batch]
         decodes = not publish and all(
             self.pins[r].touched and n - 1 == r.length == r.num_pages * self.page_size

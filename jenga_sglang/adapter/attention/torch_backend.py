@@ -21,6 +21,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from jenga_sglang import flags
+from jenga_sglang.adapter.attention.drafts import Tree, trees_of
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.dependency import Dependency
@@ -41,11 +42,13 @@ FEWEST_QUERIES = 128
 
 @dataclass(frozen=True)
 class Row:
-    """One request of a batch: tokens ``[start, stop)`` are new, their queries run now."""
+    """One request of a batch: tokens ``[start, stop)`` are new, their queries run now. Drafts that
+    do not follow one another, as tokens do, are a ``tree``."""
 
     virtual: Ids
     start: int
     stop: int
+    tree: Tree | None = None
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,12 @@ class BatchPlan:
 
 
 class JengaTorchBackend(AttentionBackend):
-    """`--attention-backend jenga_torch`."""
+    """`--attention-backend jenga_torch`. One that serves a step of a draft model reads ``drafted``
+    tokens behind those that there are for good, the step's own among them."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
         super().__init__()
+        self.drafted = drafted
         pool = runner.token_to_kv_pool
         if not isinstance(pool, JengaKVPool):
             raise refuse(
@@ -157,24 +162,35 @@ class JengaTorchBackend(AttentionBackend):
             self._plan = None
             return
         decode = forward_batch.forward_mode.is_decode()
-        stops = _host_list(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
-        if decode:
-            starts = [stop - 1 for stop in stops]
-        else:
-            starts = _host_list(
-                forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens
-            )
+        starts, stops = self._new_tokens(forward_batch)
         indices = _host_list(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
-        batch = list(zip(indices, starts, stops, strict=True))
+        trees: Sequence[Tree | None] = [None] * len(indices)
+        if forward_batch.forward_mode.is_target_verify():
+            trees = trees_of(forward_batch.spec_info, starts)
+        batch = list(zip(indices, starts, stops, trees, strict=True))
         # Without a request is padding, or everything: a warm-up.
         requests = [entry for entry in batch if entry[0] in self.pool.running_of_row]
         rows = [
-            Row(self._virtual(index, stop), start, stop) for index, start, stop in requests or batch
+            Row(self._virtual(index, stop), start, stop, tree)
+            for index, start, stop, tree in requests or batch
         ]
         encoder = None
         if forward_batch.encoder_lens is not None:
             encoder = self._part(self._encoder_rows(forward_batch, indices), of_encoder=True)
         self._plan = BatchPlan(self._part(rows), encoder, decode)
+
+    def _new_tokens(self, forward_batch: ForwardBatch) -> tuple[list[int], list[int]]:
+        """From where and to where the batch computes each request. Of drafts that are verified,
+        and while a draft model makes them, SGLang gives the lengths without them."""
+        lengths = _host_list(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
+        if forward_batch.forward_mode.is_target_verify():
+            drafts = forward_batch.spec_info.draft_token_num
+            return lengths, [length + drafts for length in lengths]
+        if forward_batch.forward_mode.is_decode():
+            stops = [length + self.drafted for length in lengths]
+            return [stop - 1 for stop in stops], stops
+        prefixes = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens
+        return _host_list(*prefixes), lengths
 
     def _encoder_rows(self, forward_batch: ForwardBatch, indices: Sequence[int]) -> list[Row]:
         """What layers with cross-attention read; new where it is not cached."""
@@ -295,9 +311,28 @@ class JengaTorchBackend(AttentionBackend):
         mask = self._to_device(np.ones((1, encoder.stop), np.bool_))
         return QueryBlock(offset, offset + row.stop - row.start, pages, 0, encoder.stop, mask)
 
+    def _tree_block(
+        self, row: Row, tree: Tree, offset: int, dependency: Dependency, key: tuple[int, int]
+    ) -> QueryBlock:
+        """All drafts of a request at once: each reads history by its place in the text, and those
+        drafts that it follows."""
+        first, seen = visible(dependency, range(row.start, row.stop))
+        page = first // self.page_size
+        pages = row.virtual[page : -(-row.stop // self.page_size)]
+        return QueryBlock(
+            offset,
+            offset + row.stop - row.start,
+            self._to_device(self.pool.small_pages(*key, pages)),
+            first - page * self.page_size,
+            row.stop - first,
+            self._to_device(tree.of_nodes(seen, row.start - first)),
+        )
+
     def _row_blocks(
         self, row: Row, offset: int, dependency: Dependency, key: tuple[int, int]
     ) -> list[QueryBlock]:
+        if row.tree is not None:
+            return [self._tree_block(row, row.tree, offset, dependency, key)]
         whole = row.start == 0 and is_causal(dependency, row.stop)
         reach = row.stop - 1 - dependency.visible(row.stop - 1)[0].start
         step = row.stop if whole else min(max(reach, FEWEST_QUERIES), MOST_QUERIES)

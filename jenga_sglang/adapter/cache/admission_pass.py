@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jenga_sglang.adapter.cache.keys import Keys
 from jenga_sglang.adapter.cache.namespace import history
 from jenga_sglang.core.admission import Weighing, in_large_pages, step_pages
 from jenga_sglang.core.books.tree import Path, Tokens
@@ -62,9 +63,10 @@ class AdmissionPass:
 class Admission:
     """The passes of one scheduler. ``now`` is the current one, or the last."""
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, keys: Keys) -> None:
         self.manager = manager
         self.lookahead = Lookahead(manager)
+        self._keys = keys
         self.now = AdmissionPass()
         self._ask_again = AskAgain(manager)
 
@@ -119,7 +121,8 @@ class Admission:
             tokens = req.origin_input_ids
             if req.output_ids:
                 tokens = tokens + req.output_ids
-            return history(req, req), np.frombuffer(tokens, np.int64)[:-1]
+            known = np.frombuffer(tokens, np.int64)
+            return history(req, req), self._keys(known, len(known) - 1)
 
         self.lookahead.look(list(map(_REQUEST_ID, waiting[:MAX_REQUESTS])), read)
 

@@ -107,9 +107,11 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
     def check_decode_capacity(
         self, *, num_tokens: int, tree_cache: Any, requests: Any = None, spec_algorithm: Any = None
     ) -> bool:
-        """Whether each request's next token fits, windows slid first."""
-        pages = tree_cache.slide_for_decode(present(requests, "a decode step of no requests"))
-        return self.manager.make_way(pages)
+        """Whether each request's next token fits, or its drafts, windows slid first."""
+        requests = present(requests, "a decode step of no requests")
+        drafts = self.manager.tail_tokens
+        ask = tree_cache.slide_for_drafts if drafts else tree_cache.slide_for_decode
+        return self.manager.make_way(ask(requests))
 
     def verify_byte_accounting(self) -> list[str]:
         """Recount the pool when anything changed since the last time; violations as text."""

@@ -1,4 +1,5 @@
-"""Pages for a whole batch: SGLang's `alloc_for_extend` and `alloc_for_decode`, request by request.
+"""Pages for a whole batch: SGLang's `alloc_for_extend`, `alloc_for_decode` and
+`alloc_for_spec_decode`, request by request.
 
 The upstream functions ask the allocator for bare slots and never say whose; these reserve what
 the batch needs in every group, all or nothing, and then hand pages to requests.
@@ -6,6 +7,7 @@ the batch needs in every group, all or nothing, and then hand pages to requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +74,7 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
 
 def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     """One more token for every request. Returns their virtual token ids, int64, on the device."""
-    # Speculative decoding is refused at start-up.
+    # Where drafts are made, `alloc_for_drafts` is asked instead.
     agree("tokens of a request in a decode step", token_per_req, 1)
     cache: JengaPrefixCache = batch.tree_cache
     lengths, places = batch.seq_lens_cpu.numpy(), batch.seq_lens
@@ -95,6 +97,48 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         kv.kv_allocated_len = kv.kv_committed_len = length
         req.lock.receipt.grow_within_pages(length)
     return out
+
+
+def alloc_for_drafts(
+    cache: JengaPrefixCache, reqs: Sequence[Req], starts: Sequence[int], stops: Sequence[int]
+) -> None:
+    """Room for drafts behind what each of ``reqs`` has committed: its row goes on from ``starts``
+    to ``stops`` tokens. Windows slide to what is committed.
+
+    Raises ``RuntimeError`` if the pool cannot serve the batch.
+    """
+    manager = cache.manager
+    tails: list[tuple[Running, int]] = []
+    for req, stop in zip(reqs, stops, strict=True):
+        running: Running = req.lock.receipt
+        manager.commit(running, req.kv.kv_committed_len)
+        tails.append((running, stop))
+    demands = [(running, manager.new_pages(running, stop)) for running, stop in tails]
+    if demands := [(running, pages) for running, pages in demands if pages]:
+        _reserve(cache, demands)
+    for running, stop in tails:
+        manager.extend_tail(running, stop)
+    _write_tails(cache, reqs, starts, stops)
+
+
+def _write_tails(
+    cache: JengaPrefixCache, reqs: Sequence[Req], starts: Sequence[int], stops: Sequence[int]
+) -> None:
+    """The rows of ``reqs`` from ``starts`` to ``stops``, or to their ends: at its full length a
+    request is given more room than its row has, and needs no more than that."""
+    table = cache.req_to_token_pool.req_to_token
+    rows, firsts, written = [], [], []
+    for req, start, stop in zip(reqs, starts, stops, strict=True):
+        page = start // cache.page_size
+        ids = cache.token_ids(req.lock.receipt.row[page:])
+        first, last = (min(n, table.shape[1]) - page * cache.page_size for n in (start, stop))
+        if last > first:
+            rows.append(req.kv.req_pool_idx)
+            firsts.append(start)
+            written.append(ids[first:last])
+        req.kv.kv_allocated_len = max(req.kv.kv_allocated_len, stop)
+    if rows:
+        write_rows(table, rows, firsts, written)
 
 
 def _open_pages(

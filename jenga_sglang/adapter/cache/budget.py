@@ -18,6 +18,7 @@ from jenga_sglang.core.admission import (
     growth_room,
     request_pages,
     step_pages,
+    tails_to_come,
     weigh,
     whole_tokens_left,
 )
@@ -42,6 +43,7 @@ class JengaPrefillBudget:
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
         self._blocked = False
         self._room = growth_room(manager)
+        self._tails = tails_to_come(manager)
 
     def ceil_paged_tokens(self, tokens: int) -> int:
         return -(-tokens // self.page_size) * self.page_size
@@ -190,6 +192,7 @@ class JengaPrefillBudget:
         return [a + b for a, b in zip(self._pending, pages, strict=True)]
 
     def _growth(self) -> list[int]:
-        """Pages that running requests may still take: no group more than it has room to grow."""
-        pages = ceil(max(0.0, self.total_offset) / self.page_size)
+        """Pages that running requests may still take, with the drafts behind their last token,
+        which SGLang leaves out: no group more than it has room to grow."""
+        pages = ceil(max(0.0, self.total_offset) / self.page_size) + self._tails
         return [min(pages, room) for room in self._room]

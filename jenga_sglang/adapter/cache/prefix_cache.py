@@ -24,6 +24,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 
 from jenga_sglang.adapter.cache.admission_pass import Admission
+from jenga_sglang.adapter.cache.keys import Keys, paired, single
 from jenga_sglang.adapter.cache.kv_events import KvEvents
 from jenga_sglang.adapter.cache.namespace import Namespace, history, namespace
 from jenga_sglang.adapter.observe.metrics import JengaMetrics
@@ -65,13 +66,13 @@ class JengaPrefixCache(BasePrefixCache):
         self.device = torch.device(self.token_to_kv_pool_allocator.device)
         self.sliding_window_size = None
         rows = self.req_to_token_pool.req_to_token.shape[0]
+        pool = self.token_to_kv_pool_allocator.get_kvcache()
         # The request of every row in use, shared with the attention backend, and each row's last
         # virtual page for the decode step.
-        self.running_of_row: dict[int, Running] = (
-            self.token_to_kv_pool_allocator.get_kvcache().running_of_row
-        )
+        self.running_of_row: dict[int, Running] = pool.running_of_row
+        self.keys: Keys = paired if pool.draft_layers else single
         self.last_page = np.zeros(rows, np.int64)
-        self.admission = Admission(manager)
+        self.admission = Admission(manager, self.keys)
         # Requests that have two locks.
         self._locked_twice: set[int] = set()
         self._evicted_pages = 0
@@ -98,7 +99,9 @@ class JengaPrefixCache(BasePrefixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Changes nothing: scheduling policies match the whole queue and then walk the tree, and
         forget whom they do not find there."""
-        hit = self.manager.match(history(params.key, params.req), _tokens(params.key))
+        tokens = np.frombuffer(params.key.token_ids, np.int64)
+        limit = len(tokens) if params.key.limit is None else params.key.limit
+        hit = self.manager.match(history(params.key, params.req), self.keys(tokens, limit))
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,
             last_device_node=hit,
@@ -187,11 +190,12 @@ class JengaPrefixCache(BasePrefixCache):
         running: Running = req.lock.receipt
         first = running.tree_pages
         before = running.row[first:].copy()
-        tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[:up_to]
+        tokens = _tokens_and_next(req, up_to)
         keep = self._lengths_to_keep(req, up_to)
-        self.manager.publish(running, history(req, req), tokens, keep)
+        self.manager.publish(running, history(req, req), self.keys(tokens, up_to), keep)
         if self.kv_events is not None:
-            self.kv_events.published(namespace(req, req), tokens, running.row[: running.tree_pages])
+            row = running.row[: running.tree_pages]
+            self.kv_events.published(namespace(req, req), tokens[:up_to], row)
         self._rewrite_row(req, running, first, before)
         req.kv.cache_protected_len = running.tree_pages * self.page_size
 
@@ -250,6 +254,16 @@ class JengaPrefixCache(BasePrefixCache):
                 pages += 1
         return pages
 
+    def slide_for_drafts(self, requests: Sequence[Req]) -> int:
+        """Slide the windows of ``requests`` to what is committed; how many pages their drafts
+        lack behind that."""
+        manager, pages = self.manager, 0
+        for req in requests:
+            manager.commit(req.lock.receipt, req.kv.kv_committed_len)
+            stop = req.kv.kv_committed_len + manager.tail_tokens
+            pages += manager.new_pages(req.lock.receipt, stop)
+        return pages
+
     # -- room ---------------------------------------------------------------------------------
 
     def evict(self, params: EvictParams) -> EvictResult:
@@ -302,6 +316,11 @@ def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Running, int]
     return reserved
 
 
-def _tokens(key: RadixKey) -> Tokens:
-    # Not kept: a live view would forbid the request to grow its array.
-    return np.frombuffer(key.token_ids, np.int64)[: key.limit]
+def _tokens_and_next(req: Req, count: int) -> Tokens:
+    """The first ``count`` tokens of ``req``, and the one behind them if it is known. Not to be
+    kept: a live view forbids the request to grow its array."""
+    tokens: Tokens = np.frombuffer(req.full_untruncated_fill_ids, np.int64)[: count + 1]
+    answered = count - len(req.origin_input_ids)
+    if len(tokens) == count and 0 <= answered < len(req.output_ids):
+        return np.append(tokens, req.output_ids[answered])
+    return tokens

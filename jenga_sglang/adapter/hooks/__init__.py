@@ -6,8 +6,10 @@ when it can go; `patches/README.md` lists both.
 
 from __future__ import annotations
 
+from jenga_sglang import versions
 from jenga_sglang.adapter.hooks import (
     arguments,
+    drafts,
     embeddings,
     encoder,
     observe,
@@ -24,6 +26,7 @@ from jenga_sglang.registry import registry
 __all__ = ["http_hooks", "pool_hooks", "register_backends", "runtime_hooks", "serving_hooks"]
 
 SERVING = (arguments, scheduling, pool_bytes, observe, recurrent, encoder, embeddings, requests)
+DRAFTING = (drafts,)
 
 
 def runtime_hooks() -> list[Hook]:
@@ -37,8 +40,9 @@ def pool_hooks() -> list[Hook]:
 
 
 def serving_hooks() -> list[Hook]:
-    """What every SGLang needs."""
-    return hooks_of(*SERVING)
+    """What every SGLang needs, and what one in which we can draft needs beside that."""
+    drafting = DRAFTING if versions.can_draft(versions.installed_sglang()) else ()
+    return hooks_of(*SERVING, *drafting)
 
 
 def http_hooks() -> list[Hook]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.adapter.start.build import build_pools
 from jenga_sglang.hook import AFTER, AROUND, hook
 
@@ -23,6 +24,10 @@ def _init_pools(
     original: Callable[..., Any], configurator: Any, *, sizes: Any, **reused: Any
 ) -> Any:
     """Builds the pool and its allocator; there is no registry for either."""
+    if configurator.is_draft_worker:
+        return draft_layers.pools_of_target(
+            reused["req_to_token_pool"], reused["token_to_kv_pool_allocator"]
+        )
     return build_pools(configurator, sizes)
 
 

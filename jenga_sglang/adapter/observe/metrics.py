@@ -22,6 +22,7 @@ GROUP_GAUGES = {
     "cached_bytes": "Bytes that only the prefix cache holds.",
     "free_bytes": "Free bytes in large pages of the group: only the group can use them.",
     "waste_bytes": "Padding and unwritten token slots in used and cached pages.",
+    "draft_bytes": "Room for drafts in used pages.",
     "large_pages": "Large pages that the group owns.",
 }
 POOL_COUNTERS = {

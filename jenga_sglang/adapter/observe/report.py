@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 def describe(pool: JengaKVPool) -> dict[str, Any]:
     """The facts of the start-up table and the state of every group, as plain values."""
     manager = pool.manager
-    return pool_stats(manager) | {
+    stats = pool_stats(manager)
+    for group, cut in zip(stats["groups"], manager.geometry.groups, strict=True):
+        group["draft_layers"] = len(pool.draft_layers & {*cut.spec.layers})
+    return stats | {
         "full_length_requests": full_length_requests(manager),
         "longest_request_tokens": longest_request(manager, _step_tokens(manager)),
     }
@@ -94,6 +97,12 @@ def log_start(pool: JengaKVPool, *, stock_pages_bytes: int) -> None:
         )
 
 
+def _layers(group: dict[str, Any]) -> str:
+    """How many layers, and how many of them draft."""
+    layers, drafting = group["layers"], group["draft_layers"]
+    return f"{layers}, {drafting} of the draft" if drafting else str(layers)
+
+
 def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> str:
     table = Table(box=None, pad_edge=False, header_style="")
     for column in ("group", "layers", "bytes/token", "tables", "small page", "large page", "pages"):
@@ -101,7 +110,7 @@ def _render(facts: dict[str, Any], manager: Manager, stock_pages_bytes: int) -> 
     for group in facts["groups"]:
         table.add_row(
             group["name"],
-            str(group["layers"]),
+            _layers(group),
             f"{group['bytes_per_token']:,}",
             str(group["stripes"]),
             human_bytes(group["small_page_bytes"]),

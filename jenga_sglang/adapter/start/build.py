@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.allocation_sizing import (
+    get_alloc_reserve_per_decode,
+    get_req_to_token_extra_context_len,
+)
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.runtime_context import get_context, get_exec, get_memory, get_schedule
+from sglang.srt.runtime_context import get_context, get_exec, get_memory, get_schedule, get_spec
 
 from jenga_sglang import flags, settings
 from jenga_sglang.adapter.attention.table_bytes import captured_requests, token_table_excess_bytes
 from jenga_sglang.adapter.cache.allocator import JengaAllocator
 from jenga_sglang.adapter.discovery import (
+    DiscoveredGroup,
     LatentRow,
     apply_config_windows,
     attention_layers,
@@ -21,6 +27,7 @@ from jenga_sglang.adapter.discovery import (
 )
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.observe.report import log_start
+from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.adapter.start.refused_models import refuse_model, refuse_models
 from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
 from jenga_sglang.core.admission import fleeting_share, longest_request
@@ -50,8 +57,9 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     layers = attention_layers(configurator.model)
     if flags.follows_config_windows():
         apply_config_windows(layers, configurator.model_config.hf_text_config)
+    drafting = draft_layers.layers_after(layers)
     groups = discover_groups(
-        layers,
+        [*layers, *drafting],
         store_dtype=configurator.kv_cache_dtype,
         max_length=max_length,
         chunk=getattr(configurator.model_config, "attention_chunk_size", None),
@@ -62,13 +70,17 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     if not groups and states is None:
         raise refuse_model(configurator, "no layer that keeps anything")
     specs = tuple(g.spec for g in (*groups, states) if g)
-    geometry = geometry_beside_tables(configurator, sizes, specs)
+    # SGLang's own pool of a draft model has as many tokens as the target's, and a padding page.
+    draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size
+    draft_bytes = row_bytes_of(groups, drafting) * draft_tokens
+    geometry = geometry_beside_tables(configurator, sizes, specs, draft_bytes)
     manager = Manager(
         geometry,
         max_requests=sizes.max_running_requests,
         max_length=max_length,
         prefix_cache=not get_memory().disable_radix_cache,
         policy=settings.current().policies,
+        tail_tokens=tail_tokens(),
     )
     _shorten_chunks(manager)
     _refuse_pool_without_room(manager)
@@ -80,8 +92,10 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
         poison_freed=settings.current().poison_freed,
+        draft_layers=[layer.layer_id for layer in drafting],
     )
-    log_start(pool, stock_pages_bytes=stock_token_bytes(configurator) * configurator.page_size)
+    token_bytes = stock_token_bytes(configurator) + row_bytes_of(groups, drafting)
+    log_start(pool, stock_pages_bytes=token_bytes * configurator.page_size)
     rows = _request_rows(configurator, sizes, pool)
     pool.req_to_token = rows.req_to_token
     return _InitializedPools(
@@ -108,16 +122,29 @@ def _request_rows(configurator: Any, sizes: Any, pool: JengaKVPool) -> ReqToToke
     )
 
 
+def tail_tokens() -> int:
+    """The most tokens behind those that a request has for good that SGLang asks room for: all that
+    a step may draft, and as many again, for in an overlapped server the step before is not over."""
+    return get_alloc_reserve_per_decode() if get_spec().speculative_algorithm else 0
+
+
+def row_bytes_of(groups: Sequence[DiscoveredGroup], layers: Sequence[RadixAttention]) -> int:
+    """Bytes of one token in some of the ``layers`` of ``groups``."""
+    ids = {layer.layer_id for layer in layers}
+    return sum(len(ids & {*g.spec.layers}) * g.spec.row_bytes for g in groups)
+
+
 def geometry_beside_tables(
-    configurator: Any, sizes: Any, specs: tuple[LayerGroupSpec, ...]
+    configurator: Any, sizes: Any, specs: tuple[LayerGroupSpec, ...], draft_bytes: int = 0
 ) -> Geometry:
-    """How the pool is cut: of the bytes of SGLang's own pools, but for what tables of captured
-    decodes take beyond SGLang's own. A user who gives a number of tokens gets their bytes.
+    """How the pool is cut: of the bytes of SGLang's own pools, ``draft_bytes`` for a draft model
+    among them, but for what tables of captured decodes take beyond SGLang's own. A user who gives a
+    number of tokens gets their bytes.
 
     Raises ``SystemExit`` when they are too few to cut at all.
     """
     max_length = configurator.model_config.context_len
-    pool_bytes = stock_pool_bytes(configurator, sizes)
+    pool_bytes = stock_pool_bytes(configurator, sizes) + draft_bytes
 
     def cut(given_bytes: int) -> Geometry:
         layout = settings.current().layout

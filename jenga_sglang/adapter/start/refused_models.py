@@ -15,6 +15,7 @@ from sglang.srt.configs.model_config import (
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.discovery import attention_layers, sees_what_follows
+from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.refusal import refuse
 
 KV_DTYPES = (
@@ -75,6 +76,26 @@ def _sees_what_follows(configurator: Any) -> bool:
     )
 
 
+def _drafts(configurator: Any) -> bool:
+    return not configurator.spec_algorithm.is_none()
+
+
+def _rolls_back_states(configurator: Any) -> bool:
+    has_states = configurator.mambaish_config is not None if _drafts(configurator) else False
+    return has_states or draft_layers.has_recurrent_layers()
+
+
+def _drafts_beside_encoder(configurator: Any) -> bool:
+    has_encoder = getattr(configurator.model_config, "is_encoder_decoder", False)
+    return bool(has_encoder) and _drafts(configurator)
+
+
+def _drafts_beside_latent_rows(configurator: Any) -> bool:
+    return draft_layers.has_draft_model() and (
+        bool(configurator.use_mla_backend) or draft_layers.has_latent_rows()
+    )
+
+
 def _is_sized_otherwise(configurator: Any) -> bool:
     """Two pools whose bytes are not those of two lists of layers: there is nothing to be equal to,
     and what else such a class keeps is not known."""
@@ -96,4 +117,7 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("cross-attention that shows a token some of the images only", _hides_images),
     ("attention to tokens that follow", _sees_what_follows),
     ("pools of SGLang's that are not sized by layers", _is_sized_otherwise),
+    ("recurrent layers, and drafts (--speculative-algorithm)", _rolls_back_states),
+    ("an encoder, and drafts (--speculative-algorithm)", _drafts_beside_encoder),
+    ("latent attention, and a draft model", _drafts_beside_latent_rows),
 )

@@ -30,6 +30,12 @@ def agree(what: str, booked: object, recounted: object) -> None:
         raise CorruptPool(f"{what}: {booked} in the books, {recounted} recounted")
 
 
+def within(what: str, number: int, least: int, most: int) -> None:
+    """Raise `CorruptPool` unless ``number`` is from ``least`` to ``most``."""
+    if not least <= number <= most:
+        raise CorruptPool(f"{what}: {number}, not from {least} to {most}")
+
+
 def none(what: str, offenders: Iterable[object]) -> None:
     """Raise `CorruptPool` with the first ``offenders`` and how many there are, if there are any."""
     every = offenders.tolist() if isinstance(offenders, np.ndarray) else list(offenders)

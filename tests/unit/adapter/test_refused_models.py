@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from transformers import PreTrainedConfig
 
 from jenga_sglang.adapter.discovery import attention_layers
+from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.adapter.start.build import build_pools
 
 WAY_OUT = "leave the flag out to serve it from SGLang's own pools."
@@ -31,6 +33,7 @@ def configurator(
         "layer_info": SimpleNamespace(full_attention_layer_ids=[], swa_attention_layer_ids=[]),
         "is_hybrid_swa": False,
         "kv_cache_dtype": torch.bfloat16,
+        "spec_algorithm": SpeculativeAlgorithm.NONE,
     }
     return SimpleNamespace(**(known | fields))
 
@@ -102,3 +105,30 @@ def test_layers_of_the_transformers_backend_are_found() -> None:
     whole = torch.nn.Module()
     whole.language_model = backend
     assert attention_layers(whole) == list(layers.values())
+
+
+DRAFTS = SpeculativeAlgorithm.NGRAM
+
+
+def test_drafts_of_a_model_with_recurrent_layers() -> None:
+    line = refusal(configurator(spec_algorithm=DRAFTS, mambaish_config=object()))
+    assert "recurrent layers, and drafts (--speculative-algorithm)" in line
+
+
+def test_drafts_behind_an_encoder() -> None:
+    model = SimpleNamespace(
+        hf_config=PreTrainedConfig(architectures=["Whisper"]), is_encoder_decoder=True
+    )
+    line = refusal(configurator(spec_algorithm=DRAFTS, mambaish_config=None, model_config=model))
+    assert "Whisper has an encoder, and drafts (--speculative-algorithm)" in line
+
+
+@pytest.mark.parametrize("of_draft", [False, True])
+def test_a_draft_model_beside_latent_rows(of_draft: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(hf_config=PreTrainedConfig(architectures=["Draft"]))
+    runner = SimpleNamespace(use_mla_backend=of_draft, model_config=config)
+    monkeypatch.setattr(draft_layers, "_runners", [runner])
+    monkeypatch.setattr(draft_layers, "mambaish_config", lambda config: None)
+    fields = {"spec_algorithm": SpeculativeAlgorithm.EAGLE, "mambaish_config": None}
+    line = refusal(configurator(use_mla_backend=not of_draft, **fields))
+    assert "latent attention, and a draft model" in line

@@ -158,3 +158,27 @@ def test_planning_imports_neither_torch_nor_sglang() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_drafts_layers_are_further_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Gemma-3 27B has 52 layers with a window and 10 without; the 4B has 29 and 5, of other rows,
+    so that none of its layers joins a group of the 27B's."""
+    assert run("--draft", str(CONFIGS / "gemma-3-4b.json"), "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["model"]["name"] == "gemma-3-27b + gemma-3-4b"
+    assert sorted(len(group["layers"]) for group in plan["groups"]) == [5, 10, 29, 52]
+    layers = [layer for group in plan["groups"] for layer in group["layers"]]
+    assert sorted(layers) == list(range(62 + 34))
+
+
+def test_a_draft_of_the_same_shape_joins_the_targets_groups(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--draft", str(CONFIGS / "gemma-3-27b.json"), "--json") == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    assert [len(group["layers"]) for group in groups] == [2 * 52, 2 * 10]
+
+
+def test_a_draft_with_recurrent_layers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--draft", str(CONFIGS / "qwen3.5-27b.json")) != 0
+    assert "recurrent layers do not go with drafts yet" in capsys.readouterr().err

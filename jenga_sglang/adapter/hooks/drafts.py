@@ -1,0 +1,75 @@
+"""Where a server drafts tokens: room for them, the layers of a draft model, and its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jenga_sglang import flags
+from jenga_sglang.adapter.cache import batch_alloc
+from jenga_sglang.adapter.start import draft_layers
+from jenga_sglang.hook import AROUND, hook
+
+
+@hook(
+    "sglang.srt.speculative.eagle_utils.alloc_for_spec_decode",
+    (
+        *("tree_cache", "req_to_token_pool", "reqs", "req_pool_indices", "cur_kv_lens"),
+        *("cur_kv_lens_cpu", "nxt_kv_lens", "nxt_kv_lens_cpu", "num_needed_tokens", "batch"),
+    ),
+    AROUND,
+    until="the allocator interface names the requests",
+)
+def _alloc_for_spec_decode(
+    original: Callable[..., None], tree_cache: Any, *args: Any, reqs: Any, **kwargs: Any
+) -> None:
+    """Pages for drafts are placed per request, like all others"""
+    starts, stops = kwargs["cur_kv_lens_cpu"].tolist(), kwargs["nxt_kv_lens_cpu"].tolist()
+    batch_alloc.alloc_for_drafts(tree_cache, reqs, starts, stops)
+
+
+@hook(
+    "sglang.srt.managers.schedule_batch.ScheduleBatch.maybe_evict_swa",
+    ("self",),
+    AROUND,
+    until="the prefix cache says that its windows slide by themselves",
+)
+def _maybe_evict_swa(original: Callable[..., None], batch: Any) -> None:
+    """Windows slide when pages are handed out; SGLang would count them in tokens of a pool of its
+    own"""
+
+
+@hook(
+    "sglang.srt.managers.scheduler.Scheduler.init_target_memory_pool",
+    ("self",),
+    AROUND,
+    until="the pool of a target is told of its draft",
+)
+def _init_target_memory_pool(original: Callable[..., None], scheduler: Any) -> None:
+    """The layers of a draft model, which is loaded by then, are further layers of the one pool"""
+    with draft_layers.of_worker(scheduler.draft_worker):
+        original(scheduler)
+
+
+@hook(
+    "sglang.srt.speculative.draft_utils.DraftBackendFactory._create_backend",
+    ("self", "backend_name", "backend_map", "error_template", "stamps_children"),
+    AROUND,
+    until="SGLang has a registry of draft attention backends",
+)
+def _create_backend(
+    original: Callable[..., Any],
+    factory: Any,
+    backend_name: str,
+    backend_map: Any,
+    error_template: str,
+    stamps_children: bool = False,
+) -> Any:
+    """SGLang knows draft backends of its own only, which would take virtual token ids for places"""
+    from jenga_sglang.adapter.attention.torch_drafts import draft_backend
+
+    def build() -> tuple[str, Any]:
+        return flags.TORCH_BACKEND, draft_backend(factory, for_steps=stamps_children)
+
+    ours = {flags.TORCH_BACKEND: build}
+    return original(factory, backend_name, ours, error_template, stamps_children)

@@ -1,0 +1,47 @@
+"""Which drafts `--speculative-algorithm` may name, by attention backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jenga_sglang import versions
+from jenga_sglang.refusal import refuse
+
+FLAG = "--speculative-algorithm"
+# Names as SGLang's parser takes them, in upper case. NEXTN is another name for EAGLE.
+WITHOUT_MODEL = ("NGRAM",)
+WITH_MODEL = ("STANDALONE", "EAGLE", "EAGLE3", "NEXTN")
+ALGORITHMS: Mapping[str, tuple[str, ...]] = {"jenga_torch": (*WITHOUT_MODEL, *WITH_MODEL)}
+
+
+def check(values: Mapping[str, Any], attention_backend: str) -> None:
+    """Raise ``SystemExit`` with one line for drafts that this backend does not serve. ``values``
+    are fields of SGLang's ``ServerArgs``."""
+    asked = values.get("speculative_algorithm")
+    if asked is None:
+        return
+    algorithm = str(asked).upper()
+    if not versions.can_draft(installed := versions.installed_sglang()):
+        needed = f"SGLang {versions.DRAFTING_SGLANG} with --memory-backend jenga"
+        raise refuse(f"{FLAG} {asked}", f"needs {needed}, and this is {installed}")
+    if algorithm not in ALGORITHMS.get(attention_backend, ()):
+        raise refuse(
+            f"{FLAG} {asked}",
+            f"does not work with --memory-backend jenga and --attention-backend "
+            f"{attention_backend} yet; {_instead(algorithm)}",
+        )
+    topk = values.get("speculative_eagle_topk")
+    if algorithm in WITH_MODEL and topk not in (None, 1):
+        raise refuse(
+            f"--speculative-eagle-topk {topk}",
+            "makes trees of drafts; with --memory-backend jenga choose 1, a chain",
+        )
+
+
+def _instead(algorithm: str) -> str:
+    backends = [name for name, served in ALGORITHMS.items() if algorithm in served]
+    if backends:
+        return f"choose --attention-backend {' or '.join(backends)}, or leave it out"
+    served = sorted({name for names in ALGORITHMS.values() for name in names})
+    return f"choose one of {', '.join(served)}, or leave it out"

@@ -1,0 +1,53 @@
+"""Which drafts a start takes, and the line that the others get."""
+
+from typing import Any
+
+import pytest
+
+from jenga_sglang import draft_flags, flags, versions
+
+
+def refusal(**values: Any) -> str:
+    with pytest.raises(SystemExit) as refused:
+        flags.apply_flag({"memory_backend": "jenga", "device": "cpu", **values})
+    line = str(refused.value)
+    assert line.startswith("jenga-sglang: ") and "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("algorithm", ["NGRAM", "ngram", "STANDALONE", "EAGLE", "EAGLE3", "NEXTN"])
+def test_drafts_on_torch(algorithm: str) -> None:
+    values = {"memory_backend": "jenga", "device": "cpu", "speculative_algorithm": algorithm}
+    assert flags.apply_flag(values)
+    assert values["speculative_algorithm"] == algorithm
+
+
+@pytest.mark.parametrize("backend", ["triton", "flashinfer"])
+@pytest.mark.parametrize("algorithm", ["NGRAM", "EAGLE"])
+def test_kernels_do_not_verify_yet(algorithm: str, backend: str) -> None:
+    line = refusal(speculative_algorithm=algorithm, attention_backend=backend)
+    assert f"--speculative-algorithm {algorithm}" in line
+    assert f"--attention-backend {backend} yet" in line
+    assert "choose --attention-backend jenga_torch" in line
+
+
+def test_every_other_algorithm_of_sglangs_is_refused() -> None:
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+    names = {algorithm.name for algorithm in SpeculativeAlgorithm} - {"NONE"}
+    served = {name for names in draft_flags.ALGORITHMS.values() for name in names}
+    assert served - {"NEXTN"} < names
+    for name in {*names - served, "SOMEBODYS_OWN"}:
+        line = refusal(speculative_algorithm=name)
+        assert f"--speculative-algorithm {name}" in line and "NGRAM, STANDALONE" in line
+
+
+def test_a_draft_models_trees_are_refused() -> None:
+    line = refusal(speculative_algorithm="EAGLE", speculative_eagle_topk=4)
+    assert "--speculative-eagle-topk 4" in line and "choose 1" in line
+
+
+def test_an_sglang_without_these_workers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "installed_sglang", lambda: "0.5.22")
+    line = refusal(speculative_algorithm="NGRAM")
+    assert "needs SGLang >=0.5.23" in line and "this is 0.5.22" in line

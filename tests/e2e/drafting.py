@@ -1,0 +1,33 @@
+"""Servers that draft, and what they have accepted."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from e2e.answers import Answer
+from e2e.stream import Request, StreamShape, make_stream
+
+# What follows equal tokens in earlier answers; with breadth 1, one of them.
+NGRAM = {"speculative_algorithm": "NGRAM", "speculative_ngram_max_bfs_breadth": 1}
+
+
+def overlapping() -> None:
+    """SGLang overlaps no steps where it drafts on a CPU, for its own kernels there cannot."""
+    from sglang.srt.arg_groups import speculative_hook
+
+    speculative_hook._disable_overlap_schedule_for_cpu = lambda server_args: None
+
+
+def drafting_stream(seed: int = 1) -> list[Request]:
+    """Requests that come twice, so that whole answers can be foreseen."""
+    shape = StreamShape(num_requests=30, longest_prompt=200, longest_answer=100)
+    requests = make_stream(shape, seed)
+    return [*requests, *requests]
+
+
+def accepted(answers: Sequence[Answer]) -> list[int]:
+    """How many steps accepted 0, 1, … drafts, up to the most that any did."""
+    steps = Counter[int]()
+    for answer in answers:
+        steps.update(dict(enumerate(answer.accepted)))
+    most = max((n for n, count in steps.items() if count), default=-1)
+    return [steps[n] for n in range(most + 1)]

@@ -1,0 +1,64 @@
+"""Drafts change nothing: with speculative decoding, stock SGLang and Jenga give the answers that
+stock gives without, and both accept the same drafts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.checks import POISON, assert_outputs_vary, assert_same_answers, server_flags
+from e2e.drafting import NGRAM, accepted, drafting_stream, overlapping
+from e2e.engine import Job, Report, run_jobs
+
+# architecture, page size, drafts at most, overlapped, pool tokens
+CASES = [
+    ("llama", 16, 4, False),
+    ("gemma3", 16, 20, True),
+    ("gemma3", 1, 8, False),
+    ("llama", 1, 2, True),
+]
+
+
+@pytest.mark.parametrize(("architecture", "page_size", "drafts", "overlap"), CASES)
+def test_ngram_drafts_change_no_answer(
+    architecture: str,
+    page_size: int,
+    drafts: int,
+    overlap: bool,
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    plain = {
+        **server_flags(tiny_model(architecture), page_size),
+        "max_total_tokens": 640,
+        "max_running_requests": 12,
+    }
+    drafting = {**plain, **NGRAM, "speculative_num_draft_tokens": drafts}
+    ours: dict[str, Any] = {**drafting, "memory_backend": "jenga"}
+    prepare = overlapping if overlap else None
+    requests = drafting_stream()
+    reports = run_jobs(
+        {
+            "plain": Job(plain, requests),
+            "stock": Job(drafting, requests, prepare=prepare),
+            "jenga": Job(ours, requests, env=POISON, prepare=prepare),
+        },
+        tmp_path,
+    )
+    check(architecture, reports, drafts, page_size)
+
+
+def check(name: str, reports: dict[str, Report], drafts: int, page_size: int) -> None:
+    answers = {kind: report.answers for kind, report in reports.items()}
+    assert_same_answers(f"{name}, stock drafts", answers["plain"], answers["stock"])
+    assert_same_answers(f"{name}, Jenga drafts", answers["plain"], answers["jenga"])
+    assert_outputs_vary(answers["jenga"][: len(answers["jenga"]) // 2])  # the others are equal
+    for kind in ("stock", "jenga"):
+        print(kind, accepted(answers[kind]), reports[kind].retractions, reports[kind].cached_tokens)
+    assert reports["jenga"].retractions > 0
+    assert reports["jenga"].cached_tokens > 0
+    steps = accepted(answers["jenga"])
+    assert steps[0] > 0
+    assert len(steps) >= min(drafts, page_size + 1), "no step accepted more than a page"
+    for group in reports["jenga"].state["groups"]:
+        assert group["evicted_pages"] > 0 and group["used_bytes"] == 0, group
