@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jenga_sglang.adapter.cache.keys import Keys
+from jenga_sglang.adapter.cache.keys import Keys, single
 from jenga_sglang.adapter.cache.namespace import history
 from jenga_sglang.core.admission import Weighing, in_large_pages, step_pages
 from jenga_sglang.core.books.tree import Path, Tokens
@@ -63,7 +63,7 @@ class AdmissionPass:
 class Admission:
     """The passes of one scheduler. ``now`` is the current one, or the last."""
 
-    def __init__(self, manager: Manager, keys: Keys) -> None:
+    def __init__(self, manager: Manager, keys: Keys = single) -> None:
         self.manager = manager
         self.lookahead = Lookahead(manager)
         self._keys = keys
