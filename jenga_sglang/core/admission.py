@@ -70,11 +70,11 @@ def growth_room(manager: Manager) -> list[int]:
 
 
 def tails_to_come(manager: Manager) -> int:
-    """Pages that the tails of running requests still lack, together."""
+    """Pages that the tails of running requests still lack, together. Of a request that has not
+    begun, the tail is among its `request_pages`."""
     tail_tokens = manager.tail_tokens
-    if not tail_tokens:
-        return 0
-    return sum(manager.new_pages(r, r.length + tail_tokens) for r in manager.running.values())
+    begun = [running for running in manager.running.values() if tail_tokens and running.touched]
+    return sum(manager.new_pages(running, running.length + tail_tokens) for running in begun)
 
 
 # -- ever -----------------------------------------------------------------------------------------

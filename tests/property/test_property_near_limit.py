@@ -1,5 +1,6 @@
 """A request that fits into an empty pool gets to its end when it runs alone, whatever is cached:
-it is admitted, its prompt goes on chunk by chunk, and it decodes to the longest promised."""
+it is admitted, its prompt goes on chunk by chunk, and it decodes to the longest promised, with
+drafts behind that or without."""
 
 import random
 from array import array
@@ -20,6 +21,7 @@ from jenga_sglang.core.admission import longest_request
 from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.running import Running
 
 NAMESPACE = Namespace(None, None, None)
 WORLDS, REQUESTS = 60, 20
@@ -35,6 +37,7 @@ class World:
         self.longest = 0
         while self.longest < 8 * self.page_size:
             self.manager = self._manager()
+            self.manager.tail_tokens = self.random.choice((0, 0, 6, 3 * self.page_size))
             self.longest = longest_request(self.manager, self.chunk)
         self.cache: JengaPrefixCache = make_cache(self.manager)
         self.documents = [self._tokens(self.longest) for _ in range(3)]
@@ -88,12 +91,25 @@ class World:
             assert manager.reserve([(pin, manager.new_pages(pin, done))])
             manager.extend(pin, done)
             manager.publish(pin, NAMESPACE, prompt[:done], None if done == len(prompt) else [])
+        (self._draft if manager.tail_tokens else self._decode)(pin, done)
+        cache.unlock(lock)
+        manager.check_idle()
+
+    def _decode(self, pin: Running, done: int) -> None:
+        manager = self.manager
         for length in range(done, self.longest):
             manager.slide(pin, length)
             assert manager.reserve([(pin, manager.new_pages(pin, length + 1))]), "no room to decode"
             manager.extend(pin, length + 1)
-        cache.unlock(lock)
-        manager.check_idle()
+
+    def _draft(self, pin: Running, done: int) -> None:
+        manager, tail_tokens = self.manager, self.manager.tail_tokens
+        while done < self.longest:
+            manager.commit(pin, done)
+            stop = done + tail_tokens
+            assert manager.reserve([(pin, manager.new_pages(pin, stop))]), "no room for drafts"
+            manager.extend_tail(pin, stop)
+            done = min(self.longest, done + self.random.randint(1, tail_tokens // 2))
 
     def _admit(self, prompt: Tokens) -> Any:
         """The lock with which ``prompt`` begins, in the first pass or the second."""

@@ -209,6 +209,8 @@ def test_tails_that_running_requests_lack_are_known() -> None:
     assert tails_to_come(manager) == (8 - 5) + (9 - 5)
     draft(manager, pin, 18 + 13)
     assert tails_to_come(manager) == 9 - 5
+    manager.lock(manager.miss(None))  # looked at, and perhaps not admitted
+    assert tails_to_come(manager) == 9 - 5
 
 
 def test_a_tail_is_room_to_grow_beyond_the_longest_history() -> None:
