@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from e2e.answers import Answer
 from e2e.stream import Request, StreamShape, make_stream
 
 # What follows equal tokens in earlier answers; with breadth 1, one of them.
 NGRAM = {"speculative_algorithm": "NGRAM", "speculative_ngram_max_bfs_breadth": 1}
+
+STOP_TOKENS = tuple(range(100, 112))
 
 
 def overlapping() -> None:
@@ -18,9 +21,12 @@ def overlapping() -> None:
 
 
 def drafting_stream(seed: int = 1) -> list[Request]:
-    """Requests that come twice, so that whole answers can be foreseen."""
+    """Requests that come twice, so that whole answers can be foreseen. Some of them end with a
+    token that no other request minds, so in the middle of what a step accepts."""
     shape = StreamShape(num_requests=30, longest_prompt=200, longest_answer=100)
     requests = make_stream(shape, seed)
+    for number in range(1, len(requests), 3):
+        requests[number] = replace(requests[number], ignore_eos=False, stop_tokens=STOP_TOKENS)
     return [*requests, *requests]
 
 

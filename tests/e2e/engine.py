@@ -292,7 +292,10 @@ def tokenized(number: int, request: Request, *, logprobs: bool = True) -> Any:
     from sglang.srt.sampling.sampling_params import SamplingParams
 
     sampling = SamplingParams(
-        max_new_tokens=request.max_new_tokens, temperature=0.0, ignore_eos=request.ignore_eos
+        max_new_tokens=request.max_new_tokens,
+        temperature=0.0,
+        ignore_eos=request.ignore_eos,
+        stop_token_ids=list(request.stop_tokens) or None,
     )
     sampling.normalize(None)
     return TokenizedGenerateReqInput(

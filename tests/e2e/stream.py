@@ -16,6 +16,8 @@ class Request:
     max_new_tokens: int
     namespace: str | None = None
     ignore_eos: bool = False
+    # The answer ends with the first of these, whatever else ends it.
+    stop_tokens: tuple[int, ...] = ()
     # For a model that sees: the request's images (`e2e.images`), and their tiles.
     images: tuple[int, ...] = ()
     tiles: int = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from e2e.checks import POISON, assert_outputs_vary, assert_same_answers, server_flags
-from e2e.drafting import NGRAM, accepted, drafting_stream, overlapping
+from e2e.drafting import NGRAM, STOP_TOKENS, accepted, drafting_stream, overlapping
 from e2e.engine import Job, Report, run_jobs
 
 # architecture, page size, drafts at most, overlapped, pool tokens
@@ -53,6 +53,8 @@ def check(name: str, reports: dict[str, Report], drafts: int, page_size: int) ->
     assert_same_answers(f"{name}, stock drafts", answers["plain"], answers["stock"])
     assert_same_answers(f"{name}, Jenga drafts", answers["plain"], answers["jenga"])
     assert_outputs_vary(answers["jenga"][: len(answers["jenga"]) // 2])  # the others are equal
+    ends = [(a.tokens[-1], len(a.tokens)) for a in answers["jenga"] if a.finish_reason == "stop"]
+    assert sum(token in STOP_TOKENS and count > 1 for token, count in ends) >= 5
     for kind in ("stock", "jenga"):
         print(kind, accepted(answers[kind]), reports[kind].retractions, reports[kind].cached_tokens)
     assert reports["jenga"].retractions > 0

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from adapter_builders import make_pool
-from core_builders import begin, tokens
+from adapter_builders import make_cache, make_pool
+from core_builders import begin, make_manager, tokens
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
 from jenga_sglang.adapter.attention.drafts import Tree, trees_of
 from jenga_sglang.adapter.attention.torch_backend import visible
+from jenga_sglang.adapter.cache.batch_alloc import alloc_for_drafts
+from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import ChunkedLocal, Dependency, Full, SlidingWindow
 
 # Node 0 is the last known token; 1 and 2 follow it, 3 follows 1, 4 follows 3.
@@ -83,3 +86,70 @@ def test_rows_move_in_every_layer_and_padding_stays() -> None:
         expected = [100 * layer_id + token for token in (0, 1, 2, 3, 4, 7, 5, 7, 8)]
         assert pool.k_pages[layer_id][pages].flatten(0, 1)[:9, 0, 0].tolist() == expected
         assert (-pool.v_pages[layer_id][pages].flatten(0, 1)[:9, 0, 0]).tolist() == expected
+
+
+WIDTH, PAGE = 40, 4
+
+
+def drafting_request(cache: JengaPrefixCache, length: int) -> SimpleNamespace:
+    """One that has computed ``length`` tokens, in row 2."""
+    running = begin(cache.manager, tokens(range(length)))
+    table = cache.req_to_token_pool.req_to_token
+    table[2, :length] = torch.from_numpy(cache.token_ids(running.row)[:length])
+    return SimpleNamespace(
+        lock=SimpleNamespace(receipt=running),
+        kv=SimpleNamespace(req_pool_idx=2, kv_allocated_len=length, kv_committed_len=length),
+    )
+
+
+def draft(cache: JengaPrefixCache, req: SimpleNamespace, stop: int) -> None:
+    alloc_for_drafts(cache, [req], [req.kv.kv_allocated_len], [stop])
+
+
+@pytest.fixture
+def cache() -> JengaPrefixCache:
+    made = make_cache(make_manager(Full(), SlidingWindow(6), num_large=60, page_size=PAGE))
+    made.req_to_token_pool = ReqToTokenPool(
+        size=4, max_context_len=WIDTH, device="cpu", enable_memory_saver=False
+    )
+    return made
+
+
+def test_a_row_goes_on_behind_what_was_written_of_its_last_page(cache: JengaPrefixCache) -> None:
+    req = drafting_request(cache, 18)
+    draft(cache, req, 28)
+    running, table = req.lock.receipt, cache.req_to_token_pool.req_to_token
+    assert (running.length, running.num_pages, req.kv.kv_allocated_len) == (18, 7, 28)
+    assert table[2, :28].tolist() == cache.token_ids(running.row).tolist()
+    assert not table[2, 28:].any() and not table[[0, 1, 3]].any()
+    # Six of its tokens were accepted; the next step needs four more slots, and writes those alone.
+    req.kv.kv_committed_len = 24
+    table[2, :28] = -1
+    draft(cache, req, 32)
+    assert (running.length, running.num_pages) == (24, 8)
+    assert table[2, 28:32].tolist() == cache.token_ids(running.row)[28:].tolist()
+    assert (table[2, :28] == -1).all()
+    draft(cache, req, 32)
+    assert (running.num_pages, req.kv.kv_allocated_len) == (8, 32)
+
+
+def test_a_row_ends_where_its_table_does(cache: JengaPrefixCache) -> None:
+    """At the model's full length SGLang asks for more than a row has; nobody reads that."""
+    req = drafting_request(cache, 37)
+    draft(cache, req, 52)
+    running, table = req.lock.receipt, cache.req_to_token_pool.req_to_token
+    width = table.shape[1]
+    assert width < 52 and running.num_pages == 13 and req.kv.kv_allocated_len == 52
+    assert table[2].tolist() == cache.token_ids(running.row)[:width].tolist()
+    assert not table[3].any()
+
+
+def test_room_for_drafts_is_what_the_next_step_will_take(cache: JengaPrefixCache) -> None:
+    cache.manager.tail_tokens = 10
+    req = drafting_request(cache, 18)
+    assert cache.slide_for_drafts([req]) == 7 - 5  # type: ignore[list-item]
+    draft(cache, req, 28)
+    assert cache.slide_for_drafts([req]) == 0  # type: ignore[list-item]
+    req.kv.kv_committed_len = 19
+    assert cache.slide_for_drafts([req]) == 1  # type: ignore[list-item]
+    assert req.lock.receipt.length == 19
