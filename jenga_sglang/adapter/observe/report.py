@@ -38,14 +38,9 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
 
 def digest(manager: Manager) -> str:
     """A hash of every page table, pin and owner: equal on ranks that decided alike."""
-    memory = manager.memory
-    books: list[NDArray[Any]] = [
-        *memory.table,
-        memory.pins,
-        memory.in_tree,
-        memory.depth,
-        memory.large.owner,
-    ]
+    books: list[NDArray[Any]] = []
+    for memory in manager.memories:
+        books += [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.large.owner]
     digest = hashlib.sha256(str(manager.changes).encode())
     for book in books:
         digest.update(book.tobytes())
