@@ -3,31 +3,15 @@ large page unless said otherwise."""
 
 import core_inspector as inside
 import pytest
-from core_builders import begin, ids, make_geometry, tokens
+from core_builders import begin, evict_all, ids, make_tiered, tokens
 
 from jenga_sglang.core.books.corrupt import CorruptPool
 from jenga_sglang.core.books.tree import Tokens
-from jenga_sglang.core.dependency import Dependency, Full, LastState, SlidingWindow
+from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
 from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.core.tiers import WritePolicy
 
 PROMPT = tokens(range(10))
-
-
-def make_tiered(
-    *dependencies: Dependency,
-    num_large: int,
-    num_host: int,
-    write_policy: WritePolicy = WritePolicy.BACK,
-) -> TieredManager:
-    geometry = make_geometry(dependencies, num_large)
-    return TieredManager(
-        geometry,
-        host_bytes=(num_host + 1) * geometry.large_page_bytes,
-        write_policy=write_policy,
-        max_requests=8,
-        max_length=1000,
-    )
 
 
 def serve(manager: TieredManager, prompt: Tokens) -> None:
@@ -39,11 +23,6 @@ def serve(manager: TieredManager, prompt: Tokens) -> None:
 def hit_pages(manager: TieredManager, prompt: Tokens) -> tuple[int, int]:
     device, whole = manager.match_tiers(None, prompt)
     return device.path.num_pages, whole.path.num_pages
-
-
-def evict_all(manager: TieredManager) -> None:
-    while inside.evict_large(manager, 100):
-        pass
 
 
 def in_host(manager: TieredManager) -> list[int]:
