@@ -23,7 +23,7 @@ class HostPool:
     def __init__(self, pool: JengaKVPool, manager: TieredManager, *, poison_freed: bool) -> None:
         self.manager = manager
         self._pool = pool
-        self.buffer = torch.zeros(manager.host_geometry.pool_bytes, dtype=torch.uint8)
+        self.buffer = _allocate(manager.host_geometry.pool_bytes)
         self._poison_freed = poison_freed
         if poison_freed:
             self.record_freed()
@@ -73,3 +73,7 @@ class HostPool:
     def available_size(self) -> int:
         """Tokens that fit beside what the host holds now, as `logical_size` counts them."""
         return whole_tokens(self.manager, self.manager.memory.host.large.num_free)
+
+
+def _allocate(num_bytes: int) -> torch.Tensor:
+    return torch.zeros(num_bytes, dtype=torch.uint8)
