@@ -57,7 +57,7 @@ class TieredEngine(FakeEngine):
         )
 
     def _load(self, job: Job, whole: Hit, on_device: Places) -> bool:
-        beside = [self.pick(0, 3) if self.pick(0, 1) else 0 for _ in self.naive.groups]
+        beside = self._promised(job, whole, on_device)
         before = Counter(self.manager.tier_counters.loaded)
         job.pin = self.manager.load(whole, beside)
         self._poison_freed()
@@ -70,8 +70,25 @@ class TieredEngine(FakeEngine):
             missing = self.naive.needed(g, length, job.namespace) - on_device[g]
             loaded = self.manager.tier_counters.loaded[g] - before[g]
             assert loaded == len(missing), "loaded other pages than the hit needs"
+        assert self.manager.can_serve(beside), "loaded into room that others were promised"
         self.counts["loads"] += 1
         return True
+
+    def _promised(self, job: Job, whole: Hit, on_device: Places) -> list[int]:
+        """Pages of each group for others: often all that would just fit beside what is missing."""
+        length, fits = whole.path.num_pages * self.page_size, self.manager.can_serve
+        promised = [0 for _ in self.naive.groups]
+        missing = [
+            len(self.naive.needed(g, length, job.namespace) - on_device[g])
+            for g in self.naive.groups
+        ]
+        for _ in range(self.pick(0, 1) * 40):
+            more = list(promised)
+            more[self.pick(0, len(more) - 1)] += 1
+            if not fits([a + b for a, b in zip(more, missing, strict=True)]):
+                break
+            promised = more
+        return promised
 
     def _longest(self, job: Job, num_pages: int, places: Places) -> int:
         """The most pages that every group could continue from with those at ``places``."""

@@ -24,7 +24,7 @@ from jenga_sglang.core.books.tiers import EitherTier, TieredMemory
 from jenga_sglang.core.books.tree import Path, Tokens
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.eviction import Evictor
-from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.ids import Ids, ceil_div
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.recount import check_places
@@ -102,7 +102,7 @@ class TieredManager(Manager):
             return None
         running = self._begin(hit)
         present, missing = self._pin_for_load(running)
-        loads = self.memory.large.can_serve(self._small_pages(missing, beside))
+        loads = self._leaves_room(missing, beside)
         if loads:
             self._load(running, missing)
             self._register(running)
@@ -132,10 +132,22 @@ class TieredManager(Manager):
             self.memory.host.pin(g, missing[g])
         return present, missing
 
-    def _small_pages(self, missing: Sequence[Ids], beside: Sequence[int] = ()) -> tuple[int, ...]:
-        stripes, beside = self.memory.stripes, beside or [0] * len(missing)
-        parts = zip(missing, beside, stripes, strict=True)
-        return tuple([(len(pages) + n) * s for pages, n, s in parts])
+    def _leaves_room(self, missing: Sequence[Ids], beside: Sequence[int]) -> bool:
+        """Whether ``missing`` pages fit and leave room for ``beside`` pages per group.
+
+        Where they go is not known yet: holes that they leave to others may be the wrong group's.
+        So they count as if none went into a hole, and one large page more where some may.
+        """
+        large, stripes = self.memory.large, self.memory.stripes
+        needed = 0
+        for count, k in zip(self._small_pages(missing), large.small_per_large, strict=True):
+            needed += ceil_div(count, k) + (count > 0 and k > 1)
+        pages = beside or [0] * len(missing)
+        needed += large.large_needed([n * s for n, s in zip(pages, stripes, strict=True)])
+        return needed <= large.available
+
+    def _small_pages(self, pages: Sequence[Ids]) -> tuple[int, ...]:
+        return tuple([len(v) * s for v, s in zip(pages, self.memory.stripes, strict=True)])
 
     def _load(self, running: Running, missing: Sequence[Ids]) -> None:
         demand = self._small_pages(missing)

@@ -36,6 +36,7 @@ class JengaPrefillBudget:
         self.total_offset: float = num_mixed_decode_tokens
         self.admission = admission
         self._pass = admission.now
+        self._pass.load_room = self
         # Of the last candidate that did not fit; the pass before has its own.
         self._pass.refusal = None
         self._pending = [0] * len(manager.dependencies)

@@ -81,13 +81,13 @@ class JengaTieredCache(JengaPrefixCache):
         """Load what the host holds of the request's hit: all of it, or nothing where it does not
         fit beside what the pass has promised. Tokens that the hit has grown by, and its handle."""
         whole = params.best_match_node
-        budget = self.token_to_kv_pool_allocator.budget
-        beside = budget.beside_load(whole.path.num_pages * self.page_size)
+        room = present(self.admission.now.load_room, "a load outside of a pass")
+        beside = room.beside_load(whole.path.num_pages * self.page_size)
         running = self.manager.load(whole, beside)
         self.run_copies()
         if running is None:
             return 0, present(params.req, "a load for no request").last_node
-        budget.has_loaded()
+        room.has_loaded()
         self._loaded = TreeLock(whole, running)
         self.manager.tier_counters.host_hit_tokens += params.host_hit_length
         return params.host_hit_length, whole

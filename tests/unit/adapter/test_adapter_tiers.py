@@ -80,7 +80,7 @@ def check(budget: JengaPrefillBudget, hit_tokens: int) -> bool:
 def admit(cache: JengaTieredCache) -> tuple[int, Any]:
     """As SGLang admits the question: what it loaded, and the lock that the request keeps."""
     found = match(cache, QUESTION[:-1])
-    budget = cache.token_to_kv_pool_allocator.budget = JengaPrefillBudget(cache.admission)
+    budget = JengaPrefillBudget(cache.admission)
     considered = cache.lock(found.last_device_node)
     assert check(budget, found.device_prefix_len + found.host_hit_length)
     assert budget.prepare_load_back()
@@ -115,7 +115,7 @@ def test_what_is_admitted_holds_the_loaded_hit_once(cache: JengaTieredCache) -> 
 
 def test_room_that_others_were_promised_is_not_loaded_into(cache: JengaTieredCache) -> None:
     found = match(cache, QUESTION[:-1])
-    budget = cache.token_to_kv_pool_allocator.budget = JengaPrefillBudget(cache.admission)
+    budget = JengaPrefillBudget(cache.admission)
     considered = cache.lock(found.last_device_node)
     assert check(budget, found.device_prefix_len + found.host_hit_length)
     # Two pages are free, and two are needed for the rest: as if another had been admitted since.
@@ -142,7 +142,7 @@ def test_what_is_to_be_loaded_counts_as_room_that_is_asked_for(cache: JengaTiere
 
 def test_a_loaded_hit_that_nobody_locks_is_let_go(cache: JengaTieredCache) -> None:
     found = match(cache, QUESTION[:-1])
-    budget = cache.token_to_kv_pool_allocator.budget = JengaPrefillBudget(cache.admission)
+    budget = JengaPrefillBudget(cache.admission)
     considered = cache.lock(found.last_device_node)
     check(budget, 6 * PAGE)
     req = SimpleNamespace(last_node=found.last_device_node)
