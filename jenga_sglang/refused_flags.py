@@ -17,7 +17,8 @@ class RefusedFlag(NamedTuple):
 
 
 _DRAFTS = "drafts are chains of one length, made by one model with SGLang's default settings"
-_TIER = "pages are kept on the device only; host memory and storage are not used"
+_TIER = "host memory is used by `--enable-hierarchical-cache` only"
+_STORAGE = "pages are kept on the device and in host memory only; storage is not used"
 _TRANSFER = "pages of several layer groups are not sent between servers"
 _SESSION = "sessions hold tokens by SGLang's own cache nodes, which this prefix cache does not have"
 _LAYOUT = "chooses a layout of SGLang's own pools, which are not built"
@@ -41,7 +42,14 @@ REFUSED: dict[str, RefusedFlag] = {
     "speculative_use_rejection_sampling": RefusedFlag(
         "--speculative-use-rejection-sampling", False, "is not tested"
     ),
-    "enable_hierarchical_cache": RefusedFlag("--enable-hierarchical-cache", False, _TIER),
+    "hicache_storage_backend": RefusedFlag("--hicache-storage-backend", None, _STORAGE),
+    "hicache_host_memory_mode": RefusedFlag("--hicache-host-memory-mode", "cache", _STORAGE),
+    "hicache_host_memory_fraction": RefusedFlag(
+        "--hicache-host-memory-fraction",
+        0.8,
+        "what is free differs by rank, and ranks decide alike only with as much each: give "
+        "`--hicache-size` or `--hicache-ratio`",
+    ),
     "enable_unified_cache_external_linker": RefusedFlag(
         "--enable-unified-cache-external-linker", False, _TIER
     ),

@@ -8,24 +8,49 @@ import torch
 from core_builders import make_manager
 
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
+from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
 from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.kv_pool import JengaKVPool
-from jenga_sglang.core.cut.geometry import LayerGroupSpec, exact_lcm
+from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.dependency import Dependency, Full
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.tiered_manager import TieredManager
 
 
 def make_cache(manager: Manager, draft_layers: Collection[int] = ()) -> JengaPrefixCache:
     """The prefix cache of ``manager`` as SGLang's scheduler has it, with four rows."""
     pool = SimpleNamespace(running_of_row={}, draft_layers=draft_layers)
-    params = SimpleNamespace(
+    return JengaPrefixCache(_params(manager, pool), manager)
+
+
+def _params(manager: Manager, pool: Any) -> Any:
+    return SimpleNamespace(
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(4, 32)),
         token_to_kv_pool_allocator=SimpleNamespace(device="cpu", get_kvcache=lambda: pool),
         page_size=manager.page_size,
         enable_kv_cache_events=False,
         enable_metrics=False,
     )
-    return JengaPrefixCache(params, manager)
+
+
+def make_tiered_cache(
+    num_large: int, num_host: int, *, page_size: int, poison_freed: bool = False
+) -> JengaTieredCache:
+    """The prefix cache of one layer's pool over host memory, with the bytes of both."""
+    geometry, groups = _one_layer(num_large, page_size)
+    host_bytes = (num_host + 1) * geometry.large_page_bytes
+    manager = TieredManager(geometry, host_bytes=host_bytes, max_requests=4, max_length=1000)
+    pool = JengaKVPool(
+        manager,
+        groups,
+        dtype=torch.float32,
+        device="cpu",
+        enable_memory_saver=False,
+        poison_freed=poison_freed,
+    )
+    host = HostPool(pool, manager, poison_freed=poison_freed)
+    return JengaTieredCache(_params(manager, pool), manager, host)
 
 
 def make_scheduler(chunked: Any = None, *, chunk_tokens: int = 0, waiting: Any = ()) -> Any:
@@ -47,10 +72,14 @@ def make_pool(*dependencies: Dependency, page_size: int, layers: Sequence[int]) 
 
 def make_pool_of_one_layer(num_large: int, *, page_size: int, max_length: int) -> JengaKVPool:
     """A layer of full attention in float32, whose page is a large page; on the host."""
-    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
-    geometry = exact_lcm((spec,), page_size, (num_large + 1) * page_size * spec.row_bytes)
+    geometry, groups = _one_layer(num_large, page_size)
     manager = Manager(geometry, max_requests=4, max_length=max_length)
-    groups = [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]
     return JengaKVPool(
         manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
     )
+
+
+def _one_layer(num_large: int, page_size: int) -> tuple[Geometry, list[DiscoveredGroup]]:
+    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
+    geometry = exact_lcm((spec,), page_size, (num_large + 1) * page_size * spec.row_bytes)
+    return geometry, [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]

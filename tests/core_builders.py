@@ -11,6 +11,8 @@ from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
+from jenga_sglang.core.tiered_manager import TieredManager
+from jenga_sglang.core.tiers import WritePolicy
 
 UNIT_BYTES = 8  # one token in one layer
 
@@ -51,6 +53,30 @@ def make_manager(
         dependencies, num_large, page_size=page_size, layers=layers, stripes=stripes
     )
     return Manager(geometry, max_requests=max_requests, max_length=max_length)
+
+
+def make_tiered(
+    *dependencies: Dependency,
+    num_large: int,
+    num_host: int,
+    page_size: int = 1,
+    write_policy: WritePolicy = WritePolicy.BACK,
+) -> TieredManager:
+    """The same over ``num_host`` large pages of host memory."""
+    geometry = make_geometry(dependencies, num_large, page_size=page_size)
+    return TieredManager(
+        geometry,
+        host_bytes=(num_host + 1) * geometry.large_page_bytes,
+        write_policy=write_policy,
+        max_requests=8,
+        max_length=1000,
+    )
+
+
+def evict_all(manager: Manager) -> None:
+    """Evict all that nobody pins from the device."""
+    while inside.evict_large(manager, 100):
+        pass
 
 
 def tokens(*parts: int | range | Tokens) -> Tokens:

@@ -12,6 +12,7 @@ from jenga_sglang.core.books.tree import Node, Path, Tokens
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
+from jenga_sglang.core.tiered_manager import TieredManager
 
 
 class Histories:
@@ -150,6 +151,75 @@ def contents(manager: Manager) -> list[object]:
     nodes = [(n.number, n.start, n.tokens.tolist(), n.pages.tolist()) for n in manager.tree]
     holes = [{page: list(small) for page, small in of.in_large.items()} for of in large.holes]
     return [[a.tolist() for a in arrays], nodes, holes, memory.now]
+
+
+# -- two tiers -----------------------------------------------------------------------------------
+
+
+def host(manager: TieredManager) -> Memory:
+    """The host's books."""
+    return manager.memory.host
+
+
+def leave_in_host(manager: TieredManager, group: int, pages: Ids) -> None:
+    """Corrupt the books: the host caches private pages."""
+    books = host(manager)
+    books.back(group, pages, 0)
+    books.pins[group][pages] = 0
+    books.lru.add(books.large.cache(group, books.small_pages(group, pages)))
+
+
+def evict_from_host(manager: TieredManager, group: int, pages: Ids) -> None:
+    """Have the host lose these pages of ``group``, and what falls with them."""
+    manager.tiers.evictor.evict_pages(group, pages)
+
+
+def host_tables(manager: TieredManager) -> list[Ids]:
+    """As `tables`, of the host."""
+    return manager.memory.host.table
+
+
+def host_held(manager: TieredManager) -> list[set[int]]:
+    """Small pages of each group that the host's tables name."""
+    return [set(table.ravel().tolist()) - {0} for table in host_tables(manager)]
+
+
+def host_owner(manager: TieredManager) -> list[int]:
+    """The group that owns each large page of the host, negative where none does."""
+    owners: list[int] = manager.memory.host.large.owner.tolist()
+    return owners
+
+
+def host_virtual(manager: TieredManager, group: int, small: Ids) -> set[int]:
+    """The virtual pages that small pages of the host belong to; 0 for one that is free."""
+    return set(manager.memory.host.virtual_of[group][small].tolist())
+
+
+def held_places(manager: TieredManager, pages: Ids) -> tuple[list[set[int]], list[set[int]]]:
+    """Which of ``pages``, by place, each group holds on the device, and in the host."""
+    device, host = (
+        [set(np.flatnonzero((pages != 0) & (table[pages, 0] != 0)).tolist()) for table in tables_of]
+        for tables_of in (tables(manager), host_tables(manager))
+    )
+    return device, host
+
+
+def free_ids(manager: Manager) -> Ids:
+    """Virtual pages that name nothing."""
+    return manager.memory.free_virtual
+
+
+def histories(manager: Manager) -> list[tuple[Hashable, list[int], Node]]:
+    """Every node of the tree with its namespace and all tokens up to its end."""
+    found = []
+    for namespace, root in roots(manager).items():
+        stack: list[tuple[Node, list[int]]] = [(root, [])]
+        while stack:
+            node, before = stack.pop()
+            tokens = before + node.tokens.tolist()
+            found.append((namespace, tokens, node))
+            stack += [(child, tokens) for child in node.children.values()]
+    return found
 
 
 # -- one fact each -------------------------------------------------------------------------------

@@ -107,12 +107,15 @@ class FakeEngine:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.manager.max_requests and self.pick(0, 3):
             job = self.waiting.popleft()
-            tokens = np.array(job.tokens, np.int64)
-            hit = self.manager.match(job.namespace, tokens[:-1])
-            job.pin = self.manager.lock(hit)
-            job.computed = hit.path.num_pages * self.page_size
-            self.counts["hit tokens"] += job.computed
+            self._start(job)
             self.running.append(job)
+
+    def _start(self, job: Job) -> None:
+        tokens = np.array(job.tokens, np.int64)
+        hit = self.manager.match(job.namespace, tokens[:-1])
+        job.pin = self.manager.lock(hit)
+        job.computed = hit.path.num_pages * self.page_size
+        self.counts["hit tokens"] += job.computed
 
     def _reserve(self) -> list[tuple[Job, int]]:
         """Choose how far each job goes in this step; retract the last ones until it fits."""

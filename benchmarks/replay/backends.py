@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.replay import unified_on_cpu
+from benchmarks.replay import host_copies, unified_on_cpu
 from benchmarks.replay.geometry import Geometry, NotYetSupportedError
 from benchmarks.replay.held import PoolBytes, token_pool_bytes
 from benchmarks.replay.moved import DEVICE_WORK
@@ -81,6 +81,8 @@ def _load_jenga(spec: RunSpec) -> None:
 
     load_plugins()
     activate()
+    if spec.host_bytes:
+        host_copies.install()
 
 
 def _jenga_arguments(spec: RunSpec) -> dict[str, Any]:
@@ -90,6 +92,12 @@ def _jenga_arguments(spec: RunSpec) -> dict[str, Any]:
     # The dummy model's rows are smaller than those by which a server chooses.
     page_size = spec.page_size_tokens or default_page_size(_specs(spec.geometry))
     values: dict[str, Any] = {"memory_backend": "jenga", "page_size": page_size}
+    if spec.host_bytes:
+        values |= {
+            "enable_hierarchical_cache": True,
+            "hicache_ratio": spec.host_bytes / spec.kv_bytes,
+            "hicache_write_policy": spec.write_policy,
+        }
     apply_flag(values)
     return values
 

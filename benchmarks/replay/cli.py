@@ -124,6 +124,11 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument(
+        "--host-bytes", type=argument(parse_bytes), default=0, help="jenga only: host memory"
+    )
+    parser.add_argument("--copy-bytes-per-s", type=float, default=RunSpec.copy_bytes_per_s)
+    parser.add_argument("--write-policy", default=RunSpec.write_policy)
+    parser.add_argument(
         "--overlap",
         action="store_true",
         help="SGLang's overlap schedule: a step is launched before the last one's result is known",
@@ -168,6 +173,9 @@ def _spec(options: argparse.Namespace, backend: str, **ratios: float | None) -> 
         max_running_requests=options.max_running_requests,
         jenga_policies=dict(p.split("=", 1) for p in getattr(options, "jenga_policy", ())),
         overlap=options.overlap,
+        host_bytes=options.host_bytes,
+        copy_bytes_per_s=options.copy_bytes_per_s,
+        write_policy=options.write_policy,
         strict=options.strict,
         **ratios,
     )
@@ -178,6 +186,8 @@ def _run(options: argparse.Namespace) -> None:
     from benchmarks.replay.report import markdown_table
     from benchmarks.replay.run import replay
 
+    if options.host_bytes and options.backend != "jenga":
+        raise SystemExit("--host-bytes: only jenga has a host tier in a replay")
     if options.backend not in BACKENDS:
         raise SystemExit(f"--backend must be one of {', '.join(BACKENDS)}")
     ratios = {name: getattr(options, name) for name in RATIOS}

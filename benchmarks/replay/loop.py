@@ -17,8 +17,10 @@ from benchmarks.replay.forward import (
 )
 from benchmarks.replay.held import PoolBytes
 from benchmarks.replay.manager_time import ManagerClock
+from benchmarks.replay.moved import DEVICE_WORK
 from benchmarks.replay.oracle import TokenOracle
 from benchmarks.replay.recorder import Recorder, Step, read_step
+from benchmarks.replay.spec import COPY_BYTES_PER_S
 from benchmarks.replay.trace import Request, TokenBook
 
 # Passes without a batch, without a new arrival and with requests waiting: SGLang is stuck.
@@ -59,17 +61,20 @@ class ReplayLoop:
         *,
         overlap: bool = False,
         strict: bool = False,
+        copy_bytes_per_s: float = COPY_BYTES_PER_S,
         before_forward: Callable[[Any], None] = lambda batch: None,
     ) -> None:
         self.scheduler = scheduler
         self.recorder = recorder
         self.now = 0.0
         self._arrivals = Arrivals(requests)
+        self._copied_bytes = 0
         self._book = TokenBook()
         self._forward = TraceForward()
         self._pool_bytes = pool_bytes
         self._manager = manager
         self._before_forward = before_forward
+        self._copy_bytes_per_s = copy_bytes_per_s
         self._oracle = (
             TokenOracle(
                 recorder.geometry, scheduler.req_to_token_pool.req_to_token, self._forward.outputs
@@ -147,7 +152,7 @@ class ReplayLoop:
         step = read_step(batch)
         self.recorder.began(step, self.now)
         waiting = self._admitted_outside(batch)
-        seconds = self._seconds(step)
+        seconds = self._seconds(step) + self._copy_seconds()
         unfinished = unfinished_prompts(batch)
         if self.recorder.steps % SAMPLE_STEPS == 0:
             with self._untimed():
@@ -178,6 +183,13 @@ class ReplayLoop:
         geometry = self.recorder.geometry
         kv_bytes = geometry.kv_bytes_read(np.array(step.kv_lengths, dtype=np.int64))
         return geometry.cost.step_seconds(step.prefill_tokens, len(step.decodes), kv_bytes)
+
+    def _copy_seconds(self) -> float:
+        """How long the step waits for what was copied to and from the host since the last one:
+        for all of it, as if nothing ran beside a copy and both directions shared the wire."""
+        copied = DEVICE_WORK.host_bytes - self._copied_bytes
+        self._copied_bytes = DEVICE_WORK.host_bytes
+        return copied * self.recorder.geometry.shrink_factor / self._copy_bytes_per_s
 
     def _admitted_outside(self, batch: Any) -> dict[str, int]:
         """Return the KV length of requests that are admitted but not in this batch."""

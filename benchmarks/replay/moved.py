@@ -10,10 +10,18 @@ from typing import Any
 
 @dataclass
 class DeviceWork:
-    """KV bytes copied from page to page, and KV bytes cleared before a page is handed out."""
+    """KV bytes copied from page to page, KV bytes cleared before a page is handed out, and bytes
+    written to host memory and loaded from it."""
 
     moved_bytes: int = 0
     zeroed_bytes: int = 0
+    written_bytes: int = 0
+    loaded_bytes: int = 0
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes copied to or from the host so far."""
+        return self.written_bytes + self.loaded_bytes
 
     def copy_pages(
         self, raw: Any, tgt_pages: Any, src_pages: Any, num_pages: int, page_bytes: int

@@ -42,6 +42,8 @@ def summarise(
         "manager_us_per_token": manager_us / scheduled,
         "moved_bytes": DEVICE_WORK.moved_bytes * spec.geometry.shrink_factor,
         "zeroed_bytes": DEVICE_WORK.zeroed_bytes * spec.geometry.shrink_factor,
+        "written_bytes": DEVICE_WORK.written_bytes * spec.geometry.shrink_factor,
+        "loaded_bytes": DEVICE_WORK.loaded_bytes * spec.geometry.shrink_factor,
         **time_to_first_token(logs),
         "longest_wait_s": longest_wait(logs),
         "requests": len(logs),
@@ -70,6 +72,9 @@ def describe(spec: RunSpec) -> dict[str, Any]:
         "mamba_full_memory_ratio": spec.mamba_full_memory_ratio,
         "jenga_policies": spec.jenga_policies,
         "overlap": spec.overlap,
+        "host_bytes": spec.host_bytes,
+        "copy_bytes_per_s": spec.copy_bytes_per_s,
+        "write_policy": spec.write_policy if spec.host_bytes else None,
         "sglang": version("sglang"),
     }
 

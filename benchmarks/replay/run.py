@@ -31,6 +31,7 @@ def replay(spec: RunSpec) -> dict[str, Any]:
         manager,
         overlap=spec.overlap,
         strict=spec.strict,
+        copy_bytes_per_s=spec.copy_bytes_per_s,
         before_forward=backend.before_forward,
     )
     begin = time.perf_counter()

@@ -8,6 +8,9 @@ from benchmarks.replay.geometry import Geometry
 # SGLang's fixed ratios: of the window pool to the full one in tokens, of states to rows in bytes.
 RATIOS = ("swa_full_tokens_ratio", "mamba_full_memory_ratio")
 
+# Of pinned memory over PCIe 4.0 x16, about.
+COPY_BYTES_PER_S = 25e9
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -23,6 +26,10 @@ class RunSpec:
     swa_full_tokens_ratio: float | None = None
     mamba_full_memory_ratio: float | None = None
     jenga_policies: dict[str, str] = field(default_factory=dict)
+    # Host memory below the pool, bytes a second of copies in either direction, and when they are.
+    host_bytes: int = 0
+    copy_bytes_per_s: float = COPY_BYTES_PER_S
+    write_policy: str = "write_back"
     # SGLang's default of a server; the committed results are without.
     overlap: bool = False
     strict: bool = False

@@ -174,6 +174,14 @@ def whole_tokens_left(manager: Manager, pages: Sequence[int]) -> int:
     return usable // all_rows * manager.page_size if all_rows else manager.max_length
 
 
+def whole_tokens(manager: Manager, large_pages: int) -> int:
+    """Tokens for which ``large_pages`` of any tier have room if every group must hold them all."""
+    groups = manager.geometry.groups
+    all_rows = sum(groups[g].page_bytes for g in manager.memory.row_groups)
+    pages = large_pages * manager.geometry.large_page_bytes // max(1, all_rows)
+    return pages * manager.page_size
+
+
 # -- in large pages -------------------------------------------------------------------------------
 
 

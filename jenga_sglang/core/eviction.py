@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jenga_sglang.core.books.lru import Candidates
 from jenga_sglang.core.books.memory import Memory
@@ -42,6 +43,7 @@ class Evictor:
         policy: CachePolicy,
     ) -> None:
         self.memory = memory
+        self.names = memory  # whose virtual pages are what is forgotten
         self.tree = tree
         self.permanent = permanent
         self.counters = counters
@@ -158,17 +160,17 @@ class Evictor:
 
     def evict(self, pages: int) -> int:
         """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
-        before = self.memory.num_free_virtual
-        while (missing := before + pages - self.memory.num_free_virtual) > 0:
+        before = self.names.num_free_virtual
+        while (missing := before + pages - self.names.num_free_virtual) > 0:
             if not self.evict_large(missing):
                 break
-        return self.memory.num_free_virtual - before
+        return self.names.num_free_virtual - before
 
     def make_names(self, pages: int) -> bool:
         """Evict until there are ids for ``pages`` virtual pages; whether there are. They can only
         run out where a group that depends on everything has been retired: a request keeps the ids
         of pages that it has let go of in every group."""
-        missing = pages - self.memory.num_free_virtual
+        missing = pages - self.names.num_free_virtual
         return missing <= 0 or self.evict(missing) >= missing
 
     def evict_pages(self, group: int, virtual: Ids) -> None:
@@ -176,7 +178,7 @@ class Evictor:
         virtual = virtual[self.memory.holds(group, virtual)]
         self.counters.evicted[group] += len(virtual)
         self.drop(group, virtual)
-        permanent = self._is_permanent(group, virtual)
+        permanent = self._is_lost_for_ever(group, virtual)
         if permanent.any():
             self._cascade(virtual[permanent])
             virtual = virtual[~permanent]
@@ -187,7 +189,8 @@ class Evictor:
         self.tree.change(self.tree.nodes_of(virtual))
         self.memory.drop(group, virtual)
 
-    def _is_permanent(self, group: int, virtual: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _is_lost_for_ever(self, group: int, virtual: Ids) -> NDArray[np.bool_]:
+        """Which pages, no longer held by ``group``, every longer history would need."""
         depth = self.memory.depth[virtual]
         if group not in self.memory.encoder_groups:
             depth = depth - self.memory.encoder_pages[virtual]
@@ -205,11 +208,14 @@ class Evictor:
             node, index = self._first_dead(node, index)
             unreachable = self.tree.below(node, index)
             for g in range(self.memory.num_groups):
-                held = unreachable[self.memory.holds(g, unreachable)]
-                self.counters.cascaded[g] += len(held)
-                self.memory.drop(g, held)
+                self._drop_unreachable(g, unreachable)
             self.tree.cut(node, index)
-            self.memory.forget(unreachable)
+            self.names.forget(unreachable)
+
+    def _drop_unreachable(self, group: int, virtual: Ids) -> None:
+        held = virtual[self.memory.holds(group, virtual)]
+        self.counters.cascaded[group] += len(held)
+        self.memory.drop(group, held)
 
     def _first_dead(self, node: Node, index: int) -> tuple[Node, int]:
         """The first page, in its node, that is of no use without page ``index`` of ``node``: what
@@ -224,11 +230,11 @@ class Evictor:
         return node, 0
 
     def _is_pinned(self, virtual: Ids) -> bool:
-        return bool(self.memory.pins[-1][virtual].any())
+        return bool(self.names.pins[-1][virtual].any())
 
     def forget_hollow(self, virtual: Ids) -> None:
         """Take out of the tree those pages that no group holds anything of and nobody pins."""
-        hollow = self.memory.hollow(virtual)
+        hollow = self.names.hollow(virtual)
         if len(hollow):
             self.tree.hollow_out(hollow)
-            self.memory.forget(hollow)
+            self.names.forget(hollow)

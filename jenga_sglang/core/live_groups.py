@@ -40,10 +40,12 @@ def fitting_cut(geometry: Geometry, spec: LayerGroupSpec) -> GroupGeometry:
 def register_group(manager: Manager, cut: GroupGeometry) -> int:
     """Add a group of KV rows to a live pool; returns its number. No byte is moved.
 
-    Raises ``ValueError`` and changes nothing for a group of states, for another page size, and
-    where the pool's large page is no multiple of the group's small page.
+    Raises ``ValueError`` and changes nothing for a group of states, for another page size, over
+    host memory, and where the pool's large page is no multiple of the group's small page.
     """
     geometry = manager.geometry
+    if len(manager.memories) > 1:
+        raise ValueError(f"group {cut.spec.name}: host memory has the groups it began with only")
     if cut.spec.is_state:
         raise ValueError(f"group {cut.spec.name}: states must be there when the pool is made")
     if geometry.large_page_bytes % cut.small_page_bytes:

@@ -68,13 +68,12 @@ class Manager:
 
     def reset(self) -> None:
         """Forget everything. No request may run."""
-        num_virtual = default_virtual_pages(self.geometry, self.max_requests, self.max_length)
-        self.memory = Memory(self.geometry, num_virtual, self.max_requests)
+        self.memory = self._new_memory()
         for groups in (self.memory.row_groups, self.memory.encoder_groups):
             groups[:] = [g for g in groups if g not in self.needs.retired]
-        self.tree = PrefixTree(self.page_size, num_virtual)
+        self.tree = PrefixTree(self.page_size, self.memory.num_virtual)
+        self.evictor = self._new_evictor()
         books, policy, counters = (self.memory, self.needs), self.policy, self.counters
-        self.evictor = Evictor(self.memory, self.tree, self.needs.permanent, counters, policy)
         self.holding = Holding(*books, policy, counters)
         self.snapshots = Snapshots(*books, self.evictor, policy, counters)
         self.recency = Recency(self.memory, policy)
@@ -84,6 +83,19 @@ class Manager:
         self._last_number = 0
         self._scarce = False
         self.running: dict[int, Running] = {}
+
+    def _new_memory(self) -> Memory:
+        num_virtual = default_virtual_pages(self.geometry, self.max_requests, self.max_length)
+        return Memory(self.geometry, num_virtual, self.max_requests)
+
+    def _new_evictor(self) -> Evictor:
+        books = self.memory, self.tree
+        return Evictor(*books, self.needs.permanent, self.counters, self.policy)
+
+    @property
+    def memories(self) -> list[Memory]:
+        """The books of every tier, the pool's first."""
+        return [self.memory]
 
     @property
     def dependencies(self) -> list[Dependency]:
@@ -116,10 +128,20 @@ class Manager:
 
     def lock(self, hit: Hit) -> Running:
         """Pin what a request that continues from ``hit`` needs."""
+        running = self._begin(hit)
+        for g, ranges in enumerate(running.held):
+            for held in running.of(ranges):
+                self.memory.pin(g, held)
+        self._register(running)
+        return running
+
+    def _begin(self, hit: Hit) -> Running:
+        """A request that continues from ``hit``, with its names pinned and nothing in any group."""
         pages, history = self.tree.pages(hit.path), self.history(hit.encoder_pages)
         length = len(pages) * self.page_size
         self._last_number += 1
-        running = Running(
+        self.memory.pin_virtual(pages)
+        return Running(
             self._last_number,
             hit,
             history,
@@ -129,13 +151,10 @@ class Manager:
             tuple(self.memory.encoder_groups),
             self._leaves_known_history(hit),
         )
-        for g, ranges in enumerate(running.held):
-            for held in running.of(ranges):
-                self.memory.pin(g, held)
-        self.memory.pin_virtual(pages)
+
+    def _register(self, running: Running) -> None:
         self.running[running.number] = running
         self.changes += 1
-        return running
 
     def _leaves_known_history(self, hit: Hit) -> bool:
         """Whether more of a history is known than ``hit``, and goes on otherwise. One that merely

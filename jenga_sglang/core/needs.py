@@ -29,7 +29,8 @@ NOTHING = EncoderTokens(0)
 class Held(Protocol):
     """Which pages the groups hold; `core.books.memory.Memory` says it."""
 
-    encoder_groups: list[int]
+    @property
+    def encoder_groups(self) -> list[int]: ...
 
     def first_missing(self, group: int, virtual: Ids) -> int | None: ...
 

@@ -15,9 +15,14 @@ from jenga_sglang.core.running import Running
 
 def check_memory(memory: Memory) -> None:
     """Recount every state of a page; raise `CorruptPool` at the first difference."""
+    _check_virtual(memory, memory.free_virtual)
+    check_places(memory)
+
+
+def check_places(memory: Memory) -> None:
+    """Recount where the pages of every group lie; raise `CorruptPool` at the first difference."""
     memory.large.check()
     memory.lru.check(memory.large.reclaimable())
-    _check_virtual(memory, memory.free_virtual)
     for g, table in enumerate(memory.table):
         _check_places(memory, g, *_check_table(memory, g, table))
 

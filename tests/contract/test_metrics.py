@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from adapter_builders import make_cache
-from core_builders import begin, make_manager, serve, tokens
+from core_builders import begin, make_manager, make_tiered, serve, tokens
 from prometheus_client import REGISTRY, generate_latest
 from sglang.srt.observability import metrics_collector
 from sglang.srt.observability.metrics_collector import SchedulerMetricsCollector
@@ -17,6 +17,7 @@ from jenga_sglang.adapter.hooks import observe as hooks
 from jenga_sglang.adapter.observe.metrics import CAUSES, JengaMetrics
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.stats import pool_stats
+from jenga_sglang.core.tier_stats import host_stats
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAME = re.compile(r"sglang:jenga_\w+")
@@ -25,8 +26,8 @@ NAME = re.compile(r"sglang:jenga_\w+")
 def published() -> tuple[dict[str, float], dict[str, Any]]:
     """Every sample of a small pool after three publications, by name and labels, and what the pool
     says of itself."""
-    manager = make_manager(Full(), SlidingWindow(2), num_large=8)
-    metrics = JengaMetrics({"tp_rank": 0})
+    manager = make_tiered(Full(), SlidingWindow(2), num_large=8, num_host=3)
+    metrics = JengaMetrics({"tp_rank": 0}, has_host=True)
     try:
         for history in (tokens(1, 2, 3), tokens(4, 5, 6)):
             serve(manager, history)
@@ -38,7 +39,8 @@ def published() -> tuple[dict[str, float], dict[str, Any]]:
     finally:
         forget_collectors()
     samples = re.findall(r"^(sglang:jenga_\S+?)(\{.*\})? (\S+)$", text, re.MULTILINE)
-    return {name + labels: float(value) for name, labels, value in samples}, pool_stats(manager)
+    stats = pool_stats(manager) | {"host": host_stats(manager)}
+    return {name + labels: float(value) for name, labels, value in samples}, stats
 
 
 def forget_collectors() -> None:
@@ -70,6 +72,20 @@ def test_counters_count_on_from_the_last_publication() -> None:
             key = f'sglang:jenga_evicted_pages_total{{cause="{cause}",{labels}}}'
             assert samples[key] == group[counted]
         assert samples[f"sglang:jenga_used_bytes{{{labels}}}"] == group["used_bytes"] > 0
+
+
+def test_bytes_to_the_host_are_counted_by_group() -> None:
+    """Three large pages of host: not all that leaves the pool has room there."""
+    samples, stats = published()
+    host = stats["host"]
+    assert host["written_bytes"] > 0
+    for group in host["groups"]:
+        labels = f'{{group="{group["name"]}",tp_rank="0"}}'
+        written = samples[f"sglang:jenga_host_written_bytes_total{labels}"]
+        assert written == group["written_bytes"]
+        assert samples[f"sglang:jenga_host_cached_bytes{labels}"] == group["cached_bytes"]
+    cached = sum(group["cached_bytes"] + group["free_bytes"] for group in host["groups"])
+    assert cached + host["free_bytes"] + host["unusable_bytes"] == host["host_bytes"]
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ print(json.dumps([facts(flags) for flags in json.loads(sys.argv[1])]))
 """
 STARTS = {
     "unknown": ["--memory-backend", "nope"],
-    "refused": ["--memory-backend", "jenga", "--enable-hierarchical-cache"],
+    "refused": ["--memory-backend", "jenga", "--enable-lmcache"],
     "default": [],
     "jenga": ["--memory-backend", "jenga"],  # last: it hooks the process
 }

@@ -492,9 +492,9 @@ class TestFlag:
         assert "--memory-backend jenga" in refusal(lambda: flags.apply_flag(values))
 
     def test_a_refused_start_sets_nothing(self) -> None:
-        values = {"memory_backend": "jenga", "enable_hierarchical_cache": True}
+        values = {"memory_backend": "jenga", "enable_lmcache": True}
         refusal(lambda: flags.apply_flag(values))
-        assert values == {"enable_hierarchical_cache": True}
+        assert values == {"enable_lmcache": True}
 
     def test_default_sets_nothing(self) -> None:
         values: dict[str, Any] = {"memory_backend": "default", "page_size": 3}

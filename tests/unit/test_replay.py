@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -327,6 +328,29 @@ def test_a_chunk_that_would_fill_the_pool_is_shortened(tmp_path: Path) -> None:
     result = replay(tmp_path, "jenga", "gemma3-27b", "3GiB", trace)
     assert result["aborted_requests"] == result["retractions"] == 0
     assert result["prefill_tokens"] == 3 * 8000 and result["steps"] > 3 * 8000 / 2048
+
+
+@pytest.mark.slow
+def test_what_the_pool_has_no_room_for_is_hit_in_the_host_and_takes_its_time(
+    tmp_path: Path,
+) -> None:
+    """Two prompts of 600 tokens in turns, in a pool of 800: with the host all whole pages of 8 of
+    the second round are hits, and steps wait for every byte that is copied."""
+    names = [(name, turn) for turn in range(2) for name in "ab"]
+    trace = [
+        request(f"{name}{turn}", (name, 600), **({"after": after, "gap": 0.1} if after else {}))
+        for (name, turn), after in zip(names, ["", "a0", "b0", "a1"], strict=True)
+    ]
+    run = partial(replay, tmp_path, "jenga", "llama3-8b", "100MiB", trace)
+    without, quick = run(), run("--host-bytes", "400MiB")
+    slow = run("--host-bytes", "400MiB", "--copy-bytes-per-s", "1e6")
+    assert without["hit_rate"] < quick["hit_rate"] == slow["hit_rate"] == 2 * 592 / (4 * 600)
+    copied = quick["written_bytes"] + quick["loaded_bytes"]
+    assert quick["loaded_bytes"] > 0 and without["loaded_bytes"] == without["written_bytes"] == 0
+    page_bytes = 8 * load_geometry(DATA / "llama3-8b.json").groups[0].token_bytes
+    assert quick["written_bytes"] % page_bytes == quick["loaded_bytes"] % page_bytes == 0
+    waited = slow["simulated_seconds"] - quick["simulated_seconds"]
+    assert waited == pytest.approx(copied * (1 / 1e6 - 1 / quick["copy_bytes_per_s"]))
 
 
 class TestSeeds:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -44,6 +44,14 @@ class Refusal:
     short: float
 
 
+class LoadRoom(Protocol):
+    """What a load from the host must leave to others; `budget.JengaPrefillBudget` says it."""
+
+    def beside_load(self, prefix: int) -> list[int]: ...
+
+    def has_loaded(self) -> None: ...
+
+
 @dataclass(eq=False)
 class AdmissionPass:
     """What is known while a batch is filled, and what came of it."""
@@ -58,6 +66,7 @@ class AdmissionPass:
     refusal: Refusal | None = None
     # A prefix with which the candidate did not even fit alone.
     hindering: Path | None = None
+    load_room: LoadRoom | None = None
 
 
 class Admission:

@@ -67,6 +67,7 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
     write_rows(batch.req_to_token_pool.req_to_token, rows, firsts, written)
     for req, start, length in zip(batch.reqs, batch.prefix_lens, lengths, strict=True):
         cache.save_states(req, start, length)
+    cache.run_copies()
     rows_cpu = torch.tensor(rows, dtype=torch.int64)
     out = to_device(np.concatenate(new_ids), batch.device)
     return out, to_device(rows_cpu, batch.device), rows_cpu
@@ -89,6 +90,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         for index in np.flatnonzero(slots == cache.page_size - 1).tolist():
             req, length = batch.reqs[index], int(lengths[index])
             cache.save_states(req, length, length + 1)
+    cache.run_copies()
     out = to_device(cache.last_page[rows] * cache.page_size + slots, batch.device)
     batch.req_to_token_pool.write((batch.req_pool_indices, places), out.to(torch.int32))
     for req in batch.reqs:

@@ -36,10 +36,14 @@ class JengaPrefillBudget:
         self.total_offset: float = num_mixed_decode_tokens
         self.admission = admission
         self._pass = admission.now
+        self._pass.load_room = self
         # Of the last candidate that did not fit; the pass before has its own.
         self._pass.refusal = None
         self._pending = [0] * len(manager.dependencies)
         self._candidate: list[int] | None = None
+        # Its length, what one step computes of it at most, and the pages that an encoder makes.
+        self._asked = (0, 0, 0)
+        self._after_load: list[int] = []
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
         self._blocked = False
         self._room = growth_room(manager)
@@ -67,8 +71,11 @@ class JengaPrefillBudget:
         encoder_pages = candidate.encoder_pages if candidate else 0
         prefix = input_tokens - extend_input_len
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
-        length = input_tokens + max_new_tokens
-        self._candidate = request_pages(self.manager, length, fresh, prefix, encoder_pages)
+        if candidate is not None:
+            # What is in the host only has to be loaded: it takes room as if it were computed.
+            prefix = min(prefix, candidate.num_pages * self.page_size)
+        self._asked = (input_tokens + max_new_tokens, fresh, encoder_pages)
+        self._candidate = self._pages_beyond(prefix)
         if self._blocked:
             return False, None
         fits = self._fits_at_last if candidate else self._fits
@@ -86,6 +93,10 @@ class JengaPrefillBudget:
         else:
             return True, chunk_limit
         return False, None
+
+    def _pages_beyond(self, prefix: int) -> list[int]:
+        length, fresh, encoder_pages = self._asked
+        return request_pages(self.manager, length, fresh, prefix, encoder_pages)
 
     def _not_worth(self, prompt_tokens: int, max_new_tokens: int) -> float:
         """Large pages that the candidate would take from what others wait for and that is worth
@@ -152,7 +163,19 @@ class JengaPrefillBudget:
         return self._fits_at_last([1] * len(self._pending))
 
     def prepare_load_back(self, **kwargs: Any) -> bool:
+        """Whether a load may be tried: it is asked for its room when it is made."""
         return True
+
+    def beside_load(self, prefix: int) -> list[int]:
+        """Pages per group that must be left when the first ``prefix`` tokens of the candidate have
+        been loaded: for what is admitted, for what still grows, and for the rest of it."""
+        rest = zip(self._growth(), self._pages_beyond(prefix), strict=True)
+        self._after_load = self._pages_beyond(prefix)
+        return self._with_pending([a + b for a, b in rest])
+
+    def has_loaded(self) -> None:
+        """The candidate holds now what `beside_load` was told of."""
+        self._candidate = self._after_load
 
     @property
     def remaining_total(self) -> int:

@@ -99,9 +99,7 @@ class JengaPrefixCache(BasePrefixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Changes nothing: scheduling policies match the whole queue and then walk the tree, and
         forget whom they do not find there."""
-        tokens = np.frombuffer(params.key.token_ids, np.int64)
-        limit = len(tokens) if params.key.limit is None else params.key.limit
-        hit = self.manager.match(history(params.key, params.req), self.keys(tokens, limit))
+        hit = self.manager.match(history(params.key, params.req), self._keys_of(params.key))
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,
             last_device_node=hit,
@@ -109,6 +107,11 @@ class JengaPrefixCache(BasePrefixCache):
             best_match_node=hit,
             full_kv_hit_length=hit.matched_pages * self.page_size,
         )
+
+    def _keys_of(self, key: RadixKey) -> Tokens:
+        # Not to be kept: a live view forbids the request to grow its array.
+        tokens = np.frombuffer(key.token_ids, np.int64)
+        return self.keys(tokens, len(tokens) if key.limit is None else key.limit)
 
     def touch_prefix(self, key: RadixKey) -> None:
         """Nothing to do: `Admission.look_ahead` knows the order of the queue as well."""
@@ -197,6 +200,7 @@ class JengaPrefixCache(BasePrefixCache):
             row = running.row[: running.tree_pages]
             self.kv_events.published(namespace(req, req), tokens[:up_to], row)
         self._rewrite_row(req, running, first, before)
+        self.run_copies()
         req.kv.cache_protected_len = running.tree_pages * self.page_size
 
     def _lengths_to_keep(self, req: Req, up_to: int) -> list[int]:
@@ -265,6 +269,10 @@ class JengaPrefixCache(BasePrefixCache):
         return pages
 
     # -- room ---------------------------------------------------------------------------------
+
+    def run_copies(self) -> None:
+        """Copy to other tiers what has been decided, before a step writes to the pool: there are
+        no other tiers."""
 
     def evict(self, params: EvictParams) -> EvictResult:
         evicted = self.manager.evict(-(-params.num_tokens // self.page_size))

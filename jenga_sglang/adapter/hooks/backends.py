@@ -19,9 +19,12 @@ from sglang.srt.mem_cache.registry import (
     register_radix_cache_backend,
 )
 
-from jenga_sglang import flags
+from jenga_sglang import flags, settings
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
+from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
+from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.refusal import refuse
 
 
@@ -47,6 +50,10 @@ def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
             "--radix-cache-backend jenga", f"runs on Jenga pools; start with {flags.FLAG} jenga"
         )
     pool.manager.prefix_cache = not context.disable_radix_cache
+    if isinstance(pool.manager, TieredManager):
+        poison_freed = settings.current().poison_freed
+        host = HostPool(pool, pool.manager, poison_freed=poison_freed)
+        return JengaTieredCache(context.params, pool.manager, host)
     return JengaPrefixCache(context.params, pool.manager)
 
 

@@ -26,11 +26,17 @@ BUILD_KV_CACHE = (
     until="SGLang has a registry of embedding caches",
 )
 def _build_kv_cache(
-    result: Any, *, tp_worker: Any, enable_kv_cache_events: bool, **kwargs: Any
+    result: Any,
+    *,
+    tp_worker: Any,
+    enable_kv_cache_events: bool,
+    enable_hierarchical_cache: bool,
+    **kwargs: Any,
 ) -> None:
     """Embeddings of images are cached in the pool instead of 100 MB beside it. Not where events
-    tell of it: an embedding has no tokens that a router could look for."""
-    if not enable_kv_cache_events:
+    tell of it: an embedding has no tokens that a router could look for. Nor over host memory,
+    whose groups are those that the pool began with."""
+    if not enable_kv_cache_events and not enable_hierarchical_cache:
         stock = mm_schedule.embedding_cache
         pool = tp_worker.model_runner.token_to_kv_pool
         mm_schedule.embedding_cache = PoolEmbeddings(pool, stock.max_size)

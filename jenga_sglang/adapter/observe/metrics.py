@@ -10,6 +10,7 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.stats import pool_stats, used_share
+from jenga_sglang.core.tier_stats import host_stats
 
 POOL_GAUGES = {
     "pool_bytes": "Bytes of the pool.",
@@ -38,10 +39,28 @@ EVICTED = "Pages of tokens evicted, for want of room or with an evicted page the
 CAUSES = {"room": "evicted_pages", "out_of_reach": "cascaded_pages"}
 
 
-class JengaMetrics:
-    """The metrics of one scheduler. Must be made after SGLang has set up Prometheus's directory."""
+HOST_GAUGES = {
+    "host_bytes": "Bytes of host memory below the pool.",
+    "free_bytes": "Bytes in large pages of the host that no group owns.",
+}
+HOST_COUNTERS = {
+    "hit_tokens": "Tokens of hits that the device alone could not have given.",
+    "declined_loads": "Hits of the host that were computed again, for want of room to load them.",
+}
+HOST_GROUP_COUNTERS = {
+    "written_bytes": "Bytes copied to the host.",
+    "loaded_bytes": "Bytes copied back.",
+    "not_written_pages": "Pages of tokens worth a place in the host that had no room there.",
+}
+HOST_CACHED = "Bytes that the host holds."
+HOST_EVICTED = "Pages of tokens evicted from the host."
 
-    def __init__(self, labels: Mapping[str, Any]) -> None:
+
+class JengaMetrics:
+    """The metrics of one scheduler, with those of host memory where it ``has_host``. Must be made
+    after SGLang has set up Prometheus's directory."""
+
+    def __init__(self, labels: Mapping[str, Any], *, has_host: bool = False) -> None:
         from prometheus_client import Counter, Gauge
 
         self._labels = dict(labels)
@@ -65,6 +84,20 @@ class JengaMetrics:
         self._lost = counter("lost_hit_tokens", LOST, "group")
         self._evicted = counter("evicted_pages", EVICTED, "group", "cause")
         self._counted: dict[tuple[str, ...], int] = {}
+        if has_host:
+            self._host = {
+                key: gauge(f"host_{key.removeprefix('host_')}", text)
+                for key, text in HOST_GAUGES.items()
+            }
+            self._host_counters = {
+                key: counter(f"host_{key}", text) for key, text in HOST_COUNTERS.items()
+            }
+            self._host_group = {
+                key: counter(f"host_{key}", text, "group")
+                for key, text in HOST_GROUP_COUNTERS.items()
+            }
+            self._host_cached = gauge("host_cached_bytes", HOST_CACHED, "group")
+            self._host_evicted = counter("host_evicted_pages", HOST_EVICTED, "group", "cause")
 
     def publish(self, manager: Manager) -> None:
         """Set every gauge, and count up every counter to what the pool has counted."""
@@ -80,6 +113,23 @@ class JengaMetrics:
             self._count(self._lost, group["lost_hit_tokens"], "lost", group=name)
             for cause, key in CAUSES.items():
                 self._count(self._evicted, group[key], "evicted", group=name, cause=cause)
+        if (host := host_stats(manager)) is not None:
+            self._publish_host(host)
+
+    def _publish_host(self, stats: Mapping[str, Any]) -> None:
+        for key, gauge in self._host.items():
+            gauge.labels(**self._labels).set(stats[key])
+        for key, counter in self._host_counters.items():
+            self._count(counter, stats[key], f"host {key}")
+        for group in stats["groups"]:
+            name = group["name"]
+            cached = self._host_cached.labels(**self._labels, group=name)
+            cached.set(group["cached_bytes"])
+            for key, counter in self._host_group.items():
+                self._count(counter, group[key], f"host {key}", group=name)
+            for cause, key in CAUSES.items():
+                evicted = group[key]
+                self._count(self._host_evicted, evicted, "host evicted", group=name, cause=cause)
 
     def _count(self, counter: Any, total: int, key: str, **labels: str) -> None:
         known = (key, *labels.values())
@@ -107,7 +157,8 @@ def begin(scheduler: Any) -> None:
     Does nothing without ``--enable-metrics``.
     """
     if scheduler.metrics_collector is not None:
-        scheduler.tree_cache.metrics = JengaMetrics(scheduler.metrics_collector.labels)
+        cache, labels = scheduler.tree_cache, scheduler.metrics_collector.labels
+        cache.metrics = JengaMetrics(labels, has_host=host_stats(cache.manager) is not None)
 
 
 def with_metrics(stats: PoolStats, cache: Any) -> JengaPoolStats:

@@ -17,6 +17,7 @@ from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.stats import pool_stats
+from jenga_sglang.core.tier_stats import host_stats
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -31,6 +32,7 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
     for group, cut in zip(stats["groups"], manager.geometry.groups, strict=True):
         group["draft_layers"] = len(pool.draft_layers & {*cut.spec.layers})
     return stats | {
+        "host": host_stats(manager),
         "full_length_requests": full_length_requests(manager),
         "longest_request_tokens": longest_request(manager, _step_tokens(manager)),
     }
@@ -38,14 +40,9 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
 
 def digest(manager: Manager) -> str:
     """A hash of every page table, pin and owner: equal on ranks that decided alike."""
-    memory = manager.memory
-    books: list[NDArray[Any]] = [
-        *memory.table,
-        memory.pins,
-        memory.in_tree,
-        memory.depth,
-        memory.large.owner,
-    ]
+    books: list[NDArray[Any]] = []
+    for memory in manager.memories:
+        books += [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.large.owner]
     digest = hashlib.sha256(str(manager.changes).encode())
     for book in books:
         digest.update(book.tobytes())

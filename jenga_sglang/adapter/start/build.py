@@ -28,6 +28,7 @@ from jenga_sglang.adapter.discovery import (
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.observe.report import log_start
 from jenga_sglang.adapter.start import draft_layers
+from jenga_sglang.adapter.start.host_tier import make_manager
 from jenga_sglang.adapter.start.refused_models import refuse_model, refuse_models
 from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
 from jenga_sglang.core.admission import fleeting_share, longest_request
@@ -74,8 +75,9 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size
     draft_bytes = row_bytes_of(groups, drafting) * draft_tokens
     geometry = geometry_beside_tables(configurator, sizes, specs, draft_bytes)
-    manager = Manager(
+    manager = make_manager(
         geometry,
+        device=configurator.device,
         max_requests=sizes.max_running_requests,
         max_length=max_length,
         prefix_cache=not get_memory().disable_radix_cache,

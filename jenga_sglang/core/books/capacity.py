@@ -52,10 +52,15 @@ class Capacity(PageNumbers):
                 needed += ceil_div(fresh, self.small_per_large[g])
         return needed - self.num_free
 
-    def can_serve(self, demand: Sequence[int]) -> bool:
-        """Whether ``demand`` small pages per group fit once everything cached has gone."""
+    def large_needed(self, demand: Sequence[int]) -> int:
+        """Large pages that ``demand`` small pages per group take, of those that are `available`,
+        once everything cached has gone."""
         needed = 0
         for g, count in enumerate(demand):
             if (fresh := count - self.num_usable(g)) > 0:
                 needed += ceil_div(fresh, self.small_per_large[g])
-        return needed <= self.available
+        return needed
+
+    def can_serve(self, demand: Sequence[int]) -> bool:
+        """Whether ``demand`` small pages per group fit once everything cached has gone."""
+        return self.large_needed(demand) <= self.available

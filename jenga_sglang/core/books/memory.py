@@ -160,7 +160,7 @@ class Memory(Groups):
         before = pins[virtual]
         pins[virtual] = before + 1
         if len(idle := virtual[before == 0]):
-            self.large.use(group, self._small(group, idle))
+            self.large.use(group, self.small_pages(group, idle))
 
     def unpin(self, group: int, virtual: Ids) -> None:
         """Drop one pin: a tree page that nobody pins any more becomes cached, a private one is
@@ -173,7 +173,7 @@ class Memory(Groups):
             return
         in_tree = self.in_tree[idle]
         if len(cached := idle[in_tree]):
-            self.lru.add(self.large.cache(group, self._small(group, cached)))
+            self.lru.add(self.large.cache(group, self.small_pages(group, cached)))
         if len(private := idle[~in_tree]):
             self.lru.add(self.large.free_used(group, self._clear(group, private)))
 
@@ -204,7 +204,7 @@ class Memory(Groups):
 
     def large_pages(self, group: int, virtual: Ids) -> Ids:
         """The large pages in which these pages of ``group`` lie, one for each stripe."""
-        return self.large.large_of(group, self._small(group, virtual))
+        return self.large.large_of(group, self.small_pages(group, virtual))
 
     # -- the tree: own, merge, evict ----------------------------------------------------------
 
@@ -306,13 +306,14 @@ class Memory(Groups):
 
     # -- helpers ------------------------------------------------------------------------------
 
-    def _small(self, group: int, virtual: Ids) -> Ids:
+    def small_pages(self, group: int, virtual: Ids) -> Ids:
+        """The small pages of these pages of ``group``, one for each stripe."""
         if self.stripes[group] == 1:
             return self._first[group][virtual]
         return self.table[group].take(virtual, axis=0).ravel()
 
     def _clear(self, group: int, virtual: Ids) -> Ids:
-        small = self._small(group, virtual)
+        small = self.small_pages(group, virtual)
         self._note_tree(group, False, virtual)
         self.table[group][virtual] = 0
         self.virtual_of[group][small] = 0

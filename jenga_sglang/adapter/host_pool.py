@@ -1,0 +1,79 @@
+"""Host memory below the pool: one uint8 tensor of the same cut, and the copies to and from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.core.admission import whole_tokens
+from jenga_sglang.core.tiered_manager import TieredManager
+from jenga_sglang.core.tiers import PageCopy
+
+FREED = 0xFF  # NaN in every float format
+
+
+class HostPool:
+    """Copies whole small pages between the buffer of ``pool`` and its own, both on the host.
+
+    With ``poison_freed`` pages that were freed are filled with NaN before anything reuses them.
+    """
+
+    def __init__(self, pool: JengaKVPool, manager: TieredManager, *, poison_freed: bool) -> None:
+        self.manager = manager
+        self._pool = pool
+        self.buffer = _allocate(manager.host_geometry.pool_bytes)
+        self._poison_freed = poison_freed
+        if poison_freed:
+            self.record_freed()
+
+    def record_freed(self) -> None:
+        """The manager's books are new: note from now on what they free, where that is wanted."""
+        if self._poison_freed:
+            self.manager.memory.host.journal.record_freed()
+
+    def run(self, copies: Iterable[PageCopy]) -> None:
+        """Make ``copies``, in order. Returns when they are done."""
+        poisoned = False
+        for copy in copies:
+            device = self._pages(self._pool.buffer, copy.group)
+            host = self._pages(self.buffer, copy.group)
+            if copy.to_host:
+                host[torch.from_numpy(copy.host)] = device[torch.from_numpy(copy.device)]
+                continue
+            if not poisoned:
+                # What was freed to make room for a load is overwritten before it, not after.
+                self._pool.poison_freed()
+                poisoned = True
+            device[torch.from_numpy(copy.device)] = host[torch.from_numpy(copy.host)]
+        if self._poison_freed:
+            self._poison()
+
+    def _pages(self, buffer: torch.Tensor, group: int) -> torch.Tensor:
+        """(small pages, bytes of one) of ``group``, a view."""
+        size = self.manager.geometry.groups[group].small_page_bytes
+        return buffer[: len(buffer) // size * size].view(-1, size)
+
+    def _poison(self) -> None:
+        """Of what was freed, what is still free: its bytes belong to no other group by now."""
+        books = self.manager.memory.host
+        for group, small in books.journal.take_freed():
+            owner = books.large.owner[books.large.large_of(group, small)]
+            free = (books.virtual_of[group][small] == 0) & ((owner < 0) | (owner == group))
+            self._pages(self.buffer, group)[torch.from_numpy(small[free])] = FREED
+
+    # -- what SGLang's metrics ask ------------------------------------------------------------
+
+    @property
+    def logical_size(self) -> int:
+        """Tokens that fit if every group had to hold all of them."""
+        return whole_tokens(self.manager, self.manager.memory.host.large.num_large)
+
+    def available_size(self) -> int:
+        """Tokens that fit beside what the host holds now, as `logical_size` counts them."""
+        return whole_tokens(self.manager, self.manager.memory.host.large.num_free)
+
+
+def _allocate(num_bytes: int) -> torch.Tensor:
+    return torch.zeros(num_bytes, dtype=torch.uint8)

@@ -1,0 +1,109 @@
+"""The books of a second tier: host memory of the same cut, below the pool.
+
+A virtual page stays a name, never a place: the host has a table of its own beside the device's::
+
+    device.table[g][virtual, stripe]    small page in the pool, or 0
+    host.table[g][virtual, stripe]      small page in host memory, or 0
+
+A page may be in both, in one, or in neither. Only pages of the tree are in the host, and none is
+pinned there but while it is being copied. What lies in large pages of the host is counted just as
+in the pool; whose virtual pages are which is the device's to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jenga_sglang.core.books.memory import Memory
+from jenga_sglang.core.cut.geometry import Geometry
+from jenga_sglang.core.ids import Ids
+
+
+class HostMemory(Memory):
+    """Where the pages of the tree lie in host memory. Shares what is true of a virtual page
+    wherever it lies with the ``device``'s books."""
+
+    def __init__(self, device: Memory, geometry: Geometry) -> None:
+        super().__init__(geometry, device.num_virtual, device.num_slots)
+        self.in_tree = device.in_tree
+        self.depth = device.depth
+        self.encoder_pages = device.encoder_pages
+
+    def no_older(self, group: int, virtual: Ids, times: Ids) -> None:
+        """Pages that ``group`` holds here were last used at ``times``, one for each stripe, or
+        later."""
+        np.maximum.at(self.lru.time, self.large_pages(group, virtual), times)
+
+    def add(self, group: int, virtual: Ids, times: Ids) -> Ids:
+        """Back tree pages, last used at ``times``, one for each stripe; returns their small pages.
+        The room must have been made."""
+        self.back(group, virtual, 0)
+        self.no_older(group, virtual, times)
+        self.unpin(group, virtual)
+        return self.small_pages(group, virtual)
+
+
+class TieredMemory(Memory):
+    """The pool's books, over those of a `HostMemory` of ``host_geometry``.
+
+    ``wanted[g]`` says which virtual pages some kept hit has needed in group g since they were
+    there: what is worth a place in the host. All others are only needed by hits in between.
+    """
+
+    def __init__(
+        self, geometry: Geometry, host_geometry: Geometry, num_virtual: int, max_requests: int
+    ) -> None:
+        super().__init__(geometry, num_virtual, max_requests)
+        self.wanted = np.zeros((self.num_groups, self.pins.shape[1]), np.bool_)
+        self.host = HostMemory(self, host_geometry)
+
+    def touch(self, group: int, virtual: Ids) -> None:
+        super().touch(group, virtual)
+        self.wanted[group][virtual] = True
+
+    def hollow(self, virtual: Ids) -> Ids:
+        for g in range(self.num_groups):
+            virtual = virtual[~self.host.holds(g, virtual)]
+        return super().hollow(virtual)
+
+    def forget(self, virtual: Ids) -> None:
+        self.wanted[:, virtual] = False
+        super().forget(virtual)
+
+    def times(self, group: int, virtual: Ids) -> Ids:
+        """When the large pages of these pages of ``group`` were last used, one for each stripe."""
+        times: Ids = self.lru.time[self.large_pages(group, virtual)]
+        return times
+
+    def load(self, group: int, virtual: Ids, request: int, *, scarce: bool) -> Ids:
+        """Back tree pages that ``group`` does not hold, pinned once; returns their small pages.
+        The room must have been made."""
+        self.back(group, virtual, request, scarce=scarce)
+        self.wanted[group][virtual] = True
+        self._note_tree(group, True, virtual)
+        return self.small_pages(group, virtual)
+
+
+@dataclass(frozen=True)
+class EitherTier:
+    """Which pages are on the device or in the host."""
+
+    memory: TieredMemory
+
+    @property
+    def encoder_groups(self) -> list[int]:
+        return self.memory.encoder_groups
+
+    def holds(self, group: int, virtual: Ids) -> NDArray[np.bool_]:
+        """Which pages ``group`` holds somewhere."""
+        memory = self.memory
+        held: NDArray[np.bool_] = memory.holds(group, virtual) | memory.host.holds(group, virtual)
+        return held
+
+    def first_missing(self, group: int, virtual: Ids) -> int | None:
+        """Index of the first page that ``group`` holds nowhere, or None."""
+        held = self.holds(group, virtual)
+        return None if held.all() else int(held.argmin())
