@@ -79,4 +79,3 @@ def test_a_flush_empties_the_host(tiers: Client) -> None:
     tiers.flush_cache()
     facts = tiers.facts()["host"]
     assert facts["free_large_pages"] == facts["num_large_pages"]
-
