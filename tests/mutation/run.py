@@ -18,12 +18,19 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("pyproject.toml", "jenga_sglang/__init__.py", "jenga_sglang/core", "tests")
+COPIED = (
+    "pyproject.toml",
+    "jenga_sglang/__init__.py",
+    "jenga_sglang/core",
+    "docs/architecture.md",
+    "tests",
+)
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "e2e", "gpu", "web", "recall", "server", "*.md")
 # A mutant is given up after twice the multiple of what its tests take, in CPU time: some never end.
 CONFIG = """[mutmut]
 source_paths = jenga_sglang
 only_mutate = jenga_sglang/core/*
+also_copy = docs
 pytest_add_cli_args_test_selection =
     tests/unit/core
     --ignore=tests/unit/core/test_core_swing.py
