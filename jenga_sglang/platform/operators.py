@@ -16,6 +16,7 @@ from torch.nn.functional import conv1d, silu, softplus
 
 from jenga_sglang.platform import (
     delta_rule,
+    dp_attention,
     experts,
     gates,
     logits,
@@ -43,6 +44,7 @@ def install() -> None:
         )
     for others in (
         delta_rule,
+        dp_attention,
         gates,
         experts,
         logits,

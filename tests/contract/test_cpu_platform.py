@@ -103,6 +103,8 @@ UNTOUCHED = """
 import sys
 from sglang.srt.platforms import current_platform
 import sglang.srt.model_executor.model_runner  # where platforms get ready
+from sglang.srt.distributed import parallel_state
+from sglang.srt.model_executor import forward_batch_info
 acting = ("jenga_sglang.platform.", "jenga_sglang.adapter")
 ours = [name for name in sys.modules if name.startswith(acting)]
 print(type(current_platform).__name__, sorted(ours))
@@ -200,9 +202,11 @@ def resolved_arguments(*command_lines: list[str]) -> list[dict[str, Any]]:
 REPLACED = """
 import inspect, json
 import sglang.srt.model_executor.model_runner  # where platforms get ready
+from sglang.srt.distributed import parallel_state
+from sglang.srt.model_executor import forward_batch_info
 from sglang.kernels.ops.activation import softcap
 from sglang.srt.configs import update_config
-from sglang.srt.layers import layernorm
+from sglang.srt.layers import dp_attention, layernorm
 from sglang.srt.layers.moe import fused_moe_native
 from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe as runner
 from sglang.srt.layers.rotary_embedding import factory
@@ -231,7 +235,11 @@ used = (
     torch.mm,
 )
 bodies = [getattr(f, "__code__", None) or f.__wrapped__.__code__ for f in used]
-print(json.dumps([body.co_filename for body in bodies]))
+padding = inspect.getsource(forward_batch_info.ForwardBatch.prepare_mlp_sync_batch)
+padded = "not _is_cpu" in padding and forward_batch_info._is_cpu
+padded = padded and parallel_state._is_cpu
+padded = padded and dp_attention.memcpy_func is dp_attention.memcpy_cpu
+print(json.dumps([padded, *(body.co_filename for body in bodies)]))
 """
 
 
@@ -241,7 +249,8 @@ class TestOnThisMachine:
         """Also modules that SGLang imports after the platform started."""
         done = subprocess.run([sys.executable, "-c", REPLACED], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        files = json.loads(done.stdout.splitlines()[-1])
+        padded, *files = json.loads(done.stdout.splitlines()[-1])
+        assert padded
         folder = str(Path(activation.__file__).parent)
         assert len(files) == 18 and {str(Path(file).parent) for file in files} == {folder}, files
 
