@@ -31,6 +31,8 @@ def check(values: Mapping[str, Any], attention_backend: str) -> None:
             f"does not work with --memory-backend jenga and --attention-backend "
             f"{attention_backend} yet; {_instead(algorithm)}",
         )
+    if values.get("enable_dp_attention"):
+        raise refuse(f"{FLAG} {asked}", "does not work with --enable-dp-attention and Jenga yet")
     topk = values.get("speculative_eagle_topk")
     if algorithm in WITH_MODEL and topk not in (None, 1):
         raise refuse(

@@ -47,6 +47,11 @@ def test_a_draft_models_trees_are_refused() -> None:
     assert "--speculative-eagle-topk 4" in line and "choose 1" in line
 
 
+def test_drafts_with_dp_attention_are_refused() -> None:
+    line = refusal(speculative_algorithm="EAGLE", enable_dp_attention=True)
+    assert "--speculative-algorithm EAGLE" in line and "--enable-dp-attention" in line
+
+
 def test_an_sglang_without_these_workers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "installed_sglang", lambda: "0.5.22")
     line = refusal(speculative_algorithm="NGRAM")

@@ -21,12 +21,11 @@ def overlapping() -> None:
 
 
 def drafting_stream(seed: int = 1) -> list[Request]:
-    """Requests that come twice, so that whole answers can be foreseen. Some of them end with a
-    token that no other request minds, so in the middle of what a step accepts."""
+    """Requests that come twice, so that whole answers can be foreseen. Those that
+    are short end with a token that others do not mind, so in the middle of what a step accepts."""
     shape = StreamShape(num_requests=30, longest_prompt=200, longest_answer=100)
     requests = make_stream(shape, seed)
-    for number in range(1, len(requests), 3):
-        requests[number] = replace(requests[number], ignore_eos=False, stop_tokens=STOP_TOKENS)
+    requests = [r if r.ignore_eos else replace(r, stop_tokens=STOP_TOKENS) for r in requests]
     return [*requests, *requests]
 
 
