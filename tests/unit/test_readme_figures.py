@@ -13,7 +13,7 @@ from e2e.results import table as same_answers_table
 from benchmarks.capacity.run import table as capacity_table
 from benchmarks.manager.report import tables as manager_tables
 from benchmarks.replay.host_times import host_table
-from benchmarks.replay.seeds import ablation_table, ratio_table
+from benchmarks.replay.seeds import ablation_table, held_out_table, ratio_table
 from benchmarks.serving.report import speedups
 from benchmarks.serving.report import table as serving_table
 
@@ -131,11 +131,12 @@ def test_the_results_page_rounds_what_was_measured() -> None:
         ("benchmarks/capacity", "results.json", capacity_table),
         ("benchmarks/serving", "results/full.json", lambda found: serving_table(found["runs"])),
         ("benchmarks/replay", "results/seeds.json", ratio_table),
+        ("benchmarks/replay", "results/held-out.json", held_out_table),
         ("benchmarks/replay", "results/ablation.json", ablation_table),
         ("benchmarks/replay", "results/host-times.json", host_table),
         ("tests/e2e", "results.json", same_answers_table),
     ],
-    ids=["capacity", "serving", "seeds", "ablation", "host times", "same answers"],
+    ids=["capacity", "serving", "seeds", "held out", "ablation", "host times", "same answers"],
 )
 def test_a_readme_has_every_row_of_its_results(
     folder: str, results: str, table: Callable[[Any], str]
@@ -198,6 +199,25 @@ def test_the_results_page_tells_of_losses_on_unseen_traces() -> None:
         ours, best = result(row, "jenga"), result(row, row[2].split()[-1])
         ratio = ours["mid_out_tok_s"] / best["mid_out_tok_s"]
         assert row[1:] == [shown(ours), f"{shown(best)} {best['backend']}", f"{ratio:.2f}"]
+
+
+def test_two_traces_at_several_budgets_are_their_results() -> None:
+    found = rows("### Two traces that came with losses")
+    assert len(found) == 8
+    for experiment, *figures in found:
+        geometry, trace, budget = experiment.split(", ")
+        others = f"-{budget.replace(' ', '')}.json"
+        runs = []
+        for backend in ("unified", "jenga"):
+            name = f"{geometry}-{trace}-{backend}"
+            file = REPLAYS / (name + others)
+            runs.append(
+                json.loads((file if file.exists() else REPLAYS / f"{name}.json").read_text())
+            )
+        assert {run["kv_bytes"] for run in runs} == {int(budget.split()[0]) << 30}
+        unified, jenga = runs
+        ratios = [jenga[rate] / unified[rate] for rate in ("mid_out_tok_s", "out_tok_s")]
+        assert figures == [shown(unified), shown(jenga), *(f"{ratio:.2f}" for ratio in ratios)]
 
 
 @pytest.mark.parametrize(
