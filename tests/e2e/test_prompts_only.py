@@ -11,7 +11,8 @@ from e2e.checks import POISON, server_flags
 from e2e.engine import Job, Report, run_jobs
 from e2e.hugging_face import load
 from e2e.stream import Request, StreamShape, make_stream
-from models.tiny import ARCHITECTURES, Architecture, write_model
+from models.released import RELEASED, dependencies
+from models.tiny import ARCHITECTURES, write_model
 
 SHAPE = StreamShape(num_requests=60, longest_prompt=300)
 LABELS = [7, 11, 200]
@@ -43,18 +44,9 @@ def assert_close(report: Report, expected: Any) -> None:
     assert len(seen) > 10
 
 
-@pytest.mark.parametrize(
-    ("name", "groups"),
-    [
-        ("qwen3", ["full"]),
-        pytest.param("gemma3", ["window 48", "full"], marks=pytest.mark.long),
-    ],
-)
-def test_embeddings_are_the_normed_last_state(name: str, groups: list[str], tmp_path: Path) -> None:
-    kind = ARCHITECTURES.get(name) or Architecture("Qwen3", "Qwen3", "ffff")
-    path = write_model(tmp_path / "model", kind, seed=5)
+def test_embeddings_are_the_normed_last_state(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", RELEASED["qwen3"], seed=5)
     report = answer(path, tmp_path, "embedding", is_embedding=True)
-    assert [g["dependency"] for g in report.state["groups"]] == groups
 
     def last_state(tokens: torch.Tensor) -> torch.Tensor:
         state = load(path).model(input_ids=tokens).last_hidden_state[0, -1]
@@ -63,16 +55,20 @@ def test_embeddings_are_the_normed_last_state(name: str, groups: list[str], tmp_
     assert_close(report, last_state)
 
 
-def test_rewards_are_hugging_faces(tmp_path: Path) -> None:
-    """A head of a few numbers on the last token."""
-    path = tmp_path / "model"
-    kind = Architecture("Llama", "Llama", "ffff", {"num_labels": 3})
-    write_model(path, kind, seed=6)
+@pytest.mark.parametrize("name", ["gemma2", pytest.param("llama", marks=pytest.mark.long)])
+def test_rewards_are_hugging_faces(name: str, tmp_path: Path) -> None:
+    """A head of a few numbers on the last token; Gemma-2 has windows and caps."""
+    kind = (ARCHITECTURES | RELEASED)[name]
+    path = write_model(tmp_path / "model", kind, seed=6)
+    config = kind.make_config()
+    config.num_labels = 3
+    config._attn_implementation = "eager"  # the others know no cap
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
-        model = transformers.LlamaForSequenceClassification(kind.make_config()).eval()
+        model = getattr(transformers, f"{kind.model}ForSequenceClassification")(config).eval()
     model.save_pretrained(path)
     report = answer(path, tmp_path, "embedding", is_embedding=True)
+    assert sorted(g["dependency"] for g in report.state["groups"]) == sorted(dependencies(kind))
     assert_close(report, lambda tokens: model(input_ids=tokens).logits[0])
 
 

@@ -25,7 +25,9 @@ from e2e.models_table import HUGGING_FACE, STOCK, keep
 from e2e.stream import Request, StreamShape, make_stream
 from models.released import FULL, RELEASED, dependencies
 from models.released import STATES as RECURRENT
-from models.tiny import Architecture, write_model
+from models.tiny import WINDOW, Architecture, write_model
+
+from jenga_sglang.plan.model import read_model
 
 SHAPE = StreamShape(num_requests=50, longest_prompt=300)
 # One of each kind of layers and experts; the rest are long tests.
@@ -63,6 +65,7 @@ def test_every_token_is_hugging_faces(name: str, tmp_path: Path) -> None:
 
     assert_outputs_vary(jenga.answers)
     assert_pool_was_used(kind, jenga)
+    assert_plan_finds_the_same(kind, path, jenga)
     compared = [HUGGING_FACE]
     if "stock" in reports:
         tolerance = STOCK_TOLERANCE.get(name, FLOAT32)
@@ -97,3 +100,15 @@ def assert_pool_was_used(kind: Architecture, jenga: Report) -> None:
     for group in groups:
         assert group["evicted_pages"] > 0 and group["used_bytes"] == 0, group
     assert jenga.cached_tokens > 500
+
+
+def assert_plan_finds_the_same(kind: Architecture, path: Path, jenga: Report) -> None:
+    """`jenga plan` reads fields of the config, the server the loaded model. They differ by the
+    token more that some classes read."""
+    longer = {f"window {WINDOW}": f"window {WINDOW + kind.sees_more}"}
+    planned = {
+        (longer.get(str(s.dependency), str(s.dependency)), len(s.layers), s.bytes_per_token)
+        for s in read_model(path).specs
+    }
+    groups = jenga.state["groups"]
+    assert planned == {(g["dependency"], g["layers"], g["bytes_per_token"]) for g in groups}
