@@ -295,8 +295,8 @@ class _Partial:
         if reason is not None:
             self.finish_reason = reason["type"]
             self.counts = (output.cached_tokens[index], output.retraction_counts[index])
-            if output.spec_correct_drafts_histogram:
-                self.accepted = tuple(output.spec_correct_drafts_histogram[index])
+            drafts = getattr(output, "spec_correct_drafts_histogram", None)  # none of an embedding
+            self.accepted = tuple(drafts[index]) if drafts else ()
 
     def _add_logprobs(self, output: Any, index: int) -> None:
         self.logprobs += output.output_token_logprobs_val[index]

@@ -3,7 +3,7 @@
 A test that compares a model's answers calls `keep`. With ``JENGA_RESULTS`` set to a file that
 writes the model's row; without, the row in `models.json` must say the same, so that a test that
 changes what is compared, or a model whose layers are found otherwise, fails until the table is
-made again. Run as a program it writes the table.
+made again. Run as a program it writes the table, which is enough where only a plan has changed.
 """
 
 import json

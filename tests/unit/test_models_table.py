@@ -11,7 +11,7 @@ from models.tiny import ARCHITECTURES
 
 def test_the_page_has_the_table_of_now() -> None:
     page = models_table.PAGE.read_text()
-    assert models_table.written(page) == page, "`make models` makes it again"
+    assert models_table.written(page) == page, "python tests/e2e/models_table.py"
 
 
 def test_every_model_of_the_tests_is_in_it() -> None:
