@@ -8,6 +8,9 @@ MODEL ?= $(CACHE)/demo-model
 ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
+MODEL_RESULTS := tests/e2e/models.json
+MODEL_TESTS := $(addprefix tests/e2e/test_,$(addsuffix .py,released_models same_answers states latent_rows \
+	transformers_backend cross_attention whisper))
 MUTANTS ?= 200
 SEED ?= 0
 ARCH ?= 9.0a
@@ -28,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo check test test-long test-gpu gpu-kit test-gpu-bare bench-gpu-bare mutate lint format constraints clean
+.PHONY: help install serve demo check test test-long test-gpu gpu-kit test-gpu-bare bench-gpu-bare models mutate lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +55,11 @@ test-long: $(INSTALLED) ## Run the tests that take minutes to hours
 
 test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
+
+models: $(INSTALLED) ## Compare every model of docs/models.md with others, and make its table
+	rm -f $(MODEL_RESULTS)
+	JENGA_RESULTS=$(MODEL_RESULTS) $(BIN)/pytest $(MODEL_TESTS) -m "not gpu" $(PYTEST_ARGS)
+	PYTHONPATH=. $(BIN)/python tests/e2e/models_table.py
 
 mutate: $(MUTATION_VENV)/.installed ## Count the changes of the core that its unit tests notice; MUTANTS, SEED
 	$(MUTATION_VENV)/bin/python tests/mutation/run.py --mutants $(MUTANTS) --seed $(SEED)

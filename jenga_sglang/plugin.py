@@ -16,7 +16,7 @@ import logging
 import multiprocessing
 import sys
 
-from jenga_sglang import flags, versions
+from jenga_sglang import flags, models, versions
 from jenga_sglang.refusal import refuse
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def register() -> None:
         _stand_aside(why)
         return
     _make_known()
+    models.register_configs()
     if flags.is_active():
         from jenga_sglang.activation import activate
 

@@ -9,7 +9,7 @@ from jenga_sglang.units import human_tokens
 
 
 def notes(report: Report) -> list[str]:
-    """One sentence each; none where the numbers say it all."""
+    """One sentence each; the last says what the numbers are."""
     model, found = report.model, []
     if model.ignored_window is not None:
         found.append(
@@ -34,6 +34,10 @@ def notes(report: Report) -> list[str]:
     if report.skipped_lengths:
         skipped = ", ".join(human_tokens(n) for n in report.skipped_lengths)
         found.append(f"Left out, longer than the model's {model.max_length:,} tokens: {skipped}.")
+    found.append(
+        "An estimate, from the fields of the config: a server reads the loaded model, and prints "
+        "its layer groups when it starts."
+    )
     return found
 
 

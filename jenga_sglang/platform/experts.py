@@ -26,6 +26,10 @@ _SCALES_ITSELF = {
     "sglang.srt.models.glm4_moe_lite": "Glm4MoeLiteSparseMoeBlock",
 }
 _RUNNER = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
+# Models that call the runner's kernels themselves, past SGLang's layer of experts.
+_CALLS_KERNELS = tuple(
+    f"sglang.srt.models.{name}" for name in ("afmoe", "dbrx", "deepseek", "xverse_moe")
+)
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     # The form that Gemma-4 was trained with, and that SGLang's torch experts with a gate take.
     "gelu": functools.partial(gelu, approximate="tanh"),
@@ -37,6 +41,9 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def install() -> None:
     after_import("sglang.srt.layers.moe.fused_moe_native", _change_native)
     after_import(_RUNNER, _change_runner)
+    # Some are imported before this runs.
+    for name in _CALLS_KERNELS:
+        after_import(name, _change_caller)
     for name, block in _SCALES_ITSELF.items():
         after_import(name, functools.partial(_change_block, block=block))
 
@@ -47,9 +54,12 @@ def _change_native(module: Any) -> None:
 
 
 def _change_runner(module: Any) -> None:
-    # The models that import it call the kernels past SGLang's layer of experts.
-    module.fused_moe = fused_moe
+    _change_caller(module)
     module.swiglu_gpt_oss_sigmoid_alpha = swiglu_gpt_oss
+
+
+def _change_caller(module: Any) -> None:
+    module.fused_moe = fused_moe
 
 
 def _change_block(module: Any, block: str) -> None:

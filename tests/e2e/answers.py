@@ -28,6 +28,8 @@ class Answer:
     retractions: int
     finish_reason: str
     accepted: tuple[int, ...] = ()
+    # Of a request that only reads its prompt: its embedding, or logprobs of labels behind it.
+    pooled: list[float] = field(default_factory=list)
 
 
 @dataclass

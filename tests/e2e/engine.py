@@ -50,6 +50,8 @@ class Job:
     before: Callable[[Any], None] | None = None
     prepare: Callable[[], None] | None = None
     logprobs: bool = True
+    # What to ask for instead of tokens: "embedding", or the logprobs of these tokens.
+    asks: str | list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ class Feed:
         self._waiting = deque(enumerate(job.requests))
         self._room = job.concurrency
         self._logprobs = job.logprobs
+        self._asks = job.asks
         self._partial = [_Partial() for _ in job.requests]
 
     def is_done(self) -> bool:
@@ -240,16 +243,24 @@ class Feed:
             raise zmq.Again
         self._room -= 1
         number, request = self._waiting.popleft()
+        if self._asks == "embedding":
+            return embedded(number, request)
+        if self._asks:
+            return scored(number, request, self._asks)
         return tokenized(number, request, logprobs=self._logprobs)
 
     def send_pyobj(self, output: Any, flags: int = 0, protocol: int = -1) -> None:
         """Take what goes to the detokenizer."""
-        from sglang.srt.managers.io_struct import BatchTokenIDOutput
+        from sglang.srt.managers.io_struct import BatchEmbeddingOutput, BatchTokenIDOutput
 
-        if isinstance(output, BatchTokenIDOutput):
+        if isinstance(output, BatchEmbeddingOutput | BatchTokenIDOutput):
             for index, number in enumerate(map(int, output.rids)):
-                self._partial[number].add(output, index, logprobs=self._logprobs)
-                self._room += bool(self._partial[number].finish_reason)
+                partial = self._partial[number]
+                if self._asks:
+                    partial.pool(output, index)
+                else:
+                    partial.add(output, index, logprobs=self._logprobs)
+                self._room += bool(partial.finish_reason)
 
 
 class _Partial:
@@ -259,6 +270,7 @@ class _Partial:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.likeliest: list[list[tuple[float, int]]] = []
+        self.pooled: list[float] = []
         self.finish_reason = ""
         self.counts = (0, 0)
         self.accepted: tuple[int, ...] = ()
@@ -267,12 +279,24 @@ class _Partial:
         self.tokens += output.output_ids[index]
         if logprobs:
             self._add_logprobs(output, index)
+        self._end(output, index)
+
+    def pool(self, output: Any, index: int) -> None:
+        """Take an embedding, or the logprobs of labels; both come at once."""
+        if hasattr(output, "embeddings"):
+            found = output.embeddings[index]
+            self.pooled = list(found) if isinstance(found, list) else [found]
+        else:
+            (self.pooled,) = output.output_token_ids_logprobs_val[index]
+        self._end(output, index)
+
+    def _end(self, output: Any, index: int) -> None:
         reason = output.finished_reasons[index]
         if reason is not None:
             self.finish_reason = reason["type"]
             self.counts = (output.cached_tokens[index], output.retraction_counts[index])
-            if output.spec_correct_drafts_histogram:
-                self.accepted = tuple(output.spec_correct_drafts_histogram[index])
+            drafts = getattr(output, "spec_correct_drafts_histogram", None)  # none of an embedding
+            self.accepted = tuple(drafts[index]) if drafts else ()
 
     def _add_logprobs(self, output: Any, index: int) -> None:
         self.logprobs += output.output_token_logprobs_val[index]
@@ -280,7 +304,7 @@ class _Partial:
         self.likeliest += [list(zip(v, i, strict=True)) for v, i in zip(values, ids, strict=True)]
 
     def answer(self) -> Answer:
-        facts = (*self.counts, self.finish_reason, self.accepted)
+        facts = (*self.counts, self.finish_reason, self.accepted, self.pooled)
         return Answer(self.tokens, self.logprobs, self.likeliest, *facts)
 
 
@@ -313,3 +337,30 @@ def tokenized(number: int, request: Request, *, logprobs: bool = True) -> Any:
         stream=False,
         extra_key=request.namespace,
     )
+
+
+def embedded(number: int, request: Request) -> Any:
+    """The message for a request of `/v1/embeddings`, a reward or a class."""
+    from array import array
+
+    from sglang.srt.managers.io_struct import TokenizedEmbeddingReqInput
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    sampling = SamplingParams(max_new_tokens=0)
+    sampling.normalize(None)
+    return TokenizedEmbeddingReqInput(
+        rid=str(number),
+        input_text="",
+        input_ids=array("q", request.prompt),
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=sampling,
+    )
+
+
+def scored(number: int, request: Request, labels: str | list[int]) -> Any:
+    """The message for an item of `/v1/score`: no token, but the logprobs of ``labels``."""
+    message = tokenized(number, request)
+    message.sampling_params.max_new_tokens = 0
+    message.token_ids_logprob = labels
+    return message

@@ -9,16 +9,21 @@ import transformers
 
 
 @cache
-def load(path: Path) -> Any:
+def load(path: Path, more: int = 0) -> Any:
     """The model of the class that wrote the checkpoint: an `Auto` class may take another part.
 
-    Logits of attention are capped by the eager implementation only.
+    Its windows are longer by ``more`` tokens. Logits of attention are capped by the eager
+    implementation only.
     """
     config = transformers.AutoConfig.from_pretrained(path)
     (name,) = config.architectures
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    text = config.get_text_config()
+    if more:
+        text.sliding_window += more
+    capped = getattr(text, "attn_logit_softcapping", None)
     how = {"attn_implementation": "eager"} if capped else {}
-    return getattr(transformers, name).from_pretrained(path, dtype=torch.float32, **how).eval()
+    model = getattr(transformers, name).from_pretrained
+    return model(path, config=config, dtype=torch.float32, **how).eval()
 
 
 def greedy_tokens(path: Path, prompt: list[int], num_tokens: int) -> list[int]:
@@ -39,13 +44,14 @@ def greedy_tokens(path: Path, prompt: list[int], num_tokens: int) -> list[int]:
 
 
 def token_logprobs(
-    path: Path, prompt: list[int], tokens: list[int]
+    path: Path, prompt: list[int], tokens: list[int], more: int = 0
 ) -> tuple[list[int], list[float]]:
     """What the model thinks behind ``prompt`` and each of ``tokens`` but the last: its likeliest
-    token there, and the logprob of the one that was given. One pass, without a cache."""
+    token there, and the logprob of the one that was given. One pass, without a cache. ``more`` as
+    for `load`."""
     inputs = torch.tensor([prompt + tokens[:-1]])
     with torch.inference_mode():
-        logits = load(path)(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
+        logits = load(path, more)(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
     logprobs = logits[0, len(prompt) - 1 :].float().log_softmax(-1)
     likeliest: list[int] = logprobs.argmax(-1).tolist()
     given: list[float] = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()

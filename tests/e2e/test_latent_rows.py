@@ -13,6 +13,7 @@ from e2e.checks import (
 )
 from e2e.engine import Job, run_jobs
 from e2e.hugging_face import greedy_tokens
+from e2e.models_table import HUGGING_FACE, STOCK, keep
 from e2e.stream import StreamShape, make_stream
 
 SHAPE = StreamShape(num_requests=50, longest_prompt=300)
@@ -44,3 +45,4 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     assert group["bytes_per_token"] == group["layers"] * LATENT_BYTES
     for request, given in list(zip(requests, ours.answers, strict=True))[::9]:
         assert greedy_tokens(path, request.prompt, len(given.tokens)) == given.tokens
+    keep(architecture, path, ours.state, [STOCK, HUGGING_FACE])

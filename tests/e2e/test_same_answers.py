@@ -14,6 +14,7 @@ from e2e.checks import (
     server_flags,
 )
 from e2e.engine import Report
+from e2e.models_table import STOCK, keep
 from e2e.stream import Request, StreamShape, make_stream
 from models.tiny import ARCHITECTURES, WINDOW
 
@@ -50,6 +51,8 @@ def test_every_answer_is_stocks(
     assert_outputs_vary(jenga.answers)
     assert_memory_was_short(jenga.state, jenga.answers, ARCHITECTURES[architecture].num_groups)
     assert min(stock.cached_tokens, jenga.cached_tokens) > 0
+    if page_size in (None, 16):  # once for each
+        keep(architecture, tiny_model(architecture), jenga.state, [STOCK])
 
 
 def test_the_stream_has_every_kind_of_prompt() -> None:

@@ -17,6 +17,7 @@ from e2e.checks import (
 )
 from e2e.engine import Job, run_jobs
 from e2e.hugging_face import greedy_tokens
+from e2e.models_table import COLD, HUGGING_FACE, STOCK, keep
 from e2e.stream import Request, StreamShape, make_stream
 from models.tiny import ARCHITECTURES
 
@@ -58,6 +59,7 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     assert ours.state["saved_snapshots"] > 50
     for request, given in list(zip(requests, ours.answers, strict=True))[::9]:
         assert greedy_tokens(path, request.prompt, len(given.tokens)) == given.tokens
+    keep(architecture, path, ours.state, [STOCK, HUGGING_FACE, COLD])
 
 
 @pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1", "qwen3_5"])

@@ -15,6 +15,7 @@ from e2e.checks import (
 )
 from e2e.engine import Report
 from e2e.hugging_face import greedy_tokens
+from e2e.models_table import HUGGING_FACE, STOCK, keep
 from e2e.stream import StreamShape, make_stream
 from models.tiny import ARCHITECTURES, WINDOW
 
@@ -52,3 +53,5 @@ def test_every_answer_is_stocks(
     if dependencies == ["full"]:
         for request, given in list(zip(requests, jenga.answers, strict=True))[::9]:
             assert greedy_tokens(path, request.prompt, len(given.tokens)) == given.tokens
+    if not asked:
+        keep(architecture, path, jenga.state, [STOCK, HUGGING_FACE])

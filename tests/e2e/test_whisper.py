@@ -6,6 +6,7 @@ from pathlib import Path
 from e2e import sound
 from e2e.checks import POISON, assert_outputs_vary, assert_same_answers, server_flags
 from e2e.engine import Job, run_jobs
+from e2e.models_table import HUGGING_FACE, STOCK, keep
 from e2e.stream import TOKENS, Request
 
 
@@ -48,3 +49,4 @@ def test_answers_are_stocks_and_hugging_faces(tmp_path: Path) -> None:
     assert {name: group["layers"] for name, group in groups.items()} == {"full": 3, "cross": 3}
     assert not any(group["used_bytes"] for group in groups.values())
     assert ours.retractions > 0
+    keep("whisper", path, ours.state, [STOCK, HUGGING_FACE])

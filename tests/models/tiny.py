@@ -4,6 +4,7 @@ Weights are drawn wide enough that greedy output wanders instead of repeating on
 tokens far back change what follows.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +52,22 @@ class Architecture:
     rounded: tuple[str, ...] = ()
     # Of a model that sees: its other configs, around that of the text.
     around: dict[str, Any] = field(default_factory=dict)
+    # Fields of the saved config as releases write them, where Hugging Face's class saves others;
+    # None leaves one out.
+    saved: dict[str, Any] = field(default_factory=dict)
+    # What SGLang must be told beside it: fields of `ServerArgs`.
+    flags: dict[str, Any] = field(default_factory=dict)
+    # SGLang's class reads so many tokens more than the window of the config.
+    sees_more: int = 0
 
     @property
     def num_groups(self) -> int:
         """Layer groups that a server should find."""
         return len(set(self.layers)) + self.states
+
+    @property
+    def has_states(self) -> bool:
+        return self.states or not set(self.layers).isdisjoint("cd")
 
     def make_config(self) -> PreTrainedConfig:
         fields: dict[str, Any] = {
@@ -250,8 +262,17 @@ def write_model(path: Path, kind: Architecture, seed: int) -> Path:
     model.save_pretrained(path)
     if kind.renamed:
         rename_weights(path / "model.safetensors", kind.renamed)
+    if kind.saved:
+        change_config(path / "config.json", kind.saved)
     make_byte_tokenizer(path)
     return path
+
+
+def change_config(file: Path, saved: Mapping[str, Any]) -> None:
+    """Set fields of a config, or take out those that are None."""
+    config = json.loads(file.read_text()) | saved
+    kept = {name: value for name, value in config.items() if value is not None}
+    file.write_text(json.dumps(kept, indent=2))
 
 
 def rename_weights(file: Path, renamed: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.configs.hybrid_arch import hybrid_lightning_config
 from sglang.srt.configs.model_config import (
     is_deepseek_dsa,
     is_deepseek_v4,
@@ -107,6 +108,7 @@ def _is_sized_otherwise(configurator: Any) -> bool:
 # What a model has, and whether it does. The first that holds is what the user reads.
 _REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("sparse latent attention (DSA)", lambda c: is_deepseek_dsa(_config(c))),
+    ("lightning attention", lambda c: hybrid_lightning_config(c.model_config) is not None),
     ("compressed tokens beside its windows", lambda c: is_deepseek_v4(_config(c))),
     ("sparse attention with an index of keys", lambda c: is_minimax_sparse(_config(c))),
     (

@@ -83,6 +83,35 @@ def test_classes_with_memory_of_their_own(architecture: str, what: str) -> None:
     assert what in line and line.endswith(WAY_OUT)
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    ["DeepseekV32ForCausalLM", "DeepseekV3ForCausalLM", "GlmMoeDsaForCausalLM", "HYV4ForCausalLM"],
+)
+def test_sparse_latent_attention(architecture: str) -> None:
+    """What the class alone does not say: only with the index in its config."""
+    indexed = PreTrainedConfig(architectures=[architecture], index_topk=2048)
+    line = refusal(configurator(model_config=SimpleNamespace(hf_config=indexed)))
+    assert f"{architecture} has sparse latent attention (DSA), which" in line
+    assert line.endswith(WAY_OUT)
+
+
+def test_lightning_attention() -> None:
+    """Ring and Ling 2.5, MiniCPM-SALA; the KDA layers of the former's class are served."""
+    from sglang.srt.configs import BailingHybridConfig, MiniCPMHybridConfig
+
+    bailing = BailingHybridConfig(architectures=["BailingMoeV2_5ForCausalLM"])
+    sala = MiniCPMHybridConfig(
+        architectures=["MiniCPMSALAForCausalLM"],
+        num_hidden_layers=2,
+        num_key_value_heads=32,
+        mixer_types=["minicpm4", "lightning-attn"],
+    )
+    for config in (bailing, sala):
+        line = refusal(configurator(model_config=SimpleNamespace(hf_config=config)))
+        assert f"{config.architectures[0]} has lightning attention, which" in line
+        assert line.endswith(WAY_OUT)
+
+
 def test_a_window_pool_of_layers_that_sglang_does_not_name() -> None:
     """No list of layers: the bytes of stock's pools, which ours must equal, are unknown."""
     unnamed = SimpleNamespace(full_attention_layer_ids=None, swa_attention_layer_ids=None)

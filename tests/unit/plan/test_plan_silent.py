@@ -175,8 +175,10 @@ def test_a_model_without_a_class_of_sglangs_is_said_to_be_an_estimate(
     assert any(said in note for note in notes(report)), notes(report)
 
 
-def test_a_model_with_a_class_is_none() -> None:
-    assert not any("estimate" in note for note in notes(make_report(read(SMALL), GIB, (512,))))
+def test_a_model_with_a_class_is_one_only_as_fields_are() -> None:
+    found = [n for n in notes(make_report(read(SMALL), GIB, (512,))) if "stimate" in n]
+    (note,) = found
+    assert note.startswith("An estimate, from the fields of the config")
 
 
 def test_without_sglang_nothing_is_known_and_nothing_said(
