@@ -56,9 +56,9 @@ def step_pages(manager: Manager, pages: int) -> list[int]:
 def growth_room(manager: Manager) -> list[int]:
     """Pages per group that the running requests could still grow by, together."""
     room = [0] * len(manager.dependencies)
+    tail_pages = ceil_div(manager.tail_tokens, manager.page_size)
     for g in manager.memory.row_groups:
-        most = manager.dependencies[g].peak_pages(manager.max_length, manager.page_size)
-        most += ceil_div(manager.tail_tokens, manager.page_size)
+        most = manager.needs.most_pages[g] + tail_pages
         for running in manager.running.values():
             if g in running.groups:
                 left = most

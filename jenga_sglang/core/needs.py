@@ -47,6 +47,7 @@ class Needs:
         self.max_length = max_length
         self.dependencies: list[Dependency] = []
         self.permanent: list[tuple[Range, ...]] = []
+        self.most_pages: list[int] = []  # that a request of the greatest length holds at once
         self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
         self.of_pages = lru_cache(REMEMBERED)(self._of_pages)
         self.of_hits = lru_cache(REMEMBERED)(self._of_hits)
@@ -59,6 +60,7 @@ class Needs:
         needed = page_ranges(dependency.needed(self.max_length), self.page_size)
         self.dependencies.append(dependency)
         self.permanent.append(() if cut.spec.is_state else needed)
+        self.most_pages.append(dependency.peak_pages(self.max_length, self.page_size))
         self._forget()
         return len(self.dependencies) - 1
 
@@ -66,6 +68,7 @@ class Needs:
         """``group`` needs nothing from now on."""
         self.dependencies[group] = NOTHING
         self.permanent[group] = ()
+        self.most_pages[group] = 0
         self.retired.add(group)
         self._forget()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from client import Client
-from test_features import cached_tokens, prompt
+from test_features import assert_ranks_agree, cached_tokens, prompt
 
 PAGE_SIZE = 16
 PROMPTS = [prompt(length, 1000 + length) for length in (1500, 1410, 1320, 1230, 1140, 1050)]
@@ -79,3 +79,18 @@ def test_a_flush_empties_the_host(tiers: Client) -> None:
     tiers.flush_cache()
     facts = tiers.facts()["host"]
     assert facts["free_large_pages"] == facts["num_large_pages"]
+
+
+def test_two_ranks_decide_alike_over_host_memory(
+    start_jenga: Callable[..., Client], expected: list[list[int]]
+) -> None:
+    pool = ("--tp", "2", "--max-total-tokens", "1600", "--page-size", str(PAGE_SIZE))
+    host = ("--enable-hierarchical-cache", "--hicache-ratio", "12")
+    policy = ("--hicache-write-policy", "write_back", "--chunked-prefill-size", "256")
+    server = start_jenga(*pool, *host, *policy, env={"JENGA_LOG_DIGEST": "1"})
+    for _ in range(2):
+        for ids, tokens in zip(PROMPTS, expected, strict=True):
+            assert server.generate(ids, NUM_TOKENS)["output_ids"] == tokens
+    assert server.facts()["host"]["hit_tokens"] > 0
+    server.assert_clean()
+    assert_ranks_agree(server, checks=3)

@@ -10,6 +10,7 @@ from sglang.srt.runtime_context import get_memory, get_observability
 
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry
+from jenga_sglang.core.groups import Groups
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.core.tiers import WritePolicy
@@ -41,7 +42,7 @@ def make_manager(geometry: Geometry, *, device: str, **kwargs: Any) -> Manager:
 def _refuse(geometry: Geometry, device: str) -> None:
     if device != "cpu":
         raise refuse(FLAG, f"copies are not written for {device} yet; leave it out")
-    if any(cut.spec.dependency.reads_encoder for cut in geometry.groups):
+    if Groups(geometry).encoder_groups:
         raise refuse(FLAG, "is not there for encoder-decoder models yet; leave it out")
     if get_observability().kv_events_config:
         raise refuse(FLAG, "and --kv-events-config: events name no tier yet; leave one out")
