@@ -13,6 +13,11 @@ FLAG = "--speculative-algorithm"
 WITHOUT_MODEL = ("NGRAM",)
 WITH_MODEL = ("STANDALONE", "EAGLE", "EAGLE3", "NEXTN")
 ALGORITHMS: Mapping[str, tuple[str, ...]] = {"jenga_torch": (*WITHOUT_MODEL, *WITH_MODEL)}
+# By field of SGLang's ServerArgs.
+_NOT_BESIDE = {
+    "enable_dp_attention": "--enable-dp-attention",
+    "enable_hierarchical_cache": "--enable-hierarchical-cache",
+}
 
 
 def check(values: Mapping[str, Any], attention_backend: str) -> None:
@@ -31,8 +36,12 @@ def check(values: Mapping[str, Any], attention_backend: str) -> None:
             f"does not work with --memory-backend jenga and --attention-backend "
             f"{attention_backend} yet; {_instead(algorithm)}",
         )
-    if values.get("enable_dp_attention"):
-        raise refuse(f"{FLAG} {asked}", "does not work with --enable-dp-attention and Jenga yet")
+    for field, flag in _NOT_BESIDE.items():
+        if values.get(field):
+            raise refuse(
+                f"{FLAG} {asked}",
+                f"does not work with --memory-backend jenga and {flag} yet; leave one of them out",
+            )
     topk = values.get("speculative_eagle_topk")
     if algorithm in WITH_MODEL and topk not in (None, 1):
         raise refuse(

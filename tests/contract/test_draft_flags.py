@@ -47,9 +47,11 @@ def test_a_draft_models_trees_are_refused() -> None:
     assert "--speculative-eagle-topk 4" in line and "choose 1" in line
 
 
-def test_drafts_with_dp_attention_are_refused() -> None:
-    line = refusal(speculative_algorithm="EAGLE", enable_dp_attention=True)
-    assert "--speculative-algorithm EAGLE" in line and "--enable-dp-attention" in line
+@pytest.mark.parametrize("field", ["enable_dp_attention", "enable_hierarchical_cache"])
+def test_what_drafts_do_not_go_with_yet_is_refused(field: str) -> None:
+    line = refusal(speculative_algorithm="EAGLE", **{field: True})
+    assert "--speculative-algorithm EAGLE" in line
+    assert f"--{field.replace('_', '-')} yet" in line
 
 
 def test_an_sglang_without_these_workers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
