@@ -12,3 +12,6 @@ class ForwardMode(IntEnum):
 
     def is_idle(self) -> bool:
         return self == ForwardMode.IDLE
+
+    def is_target_verify(self) -> bool:
+        return False
