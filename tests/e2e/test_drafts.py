@@ -16,20 +16,22 @@ from e2e.checks import (
 from e2e.drafting import NGRAM, STOP_TOKENS, accepted, drafting_stream, overlapping
 from e2e.engine import Job, Report, run_jobs
 
-# architecture, page size, drafts at most, overlapped, pool tokens
+# architecture, page size, drafts at most, continuations of one n-gram, overlapped
 CASES = [
-    ("llama", 16, 4, False),
-    ("gemma3", 16, 20, True),
-    ("gemma3", 1, 8, False),
-    ("llama", 1, 2, True),
+    ("llama", 16, 4, 1, False),
+    ("gemma3", 16, 20, 1, True),
+    ("gemma3", 1, 8, 1, False),
+    ("gemma3", 1, 12, 4, False),
+    ("llama", 1, 2, 1, True),
 ]
 
 
-@pytest.mark.parametrize(("architecture", "page_size", "drafts", "overlap"), CASES)
+@pytest.mark.parametrize(("architecture", "page_size", "drafts", "breadth", "overlap"), CASES)
 def test_ngram_drafts_change_no_answer(
     architecture: str,
     page_size: int,
     drafts: int,
+    breadth: int,
     overlap: bool,
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
@@ -39,7 +41,12 @@ def test_ngram_drafts_change_no_answer(
         "max_total_tokens": 640,
         "max_running_requests": 12,
     }
-    drafting = {**plain, **NGRAM, "speculative_num_draft_tokens": drafts}
+    drafting = {
+        **plain,
+        **NGRAM,
+        "speculative_num_draft_tokens": drafts,
+        "speculative_ngram_max_bfs_breadth": breadth,
+    }
     ours: dict[str, Any] = {**drafting, "memory_backend": "jenga"}
     prepare = overlapping if overlap else None
     requests = drafting_stream()
