@@ -9,17 +9,15 @@ counts what it sends.
 import contextlib
 import ctypes
 import http.client
-import os
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from e2e.engine import Job, Report, run_jobs
+from e2e.engine import Job
 from e2e.stream import Request
 
 HEADER = struct.Struct("<QQ")
@@ -211,11 +209,3 @@ def pair_jobs(
             **job,
         ),
     }
-
-
-def run_pair(tmp_path: Any, jobs: dict[str, Job]) -> dict[str, Report]:
-    os.makedirs(tmp_path, exist_ok=True)
-    return run_jobs(jobs, tmp_path)
-
-
-After = Callable[[Any], Any]
