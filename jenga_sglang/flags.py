@@ -10,7 +10,7 @@ from typing import Any
 
 from jenga_sglang import draft_flags, settings
 from jenga_sglang.refusal import refuse
-from jenga_sglang.refused_flags import REFUSED
+from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS
 from jenga_sglang.settings import WINDOWS
 
 FLAG = "--memory-backend"
@@ -70,6 +70,7 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
             raise refuse(
                 shown, f"does not work with {FLAG} jenga yet: {why}; leave one of the two out"
             )
+    _check_between_servers(values)
     radix = values.get("radix_cache_backend")
     if radix not in (None, RADIX_CACHE_BACKEND):
         raise refuse(
@@ -82,6 +83,20 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
     # Processes that the server spawns load plug-ins before they see any flag.
     settings.hand_down(window=window)
     return True
+
+
+def _check_between_servers(values: Mapping[str, Any]) -> None:
+    mode = values.get("disaggregation_mode", "null")
+    if mode in (None, "null"):
+        return
+    for field, (flag, works, why) in REFUSED_BETWEEN_SERVERS.items():
+        value = values.get(field, works[0])
+        if value not in works:
+            shown = flag if value is True else f"{flag} {value}"
+            raise refuse(
+                f"{shown} with --disaggregation-mode {mode}",
+                f"does not work with {FLAG} jenga yet: {why}; leave it out",
+            )
 
 
 def _check_page_size(values: MutableMapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ class RefusedFlag(NamedTuple):
 _DRAFTS = "drafts are chains of one length, made by one model with SGLang's default settings"
 _TIER = "host memory is used by `--enable-hierarchical-cache` only"
 _STORAGE = "pages are kept on the device and in host memory only; storage is not used"
-_TRANSFER = "pages of several layer groups are not sent between servers"
+_ROLES = "a server's rows and pages are made for its role, and are not made anew"
+_UNTRIED = "nobody has tried it"
 _SESSION = "sessions hold tokens by SGLang's own cache nodes, which this prefix cache does not have"
 _LAYOUT = "chooses a layout of SGLang's own pools, which are not built"
 _STATES = "changes SGLang's own pool of recurrent states, which is not built"
@@ -67,7 +68,7 @@ REFUSED: dict[str, RefusedFlag] = {
     "enable_linear_replayssm": RefusedFlag("--enable-linear-replayssm", False, _STATES),
     "mamba_max_states_per_path": RefusedFlag("--mamba-max-states-per-path", -1, _STATES),
     "enable_pdmux": RefusedFlag("--enable-pdmux", False, _OVERLAP),
-    "enable_pd_role_switch": RefusedFlag("--enable-pd-role-switch", False, _TRANSFER),
+    "enable_pd_role_switch": RefusedFlag("--enable-pd-role-switch", False, _ROLES),
     "enable_prefill_cp": RefusedFlag("--enable-prefill-cp", False, _SPLIT),
     "enable_mis": RefusedFlag(
         "--enable-mis", False, "needs a mask inside the sequence, which our backends lack"
@@ -84,7 +85,6 @@ REFUSED: dict[str, RefusedFlag] = {
     "prefill_only_disable_kv_cache": RefusedFlag(
         "--prefill-only-disable-kv-cache", False, "leaves no KV cache for Jenga to manage"
     ),
-    "disaggregation_mode": RefusedFlag("--disaggregation-mode", "null", _TRANSFER),
     "dllm_algorithm": RefusedFlag(
         "--dllm-algorithm", None, "a diffusion model rewrites tokens that pages already hold"
     ),
@@ -99,6 +99,64 @@ REFUSED: dict[str, RefusedFlag] = {
 }
 
 
+class RefusedValue(NamedTuple):
+    """A flag as the user sees it, the values that work, and why no other does."""
+
+    flag: str
+    works: tuple[Any, ...]
+    why: str
+
+
+# By field, where one server computes prompts and another answers them (--disaggregation-mode).
+REFUSED_BETWEEN_SERVERS: dict[str, RefusedValue] = {
+    "disaggregation_transfer_backend": RefusedValue(
+        "--disaggregation-transfer-backend",
+        ("mooncake", "mooncake_tcp"),
+        "NIXL, MORI, Ascend and the fake engine have not been tried with pages of several groups",
+    ),
+    "disaggregation_decode_retraction_backup": RefusedValue(
+        "--disaggregation-decode-retraction-backup",
+        (None, "cpu_tensor", "none"),
+        "what a request that gives way needs is copied to plain host memory (cpu_tensor)",
+    ),
+    "disaggregation_decode_host_receive_threshold": RefusedValue(
+        "--disaggregation-decode-host-receive-threshold",
+        (None, 1),
+        "a prompt arrives in the pool, and that is on the device",
+    ),
+    "disaggregation_decode_enable_offload_kvcache": RefusedValue(
+        "--disaggregation-decode-enable-offload-kvcache", (None, False), _TIER
+    ),
+    "disaggregation_enable_kv_checksum": RefusedValue(
+        "--disaggregation-enable-kv-checksum", (None, False), _KERNELS
+    ),
+    "disaggregation_decode_allocation_policy": RefusedValue(
+        "--disaggregation-decode-allocation-policy", (None, "early"), _UNTRIED
+    ),
+    "optimistic_prefill_attempts": RefusedValue(
+        "--optimistic-prefill-attempts", (None, 0), _UNTRIED
+    ),
+    "speculative_algorithm": RefusedValue("--speculative-algorithm", (None,), _UNTRIED),
+    "enable_hierarchical_cache": RefusedValue(
+        "--enable-hierarchical-cache", (None, False), _UNTRIED
+    ),
+    "enable_dp_attention": RefusedValue("--enable-dp-attention", (None, False), _UNTRIED),
+}
+
+
 def refused_table() -> list[str]:
     """The rows of `docs/features.md`, in order of this module."""
     return [f"| `{refused.flag}` | {refused.why} |" for refused in REFUSED.values()]
+
+
+def refused_between_servers_table() -> list[str]:
+    """The rows of `docs/disaggregation.md`, in order of this module."""
+    return [
+        f"| `{refused.flag}` | {_words(refused.works)} | {refused.why} |"
+        for refused in REFUSED_BETWEEN_SERVERS.values()
+    ]
+
+
+def _words(values: tuple[Any, ...]) -> str:
+    given = [f"`{value}`" for value in values if value not in (None, False)]
+    return ", ".join(given) or "off"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from flashinfer_ext.layout import GroupLayout
 from flashinfer_ext.views import page_views
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.states import DiscoveredStates, StateViews
+from jenga_sglang.adapter.transfer import Components
 from jenga_sglang.core.cut.geometry import GroupGeometry
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.live_groups import fitting_cut, register_group, retire_group
@@ -199,6 +201,23 @@ class JengaKVPool(KVCache):
             pages = torch.from_numpy(small.astype(np.int64)).to(self.device)
             flat = self.buffer[: len(self.buffer) // size * size]
             flat.view(-1, size)[pages] = 0xFF  # NaN in every float format
+
+    # -- between servers ----------------------------------------------------------------------
+
+    @cached_property
+    def components(self) -> Components:
+        """What another server may send of or receive from this pool."""
+        return Components(self)
+
+    def get_contiguous_buf_infos(self) -> tuple[list[int], list[int], list[int]]:
+        """Pointers, lengths and item lengths, in bytes, of what is sent as a prompt is computed."""
+        return self.components.buffers(self.components.kv_group)
+
+    @property
+    def head_num(self) -> int:
+        """KV heads of the first group, which SGLang wants to know to divide what it never divides
+        here: both servers have the same tensor parallelism."""
+        return next((group.num_kv_heads for group in self.groups.values()), 1)
 
     # -- SGLang's interface -------------------------------------------------------------------
 

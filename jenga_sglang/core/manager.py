@@ -81,7 +81,7 @@ class Manager:
         self.changes += 1
         self._histories: dict[int, History] = {}
         self._last_number = 0
-        self._scarce = False
+        self.scarce = False
         self.running: dict[int, Running] = {}
 
     def _new_memory(self) -> Memory:
@@ -149,18 +149,12 @@ class Manager:
             history.held_pages(length),
             tuple(self.memory.row_groups),
             tuple(self.memory.encoder_groups),
-            self._leaves_known_history(hit),
+            _leaves_known_history(self.tree, hit),
         )
 
     def _register(self, running: Running) -> None:
         self.running[running.number] = running
         self.changes += 1
-
-    def _leaves_known_history(self, hit: Hit) -> bool:
-        """Whether more of a history is known than ``hit``, and goes on otherwise. One that merely
-        ends, perhaps because the rest was evicted, parts from nothing."""
-        matched = Path(hit.path.node, hit.matched_pages)
-        return hit.matched_pages > hit.path.num_pages and self.tree.goes_on(matched)
 
     def release(self, running: Running) -> None:
         """Drop every pin: private pages are freed, tree pages become cached."""
@@ -209,12 +203,15 @@ class Manager:
         evicted. After True, `extend` cannot fail for these demands.
         """
         own_demands = [(running, self._demand(running, pages)) for running, pages in demands]
+        return self.make_room(own_demands, sum([pages for _, pages in demands]))
+
+    def make_room(self, own_demands: Sequence[tuple[Running, tuple[int, ...]]], names: int) -> bool:
+        """`reserve`, of small pages per group of each request and ``names`` virtual pages."""
         demand = [sum(counts) for counts in zip(*[own for _, own in own_demands], strict=True)]
-        total = sum([pages for _, pages in demands])
-        if not self._make_way(demand) or not self.evictor.make_names(total):
+        if not self._make_way(demand) or not self.evictor.make_names(names):
             self.counters.refused_reservations += 1
             return False
-        self._scarce = self.evictor.make_room(own_demands, demand)
+        self.scarce = self.evictor.make_room(own_demands, demand)
         return True
 
     def _demand(self, running: Running, pages: int) -> tuple[int, ...]:
@@ -246,13 +243,17 @@ class Manager:
             running.parts(self.new_pages(running, length)),
             running.number,
             states=self.snapshots.needs_state_page(running),
-            scarce=self._scarce,
+            scarce=self.scarce,
         )
-        self.snapshots.start(running, scarce=self._scarce)
-        if not running.touched:
-            self._count_hit(running)
+        self.snapshots.start(running, scarce=self.scarce)
+        self.use_hit(running)
         running.grow(pages, length, publish=publish and self.prefix_cache)
         return pages
+
+    def use_hit(self, running: Running) -> None:
+        """``running`` begins to use its hit; counted and refreshed once."""
+        if not running.touched:
+            self._count_hit(running)
 
     def _count_hit(self, running: Running) -> None:
         running.touched = True
@@ -272,7 +273,7 @@ class Manager:
         if any(r.groups != groups or r.num_pages < r.encoder_pages for r in batch):
             # A group was born or retired between them, or an encoder makes the next page.
             return np.concatenate([self.extend(r, r.length + 1, publish=False) for r in batch])
-        pages = self.memory.take_each(groups, [r.number for r in batch], scarce=self._scarce)
+        pages = self.memory.take_each(groups, [r.number for r in batch], scarce=self.scarce)
         for running, page in zip(batch, pages.tolist(), strict=True):
             running.grow_by_token(page)
         return pages
@@ -285,7 +286,7 @@ class Manager:
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
         parts = running.parts(self.new_pages(running, stop))
-        pages = self.memory.take(parts, running.number, scarce=self._scarce)
+        pages = self.memory.take(parts, running.number, scarce=self.scarce)
         running.grow(pages, running.length)
         return pages
 
@@ -388,3 +389,10 @@ class Manager:
         check_pins(self.memory, self.running.values())
         check_tree_pages(self.memory, self.tree)
         check_retired(self.memory, self.needs.retired)
+
+
+def _leaves_known_history(tree: PrefixTree, hit: Hit) -> bool:
+    """Whether more of a history is known than ``hit``, and goes on otherwise. One that merely
+    ends, perhaps because the rest was evicted, parts from nothing."""
+    matched = Path(hit.path.node, hit.matched_pages)
+    return hit.matched_pages > hit.path.num_pages and tree.goes_on(matched)

@@ -73,15 +73,20 @@ class Snapshots:
         or from the zero page. Its room must have been reserved."""
         if not self.needs_state_page(running):
             return
-        running.state_page = self._free.pop()
-        slot = np.array([running.state_page], np.int64)
-        self.memory.open_slot(slot)
+        self.open(running, scarce=scarce)
         num_pages = running.hit.path.num_pages
         for g in self.groups:
-            self.memory.back(g, slot, running.number, scarce=scarce)
             table = self.memory.table[g]
             last = table[running.pages[num_pages - 1]] if num_pages else np.zeros_like(table[0])
             running.starts.append(StateCopy(g, last.copy(), self._small(g, running.state_page)))
+
+    def open(self, running: Running, *, scarce: bool) -> None:
+        """`start`, for somebody else to fill."""
+        running.state_page = self._free.pop()
+        slot = np.array([running.state_page], np.int64)
+        self.memory.open_slot(slot)
+        for g in self.groups:
+            self.memory.back(g, slot, running.number, scarce=scarce)
 
     def stop(self, running: Running) -> None:
         """Free the working state of ``running``."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jenga_sglang.core.books.tree import Path
+from jenga_sglang.core.groups import Parts
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.ranges import Range, subtract, union
@@ -118,7 +119,7 @@ class Running:
         ranges = self.held[group]
         return bool(ranges) and ranges[-1].stop == self.num_pages
 
-    def parts(self, pages: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    def parts(self, pages: int) -> Parts:
         """How the next ``pages`` pages of the history divide: (pages, groups that have them)."""
         encoder = min(pages, self.encoder_pages - self.num_pages)
         if encoder <= 0:
@@ -127,12 +128,15 @@ class Running:
 
     # -- growing ------------------------------------------------------------------------------
 
-    def grow(self, pages: Ids, length: int, *, publish: bool = False) -> None:
-        """Go on with private ``pages``, to ``length`` tokens, which are to be published or not."""
+    def grow(
+        self, pages: Ids, length: int, *, publish: bool = False, parts: Parts | None = None
+    ) -> None:
+        """Go on with private ``pages``, to ``length`` tokens, which are to be published or not;
+        ``parts`` where not every group has all of them."""
         stop = self.num_pages + len(pages)
         self._make_place(stop)
         self.pages[self.num_pages : stop] = pages
-        for count, groups in self.parts(len(pages)):
+        for count, groups in self.parts(len(pages)) if parts is None else parts:
             if count:
                 self._hold(self.num_pages, self.num_pages + count, groups)
                 self.num_pages += count

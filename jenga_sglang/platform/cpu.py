@@ -57,11 +57,12 @@ class JengaCpuPlatform(CpuDeviceMixin, SRTPlatform):
         share_cores(server_args.tp_size * server_args.pp_size * server_args.dp_size)
 
     def init_backend(self) -> None:
-        """Give layers and LoRA operators that run here, only where this platform runs."""
-        from jenga_sglang.platform import lora, operators
+        """Give layers, LoRA operators and transfers that run here, where this platform runs."""
+        from jenga_sglang.platform import lora, operators, transfer
 
         operators.install()
         lora.install()
+        transfer.install()
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         return algorithm in speculative.ALGORITHMS

@@ -22,7 +22,7 @@ from jenga_sglang import command_line, flags, plugin, settings, versions
 from jenga_sglang import hook as hooking
 from jenga_sglang.hook import Hook, always, hooks_of, install
 from jenga_sglang.platform import activate
-from jenga_sglang.refused_flags import REFUSED
+from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS
 
 SELF = __name__
 NEW_IN_0_5_23 = {"enable_amd_monokernel", "enable_nvidia_megakernel"}
@@ -309,6 +309,18 @@ class TestFlag:
         line = refusal(lambda: flags.apply_flag(values))
         assert flag in line and "does not work with --memory-backend jenga" in line
         assert why in line and "leave one of the two out" in line
+
+    @pytest.mark.parametrize("field", REFUSED_BETWEEN_SERVERS)
+    def test_what_is_not_sent_between_servers_is_refused_there_only(self, field: str) -> None:
+        flag, works, why = REFUSED_BETWEEN_SERVERS[field]
+        values = {"memory_backend": "jenga", field: "something"}
+        line = refusal(lambda: flags.apply_flag({**values, "disaggregation_mode": "decode"}))
+        assert f"{flag} something with --disaggregation-mode decode" in line and why in line
+        for value in works:
+            values = {"memory_backend": "jenga", "disaggregation_mode": "prefill", field: value}
+            assert flags.apply_flag(values)
+        one_server = {"memory_backend": "jenga", "disaggregation_mode": "null", field: works[0]}
+        assert flags.apply_flag(one_server)
 
     @pytest.mark.parametrize("page_size", [0, -1, 3, 48, 512])
     def test_a_page_size_that_cannot_be_is_refused(self, page_size: int) -> None:

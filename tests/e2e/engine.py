@@ -37,11 +37,17 @@ ENVIRONMENT = {
 }
 
 
+FIRST_ROOM = 1000  # where the two servers of a request meet; 0 is none
+
+
 @dataclass(frozen=True)
 class Job:
     """A stream for one scheduler. ``flags`` are fields of SGLang's `ServerArgs`; ``prepare`` runs
-    in the process before anything is built, ``before`` once its pools exist. SGLang mixes prompts
-    and decodes in a batch only where nobody asks for ``logprobs``."""
+    in the process before anything is built, ``before`` once its pools exist, ``after`` when all is
+    done; its answer is in the report. SGLang mixes prompts and decodes in a batch only where nobody
+    asks for ``logprobs``. With a ``bootstrap_port`` prompts are computed by one server and answered
+    by another, which meet there. ``aborts`` are requests, by number, that are aborted so many
+    passes of the event loop after they came."""
 
     flags: dict[str, Any]
     requests: Sequence[Request]
@@ -49,9 +55,12 @@ class Job:
     env: dict[str, str] = field(default_factory=dict)
     before: Callable[[Any], None] | None = None
     prepare: Callable[[], None] | None = None
+    after: Callable[[Any], Any] | None = None
     logprobs: bool = True
     # What to ask for instead of tokens: "embedding", or the logprobs of these tokens.
     asks: str | list[int] | None = None
+    bootstrap_port: int | None = None
+    aborts: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Report:
     answers: list[Answer]
     state: dict[str, Any]
     batches: Counter[str]
+    after: Any = None
 
     @property
     def retractions(self) -> int:
@@ -145,7 +155,8 @@ def run(job: Job) -> Report:
     _stop_when_idle(scheduler, feed)
     batches = _count_batches(scheduler)
     scheduler.run_event_loop()
-    return Report(feed.answers(), _jenga_state(scheduler), batches)
+    after = job.after(scheduler) if job.after else None
+    return Report(feed.answers(), _jenga_state(scheduler), batches, after)
 
 
 def _jenga_state(scheduler: Any) -> dict[str, Any]:
@@ -170,7 +181,7 @@ def _build(job: Job) -> tuple[Any, "Feed"]:
         return SchedulerIpcChannels(
             recv_from_tokenizer=feed,
             recv_from_rpc=NothingToReceive(),
-            send_to_tokenizer=SenderWrapper(None),
+            send_to_tokenizer=SenderWrapper(feed),
             send_to_detokenizer=SenderWrapper(feed),
             send_metrics_from_scheduler=None,
         )
@@ -227,6 +238,9 @@ class Feed:
         self._room = job.concurrency
         self._logprobs = job.logprobs
         self._asks = job.asks
+        self._bootstrap_port = job.bootstrap_port
+        self._aborts = dict(job.aborts)
+        self._passes_left: dict[int, int] = {}
         self._partial = [_Partial() for _ in job.requests]
 
     def is_done(self) -> bool:
@@ -240,19 +254,37 @@ class Feed:
         import zmq
 
         if not self._waiting or not self._room:
+            for number in self._passes_left:
+                self._passes_left[number] -= 1
+                if self._passes_left[number] < 0:
+                    del self._passes_left[number]
+                    return _abort(number)
             raise zmq.Again
         self._room -= 1
         number, request = self._waiting.popleft()
+        if number in self._aborts:
+            self._passes_left[number] = self._aborts[number]
         if self._asks == "embedding":
             return embedded(number, request)
         if self._asks:
             return scored(number, request, self._asks)
-        return tokenized(number, request, logprobs=self._logprobs)
+        message = tokenized(number, request, logprobs=self._logprobs)
+        if self._bootstrap_port is not None:
+            message.bootstrap_host = "127.0.0.1"
+            message.bootstrap_port = self._bootstrap_port
+            message.bootstrap_room = FIRST_ROOM + number
+        return message
 
     def send_pyobj(self, output: Any, flags: int = 0, protocol: int = -1) -> None:
-        """Take what goes to the detokenizer."""
-        from sglang.srt.managers.io_struct import BatchEmbeddingOutput, BatchTokenIDOutput
+        """Take what goes to the detokenizer, and to the tokenizer what it says of aborts."""
+        from sglang.srt.managers.io_struct import (
+            AbortReq,
+            BatchEmbeddingOutput,
+            BatchTokenIDOutput,
+        )
 
+        if isinstance(output, AbortReq):
+            self._finish(int(output.rid), "abort")
         if isinstance(output, BatchEmbeddingOutput | BatchTokenIDOutput):
             for index, number in enumerate(map(int, output.rids)):
                 partial = self._partial[number]
@@ -260,7 +292,18 @@ class Feed:
                     partial.pool(output, index)
                 else:
                     partial.add(output, index, logprobs=self._logprobs)
-                self._room += bool(partial.finish_reason)
+                if reason := output.finished_reasons[index]:
+                    self._finish(number, reason["type"])
+
+    def _finish(self, number: int, reason: str) -> None:
+        self._room += not self._partial[number].finish_reason
+        self._partial[number].finish_reason = reason
+
+
+def _abort(number: int) -> Any:
+    from sglang.srt.managers.io_struct import AbortReq
+
+    return AbortReq(rid=str(number))
 
 
 class _Partial:
@@ -293,7 +336,6 @@ class _Partial:
     def _end(self, output: Any, index: int) -> None:
         reason = output.finished_reasons[index]
         if reason is not None:
-            self.finish_reason = reason["type"]
             self.counts = (output.cached_tokens[index], output.retraction_counts[index])
             drafts = getattr(output, "spec_correct_drafts_histogram", None)  # none of an embedding
             self.accepted = tuple(drafts[index]) if drafts else ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jenga_sglang.cli import main
-from jenga_sglang.refused_flags import refused_table
+from jenga_sglang.refused_flags import refused_between_servers_table, refused_table
 
 ROOT = Path(__file__).parents[2]
 FRONT = (ROOT / "README.md").read_text()
@@ -56,6 +56,12 @@ def test_refused_flags_are_listed_with_the_codes_reasons() -> None:
     page = (ROOT / "docs" / "features.md").read_text()
     table = page.split("| flag | why |\n|---|---|\n")[1].split("\n\n")[0]
     assert table.splitlines() == refused_table()
+
+
+def test_flags_refused_between_servers_are_listed_with_the_codes_reasons() -> None:
+    page = (ROOT / "docs" / "disaggregation.md").read_text()
+    head = "| flag | works | why no other value |\n|---|---|---|\n"
+    assert page.split(head)[1].split("\n\n")[0].splitlines() == refused_between_servers_table()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

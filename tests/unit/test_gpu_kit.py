@@ -12,6 +12,7 @@ from benchmarks.kernels import bare, kit
 
 URI = "jenga_sink_fa2_q_bf16_kv_bf16_d_64_64_swa_1"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+pytestmark = pytest.mark.slow
 PYTEST = ("-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider")
 
 

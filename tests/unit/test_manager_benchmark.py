@@ -12,6 +12,8 @@ from benchmarks.manager.operations import UNITS
 from benchmarks.manager.pools import fill, history, make_manager
 from benchmarks.manager.report import slope, tables
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,8 +14,15 @@ from jenga_sglang import settings
 from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.adapter.cache.watchdog import Watchdog
 from jenga_sglang.adapter.observe.report import digest
-from jenga_sglang.core.admission import fits_alone, longest_request
+from jenga_sglang.core.admission import (
+    fits_alone,
+    growth_room,
+    longest_request,
+    request_pages,
+    weigh,
+)
 from jenga_sglang.core.books.corrupt import CorruptPool, present
+from jenga_sglang.core.ids import ceil_div
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -112,6 +119,50 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         drafts = self.manager.tail_tokens
         ask = tree_cache.slide_for_drafts if drafts else tree_cache.slide_for_decode
         return self.manager.make_way(ask(requests))
+
+    # -- a prompt that another server has computed --------------------------------------------
+
+    def prealloc_ceiling_fits(self, full_tokens: int, swa_tokens: int) -> bool:
+        """Whether a prompt and the room to decode on would fit into an empty pool."""
+        return fits_alone(self.manager, min(full_tokens, self.manager.max_length), 1)
+
+    def prealloc_fits(
+        self,
+        tree_cache: Any,
+        full_tokens: int,
+        swa_tokens: int,
+        *,
+        full_budget_tokens: int,
+        swa_budget_tokens: int | None = None,
+    ) -> bool:
+        """Whether a prompt and the room to decode on fit beside what SGLang has promised to the
+        requests that run: what the budget of tokens lacks of all there are."""
+        manager = self.manager
+        free_tokens = self.available_size() + tree_cache.evictable_size()
+        promised = ceil_div(max(0, free_tokens - full_budget_tokens), self.page_size)
+        room = growth_room(manager)
+        beside = [min(promised, most) for most in room]
+        pages = request_pages(manager, min(full_tokens, manager.max_length), 1, 0)
+        return full_tokens <= full_budget_tokens and not weigh(manager, beside, pages).missing
+
+    def get_cpu_copy(
+        self, indices: torch.Tensor, mamba_indices: Any = None, req_pool_index: int | None = None
+    ) -> Any:
+        """What a request that gives way needs to go on later, on the host: no more than would be
+        sent of it. ``indices`` are the tokens of its row, all it has computed."""
+        running = self._kvcache.running_of_row[present(req_pool_index, "a row to save")]
+        return self._kvcache.components.save(running, len(indices))
+
+    def load_cpu_copy(
+        self,
+        kv_cache_cpu: Any,
+        indices: torch.Tensor,
+        mamba_indices: Any = None,
+        req_pool_index: int | None = None,
+    ) -> None:
+        """Put what `get_cpu_copy` has made into the pages that the request has been given."""
+        running = self._kvcache.running_of_row[present(req_pool_index, "a row to load")]
+        self._kvcache.components.load(kv_cache_cpu, running, len(indices))
 
     def verify_byte_accounting(self) -> list[str]:
         """Recount the pool when anything changed since the last time; violations as text."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from jenga_sglang import versions
 from jenga_sglang.adapter.hooks import (
     arguments,
+    disaggregation,
     drafts,
     embeddings,
     encoder,
@@ -25,7 +26,17 @@ from jenga_sglang.registry import registry
 
 __all__ = ["http_hooks", "pool_hooks", "register_backends", "runtime_hooks", "serving_hooks"]
 
-SERVING = (arguments, scheduling, pool_bytes, observe, recurrent, encoder, embeddings, requests)
+SERVING = (
+    arguments,
+    scheduling,
+    pool_bytes,
+    observe,
+    recurrent,
+    encoder,
+    embeddings,
+    requests,
+    disaggregation,
+)
 DRAFTING = (drafts,)
 
 

@@ -13,11 +13,19 @@ from sglang.srt.mem_cache.allocation_sizing import (
 )
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.runtime_context import get_context, get_exec, get_memory, get_schedule, get_spec
+from sglang.srt.runtime_context import (
+    get_context,
+    get_disagg,
+    get_exec,
+    get_memory,
+    get_schedule,
+    get_spec,
+)
 
 from jenga_sglang import flags, settings
 from jenga_sglang.adapter.attention.table_bytes import captured_requests, token_table_excess_bytes
 from jenga_sglang.adapter.cache.allocator import JengaAllocator
+from jenga_sglang.adapter.disagg import refuse_what_is_not_sent
 from jenga_sglang.adapter.discovery import (
     DiscoveredGroup,
     LatentRow,
@@ -44,6 +52,7 @@ logger = logging.getLogger(__name__)
 SMALLEST_REQUEST_TOKENS = 64
 MOST_OF_A_CHUNK = 1 / 2  # of the pool, for one step
 SMALLEST_CHUNK_TOKENS = 256
+SMALLEST_PLANNED_BYTES = 1 << 20  # a pool that can be planned for at all
 
 
 def build_pools(configurator: Any, sizes: Any) -> Any:
@@ -53,6 +62,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     pool that has no room.
     """
     refuse_models(configurator)
+    refuse_what_is_not_sent(configurator)
     _warn_of_images(configurator)
     max_length = configurator.model_config.context_len
     layers = attention_layers(configurator.model)
@@ -78,7 +88,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     manager = make_manager(
         geometry,
         device=configurator.device,
-        max_requests=sizes.max_running_requests,
+        max_requests=sizes.max_running_requests + arriving_requests(),
         max_length=max_length,
         prefix_cache=not get_memory().disable_radix_cache,
         policy=settings.current().policies,
@@ -116,7 +126,7 @@ def _request_rows(configurator: Any, sizes: Any, pool: JengaKVPool) -> ReqToToke
         return rows
     return JengaReqToTokenPool(
         views=pool.states,
-        size=sizes.max_running_requests,
+        size=sizes.max_running_requests + arriving_requests(),
         max_context_len=configurator.model_config.context_len
         + get_req_to_token_extra_context_len(),
         device=configurator.device,
@@ -150,7 +160,14 @@ def geometry_beside_tables(
 
     def cut(given_bytes: int) -> Geometry:
         layout = settings.current().layout
-        return choose_geometry(specs, configurator.page_size, given_bytes, max_length, layout)
+        planned = given_bytes
+        if get_disagg().disaggregation_mode != "null":
+            planned = max(planned_bytes(specs, max_length), SMALLEST_PLANNED_BYTES)
+        geometry = choose_geometry(specs, configurator.page_size, planned, max_length, layout)
+        try:
+            return geometry.resized(given_bytes)
+        except ValueError as error:
+            raise _too_small(str(error)) from error
 
     geometry = cut(pool_bytes)
     captured = captured_requests(sizes.max_running_requests)
@@ -165,6 +182,22 @@ def geometry_beside_tables(
         human_bytes(excess_bytes),
     )
     return cut(pool_bytes - excess_bytes)
+
+
+def planned_bytes(specs: tuple[LayerGroupSpec, ...], max_length: int) -> int:
+    """The pool for which a server that sends or receives pages plans its cut, whatever it has: two
+    servers of one model must cut alike. Room for one request of the longest length, every layer
+    keeping all of it."""
+    rows = sum(spec.bytes_per_token for spec in specs) * max_length
+    states = sum(len(spec.layers) * spec.layer_state_bytes for spec in specs)
+    return rows + states
+
+
+def arriving_requests() -> int:
+    """Requests that may arrive from another server beside those that run."""
+    if get_disagg().disaggregation_mode != "decode":
+        return 0
+    return get_disagg().disaggregation_decode_extra_slots or 0
 
 
 def choose_geometry(

@@ -1,0 +1,137 @@
+"""Prompts computed by one server and answered by another, against one server that does both.
+
+Real schedulers, SGLang's own queues and transfer workers; the wire is a socket (`e2e.loopback`).
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.engine import Job, run_jobs
+from e2e.loopback import pair_jobs
+from e2e.stream import TOKENS, Request
+
+PAGE = 16
+CHUNK = 128
+WINDOW = 48  # of the tiny models that have one
+# page ± 1, window ± 1, chunk edges, and a prompt in several chunks
+LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129, 255, 256, 257, 600)
+FLAGS: dict[str, Any] = {
+    "memory_backend": "jenga",
+    "dtype": "float32",
+    "device": "cpu",
+    "page_size": PAGE,
+    "chunked_prefill_size": CHUNK,
+    "random_seed": 0,
+    # Without them a pool of states takes most of the memory.
+    "max_running_requests": 8,
+    "max_mamba_cache_size": 40,
+}
+
+
+def prompts(lengths: tuple[int, ...], seed: int, most: int = 24) -> list[Request]:
+    draw = random.Random(seed)
+    drawn = [[draw.choice(TOKENS) for _ in range(n)] for n in lengths]
+    # Once more, from what the prefill server has cached by then, and a prompt that goes on.
+    again = [*drawn[-3:], drawn[-1] + drawn[0]]
+    return [Request(p, draw.randint(2, most), ignore_eos=True) for p in [*drawn, *again]]
+
+
+def run_three(
+    tmp_path: Path, model: Path, requests: list[Request], **sides: Any
+) -> tuple[Any, Any, Any]:
+    flags = {**FLAGS, "model_path": str(model), "max_total_tokens": 4096}
+    jobs = pair_jobs(flags, requests, **sides)
+    jobs["alone"] = Job(flags, requests, logprobs=False)
+    reports = run_jobs(jobs, tmp_path)
+    return reports["prefill"], reports["decode"], reports["alone"]
+
+
+RECURRENT = ("lfm2", "falcon_h1", "qwen3_5", "falcon_mamba")
+
+
+def answering(kind: str, **flags: Any) -> dict[str, Any]:
+    """Flags of a server that answers: a state moves on in place, so a step in flight would have it
+    one token ahead of what is saved of a request that gives way."""
+    return flags | ({"disable_overlap_schedule": True} if kind in RECURRENT else {})
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma3", "falcon_h1", "lfm2", "qwen3_5", "minicpm3", "falcon_mamba"]
+)
+def test_a_pair_answers_as_one_server_does(
+    kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    requests = prompts(LENGTHS, seed=1)
+    smaller = answering(kind, max_total_tokens=3072)
+    prefill, decode, alone = run_three(tmp_path, tiny_model(kind), requests, decode=smaller)
+    for number, (pair, one) in enumerate(zip(decode.answers, alone.answers, strict=True)):
+        assert pair.tokens == one.tokens, (number, len(requests[number].prompt))
+        assert pair.finish_reason == "length"
+        assert prefill.answers[number].tokens == one.tokens[:1]
+    assert prefill.cached_tokens > 0
+    traffic = prefill.after
+    assert traffic.sent_bytes == traffic.needed_bytes > 0
+
+
+def test_nothing_of_a_prefix_that_the_answering_server_has_cached_is_sent(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    requests = prompts((65, 129, 300), seed=2)
+    requests += [Request(r.prompt + r.prompt[:40], 8, ignore_eos=True) for r in requests[:3]]
+    caching = {"disaggregation_decode_enable_radix_cache": True}
+    prefill, decode, alone = run_three(
+        tmp_path, tiny_model("gemma3"), requests, decode=caching, concurrency=1
+    )
+    assert [a.tokens for a in decode.answers] == [a.tokens for a in alone.answers]
+    assert 0 < prefill.after.sent_bytes < prefill.after.needed_bytes * 0.7
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "lfm2"])
+def test_a_request_that_gives_way_goes_on_where_it_was(
+    kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    draw = random.Random(3)
+    requests = [
+        Request([draw.choice(TOKENS) for _ in range(50 + 7 * i)], 150, ignore_eos=True)
+        for i in range(8)
+    ]
+    scarce = {"max_total_tokens": 512, "num_reserved_decode_tokens": 1, "max_mamba_cache_size": 10}
+    _, decode, alone = run_three(
+        tmp_path, tiny_model(kind), requests, decode=answering(kind, **scarce)
+    )
+    assert [a.tokens for a in decode.answers] == [a.tokens for a in alone.answers]
+    assert decode.retractions > 0
+
+
+def test_aborts_leave_nothing_behind(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Whatever the phase; the leak checks of both servers end the process otherwise."""
+    requests = prompts((300, 40, 129, 600, 48, 200, 33, 150), seed=4, most=40)
+    aborts = {number: 3 * number for number in range(0, len(requests), 2)}
+    _, decode, alone = run_three(tmp_path, tiny_model("gemma3"), requests, aborts=aborts)
+    for number, (pair, one) in enumerate(zip(decode.answers, alone.answers, strict=True)):
+        if number not in aborts:
+            assert pair.tokens == one.tokens
+        else:
+            assert pair.tokens == one.tokens[: len(pair.tokens)]
+    reasons = [decode.answers[number].finish_reason for number in aborts]
+    assert "abort" in reasons
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+def test_servers_of_other_layouts_are_told_so_and_go_on(
+    side: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One of the two has SGLang's own memory: not a byte is sent, and both come to rest."""
+    flags = {**FLAGS, "model_path": str(tiny_model("gemma3")), "max_total_tokens": 4096}
+    stock = {"memory_backend": "default"}
+    if side == "decode":
+        stock |= {"disaggregation_decode_retraction_backup": "cpu_tensor", "hicache_ratio": 1}
+    requests = prompts((17, 40), seed=5)
+    reports = run_jobs(pair_jobs(flags, requests, **{side: stock}), tmp_path)
+    assert {answer.finish_reason for answer in reports["decode"].answers} == {"abort"}
+    assert reports["prefill"].after.sent_bytes == 0
+    other = "prefill" if side == "decode" else "decode"
+    assert "--memory-backend jenga" in (tmp_path / other).read_text()
