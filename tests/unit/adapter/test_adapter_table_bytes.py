@@ -68,6 +68,8 @@ def test_the_pool_leaves_room_for_them_unless_its_size_was_given(
     max_total_tokens: int | None, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gemma-3-27B's groups: several stripes of full attention, each with a table of its own."""
+    alone = SimpleNamespace(disaggregation_mode="null")
+    monkeypatch.setattr(build, "get_disagg", lambda: alone)
     specs = (
         LayerGroupSpec("full", tuple(range(5, 60, 6)), Full(), 4096, 4096),
         LayerGroupSpec("window", tuple(range(0, 52)), SlidingWindow(1024), 4096, 4096),
