@@ -13,8 +13,9 @@ One request's life::
     manager.commit(running, 704)                   three of them were
     manager.release(running)                       private pages are free, tree pages are cached
 
-What a request holds is in `core.running`, what the groups need of it in `core.needs`, what it holds
-for others in `core.holding`, its recurrent states in `core.recurrent`.
+The questions about prefixes are in `core.prefixes`. What a request holds is in `core.running`, what
+the groups need of it in `core.needs`, what it holds for others in `core.holding`, its recurrent
+states in `core.recurrent`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from jenga_sglang.core.books.corrupt import none, within
 from jenga_sglang.core.books.memory import Memory, default_virtual_pages
 from jenga_sglang.core.books.tree import Path, PrefixTree, Tokens
 from jenga_sglang.core.cut.geometry import Geometry
-from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.holding import Holding
 from jenga_sglang.core.ids import Ids, ceil_div
 from jenga_sglang.core.needs import History, Needs
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.prefixes import Prefixes
 from jenga_sglang.core.publisher import Publisher
 from jenga_sglang.core.recency import Recency
 from jenga_sglang.core.recount import check_memory, check_pins, check_retired, check_tree_pages
@@ -40,7 +41,7 @@ from jenga_sglang.core.recurrent import Snapshots
 from jenga_sglang.core.running import Counters, Hit, Running
 
 
-class Manager:
+class Manager(Prefixes):
     """Decides for one pool. Deterministic: the same calls in the same order decide alike."""
 
     def __init__(
@@ -97,34 +98,7 @@ class Manager:
         """The books of every tier, the pool's first."""
         return [self.memory]
 
-    @property
-    def dependencies(self) -> list[Dependency]:
-        return self.needs.dependencies
-
-    # -- prefix hits --------------------------------------------------------------------------
-
-    def match(self, namespace: Hashable, tokens: Tokens) -> Hit:
-        """The longest prefix of ``tokens``, in whole pages, that every group can continue from. A
-        ``namespace`` is anything; a `tree.Encoded` says that an encoder made the first tokens."""
-        if not self.prefix_cache:
-            return self.miss(namespace)
-        return self.hit_of(self.tree.find(namespace, tokens))
-
-    def hit_of(self, path: Path) -> Hit:
-        """The longest prefix of ``path`` that every group can continue from."""
-        history = self.history(path.node.encoder_pages)
-        num_pages, cut_by = history.longest_hit(self.tree.pages(path))
-        return Hit(Path(path.node, num_pages), path.num_pages, cut_by)
-
-    def miss(self, namespace: Hashable) -> Hit:
-        """The empty prefix."""
-        return Hit(Path(self.tree.root(namespace), 0), 0, None)
-
-    def history(self, encoder_pages: int) -> History:
-        """What the groups need of histories whose first ``encoder_pages`` an encoder made."""
-        if encoder_pages not in self._histories:
-            self._histories[encoder_pages] = History(self.needs, self.memory, encoder_pages)
-        return self._histories[encoder_pages]
+    # -- locks --------------------------------------------------------------------------------
 
     def lock(self, hit: Hit) -> Running:
         """Pin what a request that continues from ``hit`` needs."""
@@ -177,8 +151,7 @@ class Manager:
 
     def can_serve(self, pages: Sequence[int]) -> bool:
         """Whether ``pages`` new pages per group fit once everything cached has gone."""
-        stripes = self.memory.stripes
-        demand = [n * s for n, s in zip(pages, stripes, strict=True)]
+        demand = [n * s for n, s in zip(pages, self.memory.stripes, strict=True)]
         return self.memory.large.can_serve(demand)
 
     def make_way(self, pages: int) -> bool:
@@ -219,25 +192,13 @@ class Manager:
         states = self.snapshots.needs_state_page(running)
         return self.memory.demand_of_parts(running.parts(pages), states)
 
-    def evict(self, pages: int) -> int:
-        """Evict until ``pages`` virtual pages are free that were not; how many it came to."""
-        return self.evictor.evict(pages)
-
-    def give_up(self, path: Path) -> None:
-        """Evict what every group holds of ``path``, which nobody may have pinned."""
-        for g in self.needs.groups:
-            # Evicting in one group may put the rest out of reach, in all of them.
-            if self.tree.is_alive(path.node):
-                self.evictor.evict_pages(g, self.tree.pages(path))
-
     # -- growing ------------------------------------------------------------------------------
 
     def extend(self, running: Running, length: int, *, publish: bool = True) -> Ids:
         """Give ``running`` private pages for ``length`` tokens and return them.
 
-        With ``publish`` a call of `publish` is to follow, and no window slides over them before:
-        see `slide`.
-        Raises ``MemoryError`` and changes nothing if the pages were never reserved.
+        With ``publish`` a call of `publish` is to follow, and no window slides over them before
+        (see `slide`). Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
         pages = self.memory.take(
             running.parts(self.new_pages(running, length)),
@@ -363,15 +324,6 @@ class Manager:
         waiting = running.waiting_slide_pages * self.page_size
         self.slide(running, max(len(tokens), waiting))
         self.recency.touch(running, running.tree_pages)
-
-    def prompt_slack(self, prompt_tokens: int) -> int:
-        """How far before the end of a prompt a hit is kept possible, in tokens."""
-        return self.holding.prompt_slack(self.geometry, prompt_tokens)
-
-    def refresh(self, hit: Hit) -> None:
-        """Make what ``hit`` needs the last to be evicted: somebody is going to ask for it."""
-        history, pages = self.history(hit.encoder_pages), self.tree.pages(hit.path)
-        self.recency.touch_large(self.recency.large_pages(history, pages))
 
     # -- books --------------------------------------------------------------------------------
 

@@ -14,7 +14,17 @@ from jenga_sglang.settings import name_of
 # Transformers cannot read these as they are.
 UNREADABLE = {"exaone-4-32b", "ministral-8b", "step-3.5-flash"}
 NAMES = sorted({path.stem for path in CONFIGS.glob("*.json")} - UNREADABLE)
-ONE_FULL_GROUP = {"deepseek-v3", "llama-3.1-8b", "mistral-7b-v0.1", "phi-3-mini-4k", "phi-4-mini"}
+ONE_FULL_GROUP = {
+    *(
+        "deepseek-v3",
+        "glm-4.5-air",
+        "glm-4.7-flash",
+        "llama-3.1-8b",
+        "minimax-m2",
+        "mistral-7b-v0.1",
+    ),
+    *("mixtral-8x7b", "phi-3-mini-4k", "phi-4-mini", "qwen3-30b-a3b", "seed-oss-36b", "smollm3-3b"),
+}
 LLAMA, GEMMA, MISTRAL = "llama-3.1-8b", "gemma-3-27b", "mistral-7b-v0.1"
 LARGE_ROWS = {"gemma-2-27b", "gemma-3-27b", "gemma-4-31b", "olmo-3-7b"}  # above 256 KiB a token
 GIVEN = (1, 4, 8, 16, 32, 64, 256)

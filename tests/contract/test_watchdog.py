@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from core_builders import begin, make_manager, tokens
 
-from jenga_sglang.adapter.cache.budget import Refusal
+from jenga_sglang.adapter.cache.admission_pass import Admission, Refusal
 from jenga_sglang.adapter.cache.watchdog import Watchdog
 from jenga_sglang.core.admission import weigh
 from jenga_sglang.core.dependency import Full
@@ -25,7 +25,8 @@ def scheduler() -> Any:
     """Four large pages, three of them used; the next request asks for two."""
     manager = make_manager(Full(), num_large=4)
     begin(manager, tokens(1, 2, 3))
-    refusal = Refusal(weigh(manager, [0], [2]), "memory", 1)
+    admission = Admission(manager)
+    admission.now.refusal = Refusal(weigh(manager, [0], [2]), "memory", 1)
     head = SimpleNamespace(
         rid="the-one",
         origin_input_ids=[1, 2],
@@ -41,7 +42,8 @@ def scheduler() -> Any:
         max_running_requests=9,
         grammar_manager=SimpleNamespace(grammar_queue=[]),
         _engine_paused=False,
-        token_to_kv_pool_allocator=SimpleNamespace(refusal=refusal, manager=manager),
+        token_to_kv_pool_allocator=SimpleNamespace(manager=manager),
+        tree_cache=SimpleNamespace(admission=admission),
     )
 
 
