@@ -109,7 +109,9 @@ def test_one_request_at_a_time_accepts_what_stocks_does(
     theirs, answers = reports["stock"].answers, reports["jenga"].answers
     assert_same_answers(architecture, theirs, answers)
     assert [a.accepted for a in answers] == [a.accepted for a in theirs]
-    assert [a.cached_tokens for a in answers] == [a.cached_tokens for a in theirs]
+    # Stock compares single tokens here; pairs lose the page behind which two prompts part.
+    lost = [b.cached_tokens - a.cached_tokens for a, b in zip(answers, theirs, strict=True)]
+    assert set(lost) <= {0, 16} and lost.count(16) < len(lost) / 4, lost
     assert min(accepted(answers)) > 0 and sum(a.cached_tokens for a in answers) > 0
 
 
