@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks
+from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks, transfer_hooks
 from jenga_sglang.command_line import command_line_hooks
 from jenga_sglang.hook import Hook
 
@@ -15,7 +15,10 @@ HEAD = "| target | kind | why | can go when |\n|---|---|---|---|"
 
 def tables() -> list[str]:
     """Every process's hooks, and those of the process that answers HTTP."""
-    return [_table([*command_line_hooks(), *runtime_hooks()]), _table(http_hooks())]
+    return [
+        _table([*command_line_hooks(), *runtime_hooks(), *transfer_hooks()]),
+        _table(http_hooks()),
+    ]
 
 
 def _table(hooks: Iterable[Hook]) -> str:

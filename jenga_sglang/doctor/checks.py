@@ -163,12 +163,12 @@ def check_attention() -> Check:
 
 def all_hooks() -> list[Hook]:
     """Every hook of a Jenga server's processes. Importing them needs what they use of SGLang."""
-    from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks
+    from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks, transfer_hooks
     from jenga_sglang.command_line import command_line_hooks
     from jenga_sglang.registry import registry
 
     command_line = [] if registry() else command_line_hooks()
-    return [*command_line, *runtime_hooks(), *http_hooks()]
+    return [*command_line, *runtime_hooks(), *transfer_hooks(), *http_hooks()]
 
 
 def check_hook(hook: Hook) -> HookCheck:

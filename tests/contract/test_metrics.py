@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,3 +142,18 @@ def test_without_metrics_none_are_made() -> None:
     cache = make_cache(make_manager(Full(), num_large=8))
     hooks._begin_metrics(None, SimpleNamespace(tree_cache=cache, metrics_collector=None))
     assert cache.metrics is None
+
+
+def test_a_start_leaves_metrics_to_be_made_where_they_are_read(demo_model: Path) -> None:
+    """Prometheus' client reads where to write when it is imported, and SGLang says so later."""
+    program = (
+        "import sys\n"
+        "from sglang.srt.plugins import load_plugins\n"
+        "load_plugins()\n"
+        "from sglang.srt.server_args import prepare_server_args\n"
+        "prepare_server_args(['--model-path', sys.argv[1], '--memory-backend', 'jenga'])\n"
+        "print('prometheus_client' in sys.modules)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program, str(demo_model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

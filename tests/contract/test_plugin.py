@@ -270,9 +270,10 @@ class TestRecord:
 
 class TestTargets:
     def test_every_hooked_function_is_there_with_the_signature_on_record(self) -> None:
-        from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks
+        from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks, transfer_hooks
 
-        hooks = command_line.command_line_hooks() + runtime_hooks() + http_hooks()
+        hooks = command_line.command_line_hooks() + runtime_hooks()
+        hooks += transfer_hooks() + http_hooks()
         assert len({h.target for h in hooks}) == len(hooks)
         for h in hooks:
             # The plug-in may have hooked this process when SGLang was imported.

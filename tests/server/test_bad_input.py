@@ -164,12 +164,12 @@ PARSE = textwrap.dedent(
 
 def test_bad_flags_end_the_start_with_one_line() -> None:
     pages = [["jenga", "--page-size", "0"], ["jenga", "--page-size", "3"]]
-    asked = [["nope"], *pages, ["jenga", "--enable-hierarchical-cache"]]
+    asked = [["nope"], *pages, ["jenga", "--enable-two-batch-overlap"]]
     command = [sys.executable, "-c", PARSE, json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (status, usage), *lines = json.loads(done.stdout.splitlines()[-1])
     assert status == 2 and "--memory-backend: invalid choice: 'nope'" in usage.splitlines()[-1]
-    flags = ("--page-size 0", "--page-size 3", "--enable-hierarchical-cache")
+    flags = ("--page-size 0", "--page-size 3", "--enable-two-batch-overlap")
     for (line, _), flag in zip(lines, flags, strict=True):
         assert line.startswith(f"jenga-sglang: {flag}") and "\n" not in line

@@ -13,6 +13,7 @@ from jenga_sglang.adapter.hooks import (
     drafts,
     embeddings,
     encoder,
+    mooncake,
     observe,
     pool_bytes,
     pools,
@@ -24,7 +25,14 @@ from jenga_sglang.adapter.hooks.backends import register_backends
 from jenga_sglang.hook import Hook, hooks_of
 from jenga_sglang.registry import registry
 
-__all__ = ["http_hooks", "pool_hooks", "register_backends", "runtime_hooks", "serving_hooks"]
+__all__ = [
+    "http_hooks",
+    "pool_hooks",
+    "register_backends",
+    "runtime_hooks",
+    "serving_hooks",
+    "transfer_hooks",
+]
 
 SERVING = (
     arguments,
@@ -54,6 +62,11 @@ def serving_hooks() -> list[Hook]:
     """What every SGLang needs, and what one in which we can draft needs beside that."""
     drafting = DRAFTING if versions.can_draft(versions.installed_sglang()) else ()
     return hooks_of(*SERVING, *drafting)
+
+
+def transfer_hooks() -> list[Hook]:
+    """What a server that sends or receives KV needs beside them, once it has its pool."""
+    return hooks_of(mooncake)
 
 
 def http_hooks() -> list[Hook]:

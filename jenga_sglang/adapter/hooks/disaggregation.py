@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jenga_sglang.adapter import disagg
-from jenga_sglang.hook import AFTER, AROUND, hook
+from jenga_sglang.adapter.hooks import mooncake
+from jenga_sglang.hook import AFTER, AROUND, hook, hooks_of, install
 
 PREFILL = "sglang.srt.disaggregation.prefill"
 DECODE = "sglang.srt.disaggregation.decode"
@@ -40,6 +41,7 @@ def _setup_state_kv_args(
     """Every layer group is a component; SGLang describes pools of its own classes."""
     from sglang.srt.runtime_context import get_parallel
 
+    install(hooks_of(mooncake))
     disagg.describe_components(kv_args, token_to_kv_pool, get_parallel().attn_tp_size)
 
 
@@ -140,17 +142,3 @@ def _ensure_prefill_info(original: Callable[..., Any], queue: Any, addr_to_reqs:
     """A prefill server with another layout, or without Jenga, is refused before it sends a byte,
     and this server goes on."""
     return disagg.ensure_same_layout(original, queue, addr_to_reqs)
-
-
-@hook(
-    "sglang.srt.disaggregation.mooncake.conn.MooncakeKVManager._validate_peer_state_layout",
-    ("self", "registration_info"),
-    AROUND,
-    until="a layout is compared where only one server has one",
-)
-def _validate_peer_state_layout(
-    original: Callable[..., Any], manager: Any, registration_info: Any
-) -> Any:
-    """A decode server with other components, one without Jenga among them, is sent nothing."""
-    why = disagg.foreign_layout(manager.kv_args, registration_info)
-    return (False, why) if why else original(manager, registration_info)
