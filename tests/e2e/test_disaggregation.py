@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from e2e.engine import Job, run_jobs
-from e2e.loopback import pair_jobs
+from e2e.loopback import ENVIRONMENT, pair_jobs
 from e2e.stream import TOKENS, Request
 
 PAGE = 16
@@ -122,9 +122,14 @@ def test_aborts_leave_nothing_behind(tiny_model: Callable[[str], Path], tmp_path
 
 @pytest.mark.parametrize("side", ["prefill", "decode"])
 def test_servers_of_other_layouts_are_told_so_and_go_on(
-    side: str, tiny_model: Callable[[str], Path], tmp_path: Path
+    side: str,
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One of the two has SGLang's own memory: not a byte is sent, and both come to rest."""
+    # So long does a stock prefill server wait for a decode server that has given up.
+    monkeypatch.setitem(ENVIRONMENT, "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", "60")
     flags = {**FLAGS, "model_path": str(tiny_model("gemma3")), "max_total_tokens": 4096}
     stock = {"memory_backend": "default"}
     if side == "decode":
