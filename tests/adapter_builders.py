@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from core_builders import make_manager
 
+from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
 from jenga_sglang.adapter.discovery import DiscoveredGroup
@@ -68,6 +69,19 @@ def make_pool(*dependencies: Dependency, page_size: int, layers: Sequence[int]) 
     return JengaKVPool(
         manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
     )
+
+
+def offer(cache: JengaPrefixCache, prompt: int) -> bool:
+    """Whether a pass would take a request with ``prompt`` tokens to compute and none to answer."""
+    admitted, _ = JengaPrefillBudget(cache.admission).check_prefill(
+        extend_input_len=prompt,
+        total_tokens=0,
+        max_new_tokens=0,
+        input_tokens=prompt,
+        swa_host_hit_length=0,
+        chunk_limit=None,
+    )
+    return admitted
 
 
 def make_pool_of_one_layer(num_large: int, *, page_size: int, max_length: int) -> JengaKVPool:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapter_builders import make_cache
+from adapter_builders import make_cache, offer
 from core_builders import UNIT_BYTES, begin, grow, tokens
 
 from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
@@ -39,18 +39,6 @@ def decode(cache: JengaPrefixCache, prompt: int, stop: int) -> Running:
         grow(cache.manager, pin, length)
         cache.save_states(req, length - 1, length)
     return pin
-
-
-def offer(cache: JengaPrefixCache, prompt: int) -> bool:
-    admitted, _ = JengaPrefillBudget(cache.admission).check_prefill(
-        extend_input_len=prompt,
-        total_tokens=0,
-        max_new_tokens=0,
-        input_tokens=prompt,
-        swa_host_hit_length=0,
-        chunk_limit=None,
-    )
-    return admitted
 
 
 def test_nothing_follows_an_answer_while_somebody_waits(cache: JengaPrefixCache) -> None:

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapter_builders import make_cache, make_scheduler
+from adapter_builders import make_cache, make_scheduler, offer
 from core_builders import begin, make_manager, tokens
 
-from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.adapter.cache.namespace import Namespace
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.core.dependency import Full
@@ -24,18 +23,6 @@ def cache() -> JengaPrefixCache:
 @pytest.fixture
 def miss(cache: JengaPrefixCache) -> Hit:
     return cache.manager.miss(Namespace(None, None, None))
-
-
-def offer(cache: JengaPrefixCache, prompt: int) -> bool:
-    admitted, _ = JengaPrefillBudget(cache.admission).check_prefill(
-        extend_input_len=prompt,
-        total_tokens=0,
-        max_new_tokens=0,
-        input_tokens=prompt,
-        swa_host_hit_length=0,
-        chunk_limit=None,
-    )
-    return admitted
 
 
 def test_the_candidate_is_whose_prefix_is_locked(cache: JengaPrefixCache, miss: Hit) -> None:
