@@ -102,8 +102,9 @@ class Rounds:
     def _admit(self) -> None:
         """Ask for the head of a queue, first where it fits only in place of cached prefixes that
         others wait for, then where it does not fit. Nothing is admitted."""
+        self._queue.now.candidate = next(reversed(self.manager.running.values()))
         with self.samples.timed("open pass", lambda: 1):
-            budget = self._budget()
+            budget = JengaPrefillBudget(self._queue)
         new_tokens = self._more_than_is_free()
         if self.manager.can_serve(request_pages(self.manager, new_tokens, new_tokens, 0)):
             with self.samples.timed("weigh", lambda: 1):
@@ -119,10 +120,6 @@ class Rounds:
         while fits_free(self.manager, request_pages(self.manager, tokens, tokens, 0)):
             tokens *= 2
         return tokens
-
-    def _budget(self) -> JengaPrefillBudget:
-        self._queue.now.candidate = next(reversed(self.manager.running.values()))
-        return JengaPrefillBudget(self._queue)
 
     def _promise_everything(self, budget: JengaPrefillBudget) -> None:
         longest = self.manager.max_length

@@ -33,6 +33,7 @@ def request_pages(
     fresh = max(0, fresh - max(0, encoder_tokens - prefix))
     length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
     length, fresh = length + manager.tail_tokens, max(fresh, manager.tail_tokens)
+    of_pages = manager.needs.of_pages
     pages = []
     for g, dependency in enumerate(manager.dependencies):
         if g not in memory.row_groups:
@@ -41,7 +42,7 @@ def request_pages(
             continue
         ranges = max(1, len(dependency.needed(length)))
         held = ceil_div(dependency.peak_tokens(length) + fresh, page_size) + 1 + ranges
-        pinned = sum(r.size for r in manager.needs.of_text(g, prefix))
+        pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)])
         pages.append(max(0, min(ceil_div(length, page_size), held) - pinned))
     return pages
 
@@ -55,25 +56,29 @@ def step_pages(manager: Manager, pages: int) -> list[int]:
 
 def growth_room(manager: Manager) -> list[int]:
     """Pages per group that the running requests could still grow by, together."""
-    room = [0] * len(manager.dependencies)
     tail_pages = ceil_div(manager.tail_tokens, manager.page_size)
+    # Of a group that was retired, running requests still have pages; those do not grow.
+    most = [0] * len(manager.dependencies)
     for g in manager.memory.row_groups:
-        most = manager.needs.most_pages[g] + tail_pages
-        for running in manager.running.values():
-            if g in running.groups:
-                left = most
-                for start, stop in running.held[g]:
-                    left -= stop - start
-                if left > 0:
-                    room[g] += left
+        most[g] = manager.needs.most_pages[g] + tail_pages
+    room = [0] * len(most)
+    for running in manager.running.values():
+        held = running.held
+        for g in running.groups:
+            left = most[g]
+            for start, stop in held[g]:
+                left -= stop - start
+            if left > 0:
+                room[g] += left
     return room
 
 
 def tails_to_come(manager: Manager) -> int:
     """Pages that the tails of running requests still lack, together. Of a request that has not
     begun, the tail is among its `request_pages`."""
-    tail_tokens = manager.tail_tokens
-    begun = [running for running in manager.running.values() if tail_tokens and running.touched]
+    if not (tail_tokens := manager.tail_tokens):
+        return 0
+    begun = [running for running in manager.running.values() if running.touched]
     return sum(manager.new_pages(running, running.length + tail_tokens) for running in begun)
 
 
@@ -150,7 +155,7 @@ def weigh(manager: Manager, promised: Sequence[int], pages: Sequence[int]) -> We
     before = _large_beside_used(manager, promised)
     both = _large_beside_used(manager, [a + b for a, b in zip(promised, pages, strict=True)])
     return Weighing(
-        asked=tuple(b - a for a, b in zip(before, both, strict=True)),
+        asked=tuple([b - a for a, b in zip(before, both, strict=True)]),
         promised=sum(before),
         available=books.available,
     )
@@ -198,8 +203,9 @@ def _num_large(manager: Manager, pages: Sequence[int]) -> int:
 
 def _large_beside_used(manager: Manager, pages: Sequence[int]) -> list[int]:
     """Large pages that each group would have to take, its own usable pages spent first."""
-    books = manager.memory.large
+    books, stripes = manager.memory.large, manager.memory.stripes
+    usable = books.num_usable
     return [
-        ceil_div(max(0, n * s - books.num_usable(g)), books.small_per_large[g])
-        for g, (n, s) in enumerate(zip(pages, manager.memory.stripes, strict=True))
+        ceil_div(max(0, n * s - usable(g)), k)
+        for g, (n, s, k) in enumerate(zip(pages, stripes, books.small_per_large, strict=True))
     ]

@@ -281,8 +281,8 @@ class Manager(Prefixes):
 
     def let_go_of_answers(self) -> bool:
         """Free the snapshots that move along with answers; whether there were any."""
-        dropped = [self.snapshots.drop_answer(running) for running in self.running.values()]
-        return any(dropped)
+        requests = self.running.values() if self.memory.state_groups else ()
+        return sum(map(self.snapshots.drop_answer, requests)) > 0
 
     def slide(self, running: Running, length: int) -> None:
         """Let go of what a history of ``length`` computed tokens no longer needs.
@@ -346,5 +346,5 @@ class Manager(Prefixes):
 def _leaves_known_history(tree: PrefixTree, hit: Hit) -> bool:
     """Whether more of a history is known than ``hit``, and goes on otherwise. One that merely
     ends, perhaps because the rest was evicted, parts from nothing."""
-    matched = Path(hit.path.node, hit.matched_pages)
-    return hit.matched_pages > hit.path.num_pages and tree.goes_on(matched)
+    node, matched_pages = hit.path.node, hit.matched_pages
+    return matched_pages > hit.path.num_pages and tree.goes_on(Path(node, matched_pages))

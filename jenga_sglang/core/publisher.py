@@ -51,5 +51,5 @@ class Publisher:
     def _move(self, running: Running, pages: Ids, depth: int) -> None:
         """Private ``pages`` are in the tree now, from page ``depth`` of the history; 0 is passed
         over (a hollow page of a prefix that the tree has since forgotten)."""
-        held = np.flatnonzero(pages)
+        (held,) = pages.nonzero()
         self.memory.move_to_tree(pages[held], held + depth, running.encoder_pages)

@@ -25,12 +25,13 @@ class Recency:
         """A new time, in every group, for all that hits of the lengths that ``running`` keeps need
         of its first ``num_pages`` pages, and for what every longer history needs of them."""
         self.memory.tick()
-        row, history = running.pages[:num_pages], running.history
+        row, history, kept = running.pages[:num_pages], running.history, running.kept
+        balanced, touch = self.policy.balanced, self.memory.touch
         for g in history.needs.groups:
-            if not self.policy.balanced:
+            if not balanced:
                 self.memory.tick()
-            for start, stop in history.pages_of_hits(g, num_pages, running.kept):
-                self.memory.touch(g, row[start:stop])
+            for start, stop in history.pages_of_hits(g, num_pages, kept):
+                touch(g, row[start:stop])
 
     def touch_large(self, large: Sequence[Ids]) -> None:
         """A new time for ``large`` pages, by group."""

@@ -194,7 +194,7 @@ class Snapshots:
     def publish(self, running: Running, num_pages: int) -> None:
         """The first ``num_pages`` pages of ``running`` are in the tree: snapshots among them need
         no pin any more, but are worth keeping."""
-        if running.answer_page <= num_pages:
+        if 0 < running.answer_page <= num_pages:
             running.follow_answer(0)
         for g in self.groups:
             new = Range(running.tree_pages, num_pages)

@@ -54,7 +54,7 @@ class StateCopy:
     target: Ids
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Running:
     """One running request. ``held[g]`` are the page ranges pinned in group g; it has pages in
     ``groups``, those of rows that there were when it began, and the pages that an encoder made in
