@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from jenga_sglang import draft_flags, settings
+from jenga_sglang.layer_flags import KEEP_FLAG, KV_DTYPE_FLAG, Keep, KvDtypes
 from jenga_sglang.refusal import refuse
 from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS
 from jenga_sglang.settings import WINDOWS
@@ -22,6 +23,11 @@ FLASHINFER_BACKEND = "flashinfer"
 TRITON_BACKEND = "triton"
 PAGE_SIZES = "a power of two from 1 to 256"
 ATTENTION_BACKENDS = (FLASHINFER_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
+# By field of `settings.Settings`.
+_OF_LAYERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "kv_dtype": (KV_DTYPE_FLAG, KvDtypes.parse),
+    "keep": (KEEP_FLAG, Keep.parse),
+}
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +50,24 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         "where the class ignores it, as Hugging Face does (Mistral, Mixtral, Phi-3, Qwen2, …).",
     )
 
+    parser.add_argument(
+        KV_DTYPE_FLAG,
+        default="",
+        metavar="KIND=DTYPE[,…]",
+        help="The dtype of K and V of some layers under --memory-backend jenga, such as "
+        "full=fp8_e4m3: of those with full attention, a window, a chunk or cross-attention. "
+        "All others have that of --kv-cache-dtype.",
+    )
+
+    parser.add_argument(
+        KEEP_FLAG,
+        default="",
+        metavar="[LAYERS=]FIRST+WINDOW[,…]",
+        help="Have full-attention layers keep so many first tokens and a window only, under "
+        "--memory-backend jenga: 4+1024 for all of them, 0-15=4+4096,16-31=4+1024 for some. The "
+        "model was not trained for that, and forgets the rest of the text there.",
+    )
+
 
 def apply_flag(values: MutableMapping[str, Any]) -> bool:
     """Turn ``memory_backend`` in ``values`` (fields of ServerArgs) into settings SGLang knows.
@@ -53,6 +77,7 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
     """
     backend = values.pop("memory_backend", "default")
     window = values.pop("jenga_window", "model")
+    of_layers = {field: values.pop(f"jenga_{field}", "") for field in _OF_LAYERS}
     if backend not in BACKENDS:
         raise refuse(f"{FLAG} {backend}", f"unknown; choose one of {', '.join(BACKENDS)}")
     if window not in WINDOWS:
@@ -60,6 +85,10 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
     if backend == "default":
         if window != "model":
             raise refuse(f"{WINDOW_FLAG} {window}", f"needs {FLAG} jenga; add it or leave this out")
+        for field, text in of_layers.items():
+            if text:
+                flag, _ = _OF_LAYERS[field]
+                raise refuse(f"{flag} {text}", f"needs {FLAG} jenga; add it or leave this out")
         if values.get("radix_cache_backend") == RADIX_CACHE_BACKEND:
             raise refuse("--radix-cache-backend jenga", f"is set by {FLAG} jenga; use that flag")
         return False
@@ -78,11 +107,22 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
         )
     _check_page_size(values)
     _check_attention(values)
+    _check_layers(of_layers)
     settings.check()
     values["radix_cache_backend"] = RADIX_CACHE_BACKEND
     # Processes that the server spawns load plug-ins before they see any flag.
-    settings.hand_down(window=window)
+    settings.hand_down(window=window, **of_layers)
     return True
+
+
+def _check_layers(of_layers: Mapping[str, str]) -> None:
+    """Raise ``SystemExit`` with one line for what nothing can be read off, whatever the model."""
+    for field, text in of_layers.items():
+        flag, parse = _OF_LAYERS[field]
+        try:
+            parse(text)
+        except ValueError as error:
+            raise refuse(f"{flag} {text}", str(error)) from error
 
 
 def _check_between_servers(values: Mapping[str, Any]) -> None:

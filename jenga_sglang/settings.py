@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.layer_flags import Keep, KvDtypes
 from jenga_sglang.refusal import refuse
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,22 @@ class Settings:
             "model",
             _one_of(*WINDOWS),
             "set by the package: what --jenga-window says",
+            reader="processes",
+        )
+    )
+    kv_dtype: KvDtypes = field(
+        metadata=_about(
+            "",
+            KvDtypes.parse,
+            "set by the package: what --jenga-kv-dtype says",
+            reader="processes",
+        )
+    )
+    keep: Keep = field(
+        metadata=_about(
+            "",
+            Keep.parse,
+            "set by the package: what --jenga-keep says",
             reader="processes",
         )
     )

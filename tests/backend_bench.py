@@ -21,6 +21,7 @@ from jenga_sglang.core.books.tree import Encoded
 from jenga_sglang.core.cut.planner import plan_geometry
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
+from jenga_sglang.layer_flags import KvDtypes
 
 MAX_LENGTH = 200
 MAX_REQUESTS = 6
@@ -44,6 +45,7 @@ class Model:
     page_size: int = 4
     dtype: torch.dtype = torch.float32
     store_dtype: torch.dtype = torch.float32
+    kv_dtypes: str = ""  # as `--jenga-kv-dtype` takes them
     # With fp8: what the checkpoint divides K and V by, a power of two.
     scale: float | None = None
 
@@ -114,7 +116,11 @@ class Bench:
         self.device = device
         self.layers = model.modules()
         groups = discover_groups(
-            self.layers, store_dtype=model.store_dtype, max_length=MAX_LENGTH, chunk=model.chunk
+            self.layers,
+            store_dtype=model.store_dtype,
+            max_length=MAX_LENGTH,
+            chunk=model.chunk,
+            kv_dtypes=KvDtypes.parse(model.kv_dtypes),
         )
         specs = tuple(group.spec for group in groups)
         geometry = plan_geometry(

@@ -20,6 +20,9 @@ from jenga_sglang.core.dependency import (
     Full,
     SlidingWindow,
 )
+from jenga_sglang.layer_flags import AS_THE_REST, AS_TRAINED, Keep, KvDtypes
+
+_TORCH_NAMES = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,13 @@ class LayerShape:
     num_kv_heads: int
     head_dim_k: int
     head_dim_v: int
-    latent_dim: int = 0
+    latent_dim: int
+    dtype: torch.dtype
 
     @property
     def group_key(self) -> tuple[Any, ...]:
         dims = (self.num_kv_heads, self.head_dim_k, self.head_dim_v, self.latent_dim)
-        return (self.dependency, *dims)
+        return (self.dependency, *dims, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -121,16 +125,27 @@ def discover_groups(
     max_length: int,
     chunk: int | None = None,
     latent: LatentRow | None = None,
+    kv_dtypes: KvDtypes = AS_THE_REST,
+    keep: Keep = AS_TRAINED,
 ) -> list[DiscoveredGroup]:
     """Group the model's attention layers; the group of the lowest layer id comes first.
 
     ``chunk`` is the model's attention chunk for layers that ask for it, ``latent`` the row of a
     model with latent attention. Layers that reuse another layer's ``layer_id`` share its KV and
-    count once. Raises ``ValueError`` when two layers share an id but not a shape.
+    count once. Rows are of ``store_dtype`` where ``kv_dtypes`` says nothing else.
+
+    Raises ``ValueError`` when two layers share an id but not a shape, and ``SystemExit`` with one
+    line for what ``kv_dtypes`` and ``keep`` ask of layers that are not there.
     """
+    stored = storing_layers(layers, latent)
+    needs = {x.layer_id: _dependency(x, chunk).effective(max_length) for x in stored}
+    keep.check(needs)
+    needs = {layer: keep.of(layer, need).effective(max_length) for layer, need in needs.items()}
+    kv_dtypes.check(needs.values())
     shapes: dict[int, LayerShape] = {}
-    for layer in storing_layers(layers, latent):
-        shape = _shape(layer, max_length, chunk, latent)
+    for layer in stored:
+        need = needs[layer.layer_id]
+        shape = _shape(layer, need, latent, torch_dtype(kv_dtypes.of(need)) or store_dtype)
         known = shapes.setdefault(shape.layer_id, shape)
         if known != shape:
             raise ValueError(f"layer {shape.layer_id} is shared by {known} and {shape}")
@@ -153,17 +168,26 @@ def storing_layers(layers: Iterable[LayerView], latent: LatentRow | None) -> lis
 
 
 def _shape(
-    layer: LayerView, max_length: int, chunk: int | None, latent: LatentRow | None
+    layer: LayerView, dependency: Dependency, latent: LatentRow | None, dtype: torch.dtype
 ) -> LayerShape:
     is_latent = latent is not None and latent.is_kept_by(layer)
     return LayerShape(
         layer.layer_id,
-        _dependency(layer, chunk).effective(max_length),
+        dependency,
         layer.tp_k_head_num,
         layer.qk_head_dim,
         0 if is_latent else layer.v_head_dim,
         layer.v_head_dim if is_latent else 0,
+        dtype,
     )
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype that a user calls ``name``; see `layer_flags.KV_DTYPES`."""
+    if name is None:
+        return None
+    dtype: torch.dtype = getattr(torch, _TORCH_NAMES.get(name, name))
+    return dtype
 
 
 def _dependency(layer: LayerView, chunk: int | None) -> Dependency:
@@ -181,13 +205,14 @@ def _dependency(layer: LayerView, chunk: int | None) -> Dependency:
 
 def _group(shapes: list[LayerShape], store_dtype: torch.dtype) -> DiscoveredGroup:
     first = shapes[0]
-    itemsize = store_dtype.itemsize
+    itemsize = first.dtype.itemsize
+    other = "" if first.dtype == store_dtype else f" {str(first.dtype).removeprefix('torch.')}"
     spec = LayerGroupSpec(
-        name=str(first.dependency),
+        name=f"{first.dependency}{other}",
         layers=tuple(s.layer_id for s in shapes),
         dependency=first.dependency,
         k_bytes=first.num_kv_heads * first.head_dim_k * itemsize,
         v_bytes=first.num_kv_heads * first.head_dim_v * itemsize,
     )
     dims = (first.num_kv_heads, first.head_dim_k, first.head_dim_v, first.latent_dim)
-    return DiscoveredGroup(spec, *dims, dtype=store_dtype)
+    return DiscoveredGroup(spec, *dims, dtype=first.dtype)

@@ -14,6 +14,14 @@ from rich.console import Console
 
 from jenga_sglang import flags
 from jenga_sglang.core.cut.planner import DEFAULT_LENGTHS, PAGE_SIZE, SMALLER_PAGE_SIZE
+from jenga_sglang.layer_flags import (
+    AS_THE_REST,
+    AS_TRAINED,
+    KEEP_FLAG,
+    KV_DTYPE_FLAG,
+    Keep,
+    KvDtypes,
+)
 from jenga_sglang.plan.model import ReadOptions, read_model, with_draft
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json
@@ -69,6 +77,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="windows as SGLang's model class applies them (model), or as the config says",
     )
     parser.add_argument(
+        KV_DTYPE_FLAG,
+        type=argument(KvDtypes.parse),
+        default=AS_THE_REST,
+        metavar="KIND=DTYPE[,…]",
+        help="dtype of K and V of some kinds of layers, as a server takes it: full=fp8_e4m3",
+    )
+    parser.add_argument(
+        KEEP_FLAG,
+        type=argument(Keep.parse),
+        default=AS_TRAINED,
+        metavar="[LAYERS=]FIRST+WINDOW[,…]",
+        help="what full-attention layers keep, as a server takes it: 4+1024",
+    )
+    parser.add_argument(
         "--max-length",
         type=argument(parse_tokens),
         metavar="N",
@@ -99,6 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
         window=arguments.jenga_window,
         max_length=arguments.max_length,
         image_tokens=arguments.image_tokens,
+        kv_dtypes=arguments.jenga_kv_dtype,
+        keep=arguments.jenga_keep,
     )
     model = read_model(arguments.model, options)
     if arguments.draft:

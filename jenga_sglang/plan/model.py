@@ -10,17 +10,17 @@ from typing import Any
 from jenga_sglang.core.cut.geometry import LayerGroupSpec, told_apart
 from jenga_sglang.core.dependency import (
     ChunkedLocal,
-    DecoderTokens,
+    CrossAttention,
     Dependency,
-    EncoderTokens,
     Full,
     LastState,
     SlidingWindow,
 )
+from jenga_sglang.layer_flags import AS_THE_REST, AS_TRAINED, Keep, KvDtypes
 from jenga_sglang.plan.defaults import CLASS_DEFAULTS
 from jenga_sglang.plan.fields import ConfigError, Fields
 from jenga_sglang.plan.kinds import Kind, read_kinds
-from jenga_sglang.plan.rows import of_layer, read_row
+from jenga_sglang.plan.rows import Row, of_layer, read_row
 from jenga_sglang.plan.states import DTYPE_BYTES, read_state_bytes
 from jenga_sglang.plan.stock import Stock, stock_of
 
@@ -42,11 +42,14 @@ class ReadOptions:
     window: str = "model"
     max_length: int | None = None
     image_tokens: int | None = None
+    kv_dtypes: KvDtypes = AS_THE_REST
+    keep: Keep = AS_TRAINED
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer keeps: rows of tokens, or a state. ``shares`` means another layer's."""
+    """What one layer keeps: rows of tokens, or a state. ``shares`` means another layer's;
+    ``dtype`` is that of its rows where the user gave it one."""
 
     index: int
     dependency: Dependency
@@ -54,6 +57,7 @@ class Layer:
     v_bytes: int = 0
     state_bytes: tuple[int, ...] = ()
     shares: bool = False
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Model:
                 groups.setdefault(key, []).append(layer.index)
         return told_apart(
             LayerGroupSpec(
-                "state" if key.state_bytes else str(key.dependency),
+                "state" if key.state_bytes else f"{key.dependency} {key.dtype}".rstrip(),
                 *(tuple(layers), key.dependency, key.k_bytes, key.v_bytes, key.state_bytes),
             )
             for key, layers in groups.items()
@@ -140,10 +144,8 @@ def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | Non
             "this model's images are part of the text"
         )
     images = _image_tokens(raw, options) if Kind.CROSS in kinds else 0
-    layers = _Layers(config, options, DTYPE_BYTES[kv_dtype], images).read(kinds)
-    max_length = options.max_length or config.integer(
-        "max_position_embeddings", "max_seq_len", "max_sequence_length", "model_max_length"
-    )
+    layers = _Layers(config, options, kv_dtype, images).read(kinds)
+    max_length = _max_length(config, options)
     return Model(name, layers, max_length, kv_dtype, options.tp, stock, images, ignored)
 
 
@@ -151,25 +153,45 @@ def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | Non
 class _Layers:
     config: Fields
     options: ReadOptions
-    item_bytes: int
+    kv_dtype: str
     image_tokens: int
 
     def read(self, kinds: list[Kind]) -> tuple[Layer, ...]:
         shared = self.config.optional_integer("num_kv_shared_layers", at_least=0) or 0
         first_shared = len(kinds) - shared
+        rows = {n: self._row(n, kind) for n, kind in enumerate(kinds) if kind.is_attention}
+        needs = self._needs({n: self._dependency(kinds[n], n) for n in rows})
         found: list[Layer] = []
         for index, kind in enumerate(kinds):
             if kind.is_attention:
-                config = of_layer(self.config, index)
-                row = read_row(config, kind, self.options.tp, self.item_bytes)
-                dependency = self._dependency(kind, index)
-                shares = index >= first_shared
-                found.append(Layer(index, dependency, row.k_bytes, row.v_bytes, (), shares))
+                found.append(self._layer(index, needs[index], rows[index], index >= first_shared))
             if kind.has_state:
                 found.append(Layer(index, LastState(), state_bytes=self._state_bytes()))
-        if not any(kind.is_attention for kind in kinds):
+        if not rows:
             raise ConfigError("no layer has attention, and states alone this cannot plan")
         return tuple(found)
+
+    def _row(self, index: int, kind: Kind) -> Row:
+        """The row of a layer with items of one byte."""
+        return read_row(of_layer(self.config, index), kind, self.options.tp, 1)
+
+    def _needs(self, trained: dict[int, Dependency]) -> dict[int, Dependency]:
+        """What layers keep, by their numbers, where the model was ``trained`` for something."""
+        if not trained:
+            return {}
+        max_length, keep = _max_length(self.config, self.options), self.options.keep
+        needs = {n: need.effective(max_length) for n, need in trained.items()}
+        keep.check(needs)
+        needs = {n: keep.of(n, need).effective(max_length) for n, need in needs.items()}
+        self.options.kv_dtypes.check(needs.values())
+        return needs
+
+    def _layer(self, index: int, need: Dependency, row: Row, shares: bool) -> Layer:
+        dtype = self.options.kv_dtypes.of(need) or self.kv_dtype
+        k_bytes, v_bytes = (size * DTYPE_BYTES[dtype] for size in row)
+        own = dtype if dtype != self.kv_dtype else ""
+        need = need.after_encoder(self.image_tokens)
+        return Layer(index, need, k_bytes, v_bytes, (), shares, own)
 
     def _state_bytes(self) -> tuple[int, ...]:
         return read_state_bytes(self.config, self.options.tp, self.options.state_dtype)
@@ -180,8 +202,8 @@ class _Layers:
         if kind is Kind.CHUNK:
             return ChunkedLocal(self.config.integer("attention_chunk_size"))
         if kind is Kind.CROSS:
-            return EncoderTokens(self.image_tokens)
-        return DecoderTokens(self.image_tokens) if self.image_tokens else Full()
+            return CrossAttention()
+        return Full()
 
     def _window(self, index: int) -> Dependency:
         """The layer's window; a list of windows is repeated over the layers, null for full."""
@@ -197,6 +219,11 @@ class _Layers:
                 raise self.config.error(place, "an integer >= 1 or null", window)
             return SlidingWindow(window)
         return SlidingWindow(self.config.integer("sliding_window", "sliding_window_size"))
+
+
+def _max_length(config: Fields, options: ReadOptions) -> int:
+    names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "model_max_length")
+    return options.max_length or config.integer(*names)
 
 
 def _text_fields(raw: dict[str, Any]) -> Fields:

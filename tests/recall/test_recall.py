@@ -22,6 +22,7 @@ NUM_PAIRS = 60
 POOL_TOKENS = 1536
 NUM_QUESTIONS = 160
 POISON = {"JENGA_POISON_FREED": "1"}
+KEPT_TOKENS = 256
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +61,23 @@ def reports(
     questions: list[tuple[Document, int]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Report]:
-    """What stock, Jenga, and Jenga with one wrong entry answer; all three run side by side."""
-    backends: dict[str, tuple[str, Callable[[Any], None] | None]] = {
-        "stock": ("default", None),
-        "jenga": ("jenga", None),
-        "wrong entry": ("jenga", misread_one_page),
+    """What stock, Jenga, Jenga with one wrong entry, and Jenga whose full layers keep a few first
+    tokens and a window answer; all run side by side."""
+    jenga = {"memory_backend": "jenga"}
+    backends: dict[str, tuple[dict[str, str], Callable[[Any], None] | None]] = {
+        "stock": ({"memory_backend": "default"}, None),
+        "jenga": (jenga, None),
+        "wrong entry": (jenga, misread_one_page),
+        "keeps less": (jenga | {"jenga_keep": f"4+{KEPT_TOKENS}"}, None),
     }
     jobs = {
         name: Job(
-            {**server_flags(recall_model), "memory_backend": backend},
+            server_flags(recall_model) | flags,
             [Request(document.question(key), 3) for document, key in questions],
             env=POISON,
             before=before,
         )
-        for name, (backend, before) in backends.items()
+        for name, (flags, before) in backends.items()
     }
     return run_jobs(jobs, tmp_path_factory.mktemp("recall"))
 
@@ -139,3 +143,25 @@ def is_on_wrong_page(document: Document, key: int) -> bool:
     first = document.place[key] // PAGE_SIZE
     last = (document.place[key] + PAIR_TOKENS - 1) // PAGE_SIZE
     return WRONG_PAGE in (first, last)
+
+
+def test_layers_that_keep_less_forget_what_is_beyond(
+    questions: list[tuple[Document, int]], reports: dict[str, Report]
+) -> None:
+    """`--jenga-keep` is for who can bear this: what was read further back than that is gone."""
+    report = reports["keeps less"]
+    names = {group["name"] for group in report.state["groups"]}
+    assert names == {f"window {WINDOW}", f"window {KEPT_TOKENS} + 4 sink"}
+
+    def recalled(is_kept: bool) -> float:
+        asked = [
+            n
+            for n, (document, key) in enumerate(questions)
+            if (len(document.tokens) - document.place[key] < KEPT_TOKENS - PAIR_TOKENS) is is_kept
+        ]
+        assert len(asked) > NUM_QUESTIONS // 5
+        return accuracy([questions[n] for n in asked], [report.answers[n] for n in asked])
+
+    near, far = recalled(True), recalled(False)
+    print(f"recall of what is kept {near}, of what is not {far}")
+    assert near > 0.8 and far < 0.1

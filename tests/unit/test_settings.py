@@ -7,13 +7,15 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from jenga_sglang import flags, settings
+from jenga_sglang import flags, layer_flags, settings
 from jenga_sglang.cli import main
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.layer_flags import Keep, KvDtypes
 from jenga_sglang.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +85,14 @@ class TestValues:
             "JENGA_API_KEY": "secret",
             "JENGA_SGLANG_ACTIVE": "1",
             "JENGA_WINDOW": "config",
+            "JENGA_KV_DTYPE": "full=fp8_e4m3",
+            "JENGA_KEEP": "4+64",
         }
         assert given.keys() == {v.name for v in settings.variables().values()}
         policies = CachePolicy(hold_hits=False, step_cost_tokens=7)
         values = (0.0, policies, "exact-lcm", True, True, "fa3", "xqa", tmp_path, False, "secret")
-        assert Settings.read(given) == Settings(*values, True, "config")
+        of_layers = (KvDtypes.parse("full=fp8_e4m3"), Keep.parse("4+64"))
+        assert Settings.read(given) == Settings(*values, True, "config", *of_layers)
 
     def test_the_environment_is_read_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert settings.current().decode_kernel == "fa2"
@@ -147,8 +152,13 @@ class TestNames:
 
     def test_the_settings_stand_below_everything_else(self) -> None:
         """What every part may import can import none of them."""
-        ours = {name for name in imports(Path(settings.__file__)) if "jenga" in name}
-        assert ours == {"jenga_sglang.core.policy", "jenga_sglang.refusal"}
+
+        def ours(module: ModuleType) -> set[str]:
+            return {name for name in imports(Path(str(module.__file__))) if "jenga" in name}
+
+        below = {"jenga_sglang.core.policy", "jenga_sglang.layer_flags", "jenga_sglang.refusal"}
+        assert ours(settings) == below
+        assert ours(layer_flags) == {"jenga_sglang.core.dependency", "jenga_sglang.refusal"}
         refusal = ROOT / "jenga_sglang" / "refusal.py"
         assert set(imports(refusal)) == {"__future__"}
 
@@ -209,8 +219,8 @@ class TestDocument:
         flags.add_flag(parser)
         page = (ROOT / "docs" / "flags.md").read_text()
         for action in parser._actions:
-            choices = ",".join(action.choices or ())
-            assert f"| `{action.option_strings[0]} {{{choices}}}` |" in page
+            choices = f"{{{','.join(action.choices or ())}}}"
+            assert f"| `{action.option_strings[0]} {action.metavar or choices}` |" in page
 
     def test_no_document_names_a_variable_that_is_none(self) -> None:
         known = {variable.name for variable in settings.variables().values()} | {"JENGA_PORT"}

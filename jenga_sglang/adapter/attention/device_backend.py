@@ -326,7 +326,7 @@ class DeviceBackend(AttentionBackend):
 
     def _scales(self, k: torch.Tensor, layer: RadixAttention) -> Fp8Scales | None:
         """Made while a graph is warmed up: it cannot hold copies from the host."""
-        if self.pool.dtype not in FP8_DTYPES or k.dtype in FP8_DTYPES:
+        if self.kv_dtype(layer) not in FP8_DTYPES or k.dtype in FP8_DTYPES:
             return None
         return Fp8Scales(*(self._on_device(value) for value in fp8_scales(layer)))
 
@@ -335,7 +335,11 @@ class DeviceBackend(AttentionBackend):
 
     def descales(self, layer: RadixAttention) -> tuple[float, float]:
         """What K and V in the layer's pages are multiplied with."""
-        return fp8_scales(layer) if self.pool.dtype in FP8_DTYPES else (1.0, 1.0)
+        return fp8_scales(layer) if self.kv_dtype(layer) in FP8_DTYPES else (1.0, 1.0)
+
+    def kv_dtype(self, layer: RadixAttention) -> torch.dtype:
+        """The dtype of the layer's rows in the pool; groups may differ."""
+        return self.pool.layouts[self.pool.place[layer.layer_id].group].dtype
 
 
 def output_of(forward_batch: ForwardBatch, q: torch.Tensor, layer: RadixAttention) -> torch.Tensor:

@@ -138,7 +138,7 @@ class JengaFlashInferBackend(DeviceBackend):
         if group not in self._prefills:
             fits = (
                 device_major() in ARCHITECTURES["fa3"]
-                and self.pool.dtype == self.q_dtype
+                and self.pool.layouts[group].dtype == self.q_dtype
                 and not check_kernel_limits(
                     self.pool.buffer, self.pool.layouts[group], ("fa3_prefill",)
                 )
@@ -153,9 +153,9 @@ class JengaFlashInferBackend(DeviceBackend):
             raise ValueError(
                 f"layer {layer.layer_id} has a soft cap, XQA has none: leave out {DECODE_VARIABLE}"
             )
-        if self.use.prefill == "fa3" and self.pool.dtype != self.q_dtype:
+        if self.use.prefill == "fa3" and self.kv_dtype(layer) != self.q_dtype:
             raise ValueError(
-                f"FA3 reads KV of the queries' dtype {self.q_dtype}, not {self.pool.dtype}: "
+                f"FA3 reads KV of the queries' dtype {self.q_dtype}, not {self.kv_dtype(layer)}: "
                 f"leave out {PREFILL_VARIABLE}"
             )
 
@@ -233,7 +233,7 @@ class JengaFlashInferBackend(DeviceBackend):
         window_left = self.trim(group).window_left
         backend = "fa2" if is_decode else self.prefill(group)
         dims = (layer.qk_head_dim, layer.v_head_dim)
-        dtypes = (self.q_dtype, self.pool.dtype)
+        dtypes = (self.q_dtype, self.pool.layouts[group].dtype)
         is_xqa = is_decode and self.use.decode == "xqa"
         variant = None
         if has_sinks and not is_xqa:

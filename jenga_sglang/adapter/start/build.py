@@ -69,12 +69,15 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     if flags.follows_config_windows():
         apply_config_windows(layers, configurator.model_config.hf_text_config)
     drafting = draft_layers.layers_after(layers)
+    asked = settings.current()
     groups = discover_groups(
         [*layers, *drafting],
         store_dtype=configurator.kv_cache_dtype,
         max_length=max_length,
         chunk=getattr(configurator.model_config, "attention_chunk_size", None),
         latent=latent_row(configurator),
+        kv_dtypes=asked.kv_dtype,
+        keep=asked.keep,
     )
     config = configurator.mambaish_config
     states = discover_states(config) if config is not None else None

@@ -58,11 +58,14 @@ def model_page_size(model_config: Any, ranks: int = 1) -> int:
         kv_dtype="bfloat16",  # not asked for: some names of dtypes cannot be read
         window="config" if flags.follows_config_windows() else "model",
         max_length=model_config.context_len,
+        kv_dtypes=settings.current().kv_dtype,
+        keep=settings.current().keep,
     )
     try:
         model = model_from_config(model_config.hf_config.to_dict(), "", options)
         return default_page_size(model.specs)
-    except ValueError:
+    except (ValueError, SystemExit):
+        # Whether a model has the layers that the user asks for is said of the model, not of this.
         return PAGE_SIZE
 
 

@@ -203,6 +203,24 @@ def test_fp8_pages_and_the_scales_of_a_checkpoint(
         torch.testing.assert_close(unscaled, scaled * scale)
 
 
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_groups_of_two_dtypes(scale: float | None, backend: Any) -> None:
+    model = Model(
+        ("window 9", "full"),
+        store_dtype=torch.float8_e4m3fn,
+        kv_dtypes="window=float32",
+        scale=scale,
+    )
+    # SGLang's Triton kernels round queries to the dtype of what they read.
+    rounded = 0.1 if backend is JengaTritonBackend else 1e-5
+    pair = Pair.of(model, backend, tolerance=rounded)
+    stored = [pair.checked.pool.get_key_buffer(layer).dtype for layer in (0, 1)]
+    assert stored == [torch.float32, torch.float8_e4m3fn]
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    pair.step(DECODE, {1: 1})
+
+
 @pytest.mark.parametrize("mode", [EXTEND, DECODE])
 def test_results_go_where_sglang_wants_them(mode: ForwardMode, backend: Any) -> None:
     """A breakable graph's output is filled in place; any other is made by us, and not zeroed."""
