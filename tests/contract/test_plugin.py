@@ -16,6 +16,7 @@ import sglang.srt.plugins.hook_registry as registry
 import torch
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from transformers import PreTrainedConfig
 
 from flashinfer_ext import toolchain
 from jenga_sglang import command_line, flags, plugin, settings, versions
@@ -529,6 +530,9 @@ def hook_on(target: str) -> Callable[..., Any]:
     return next(h.run for h in runtime_hooks() if h.target == target)
 
 
+PLAIN_MODEL = Namespace(hf_config=PreTrainedConfig())
+
+
 class TestModelLists:
     """SGLang's lists of attention backends per model class, which name its own alone."""
 
@@ -557,7 +561,7 @@ class TestModelLists:
         stock = model_hook.resolved_view
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model_hook, "resolved_view", lambda server_args: view)
-            patch.setattr(model_hook, "model_config_of", lambda server_args: None)
+            patch.setattr(model_hook, "model_config_of", lambda server_args: PLAIN_MODEL)
             patch.setattr(hybrid_arch, "mambaish_config", lambda config: None)
             found = adjust(compare, view)
             assert model_hook.resolved_view(view) is view, "put back"
@@ -591,7 +595,7 @@ class TestModelLists:
         for name, value in {
             "resolved_view": lambda server_args: view,
             "resolving_view": lambda server_args: view,
-            "model_config_of": lambda server_args: None,
+            "model_config_of": lambda server_args: PLAIN_MODEL,
             "declare_resolution": lambda *args, **fields: declared.update(fields),
         }.items():
             monkeypatch.setattr(model_hook, name, value)

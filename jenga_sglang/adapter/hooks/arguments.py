@@ -11,6 +11,7 @@ from jenga_sglang import flags
 from jenga_sglang.adapter.sglang_views import ServerArgsView
 from jenga_sglang.adapter.start.dp_attention import refuse_dp_attention
 from jenga_sglang.adapter.start.page_size import refuse_odd_chunks, settle_page_size
+from jenga_sglang.adapter.start.refused_models import refuse_configs
 from jenga_sglang.hook import AROUND, hook
 
 # SGLang lists, per model class, which of its own backends have windows or sinks. All three of
@@ -49,6 +50,7 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
     """Per model class SGLang lists which of its own backends have windows or sinks; ours, which
     have both, pass under a name that is listed, while SGLang compares its lists and nowhere else.
     Settles the page size by the model's layer groups, before SGLang looks for one."""
+    refuse_configs(model_hook.model_config_of(server_args))
     refuse_dp_attention(server_args)
     settle_page_size(server_args)
     stock = model_hook.resolved_view

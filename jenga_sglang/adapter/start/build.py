@@ -82,7 +82,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     config = configurator.mambaish_config
     states = discover_states(config) if config is not None else None
     if not groups and states is None:
-        raise refuse_model(configurator, "no layer that keeps anything")
+        raise refuse_model(configurator.model_config, "no layer that keeps anything")
     specs = tuple(g.spec for g in (*groups, states) if g)
     # SGLang's own pool of a draft model has as many tokens as the target's, and a padding page.
     draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size

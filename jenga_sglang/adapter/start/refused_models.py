@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from sglang.srt.configs.model_config import (
     is_minimax_sparse,
     is_qwen4_exp,
 )
+from sglang.srt.layers.pooler import CrossEncodingPooler, Pooler
+from sglang.srt.layers.sparse_pooler import SparsePooler
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.discovery import attention_layers, sees_what_follows
@@ -26,17 +29,28 @@ KV_DTYPES = (
     torch.float8_e4m3fn,
     torch.float8_e5m2,
 )
+_POOLERS = (Pooler, CrossEncodingPooler, SparsePooler)
 # Classes that write latent rows into SGLang's pool themselves, past the attention backend.
 _WRITES_POOL = frozenset(
     {"Dots3NoteForCausalLM", "Dots3NoteForCausalLMNextN", "SarvamMLAForCausalLM"}
 )
 
 
+def refuse_configs(model_config: Any) -> None:
+    """Raise ``SystemExit`` with one line for a model whose config says that it cannot be served:
+    before its weights are loaded."""
+    for what, is_so in _REFUSED_CONFIGS:
+        if is_so(model_config):
+            raise refuse_model(model_config, what)
+
+
 def refuse_models(configurator: Any) -> None:
-    """Raise ``SystemExit`` with one line for a model or a KV dtype that cannot be served."""
+    """Raise ``SystemExit`` with one line for a loaded model or a KV dtype that cannot be served."""
+    refuse_configs(configurator.model_config)
+    _refuse_without_pooler(configurator)
     for what, is_so in _REFUSED:
         if is_so(configurator):
-            raise refuse_model(configurator, what)
+            raise refuse_model(configurator.model_config, what)
     if configurator.kv_cache_dtype not in KV_DTYPES:
         raise refuse(
             f"--kv-cache-dtype {configurator.kv_cache_dtype_str}",
@@ -44,22 +58,42 @@ def refuse_models(configurator: Any) -> None:
         )
 
 
-def refuse_model(configurator: Any, what: str) -> SystemExit:
+def refuse_model(model_config: Any, what: str) -> SystemExit:
     """The one line for a model that has ``what``."""
-    names = ", ".join(configurator.model_config.hf_config.architectures or ["the model"])
     return refuse(
         f"{flags.FLAG} jenga",
-        f"{names} has {what}, which Jenga does not serve yet; leave the flag out to serve it from "
-        "SGLang's own pools",
+        f"{_names(model_config)} has {what}, which Jenga does not serve yet; leave the flag out to "
+        "serve it from SGLang's own pools",
     )
 
 
-def _config(configurator: Any) -> Any:
-    return configurator.model_config.hf_config
+def _names(model_config: Any) -> str:
+    return ", ".join(model_config.hf_config.architectures or ["the model"])
 
 
-def _writes_pool(configurator: Any) -> bool:
-    return not _WRITES_POOL.isdisjoint(_config(configurator).architectures or ())
+def _refuse_without_pooler(configurator: Any) -> None:
+    """SGLang tells a model that it asks for an embedding, whether or not its class knows of any:
+    the first request would end the server."""
+    if getattr(configurator.model_config, "is_generation", True) or _pools(configurator.model):
+        return
+    raise refuse(
+        "--is-embedding",
+        f"SGLang's class of {_names(configurator.model_config)} makes no embeddings; leave the "
+        "flag out, or serve a checkpoint of a class that makes them",
+    )
+
+
+def _pools(model: torch.nn.Module) -> bool:
+    """Whether a model's class has something that makes an embedding, and takes the question."""
+    parameters = inspect.signature(model.forward).parameters
+    is_asked = "get_embedding" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+    return is_asked and any(isinstance(part, _POOLERS) for part in model.modules())
+
+
+def _writes_pool(model_config: Any) -> bool:
+    return not _WRITES_POOL.isdisjoint(model_config.hf_config.architectures or ())
 
 
 def _hides_images(configurator: Any) -> bool:
@@ -105,17 +139,17 @@ def _is_sized_otherwise(configurator: Any) -> bool:
     return bool(configurator.is_hybrid_swa) and None in ids
 
 
-# What a model has, and whether it does. The first that holds is what the user reads.
-_REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
-    ("sparse latent attention (DSA)", lambda c: is_deepseek_dsa(_config(c))),
-    ("lightning attention", lambda c: hybrid_lightning_config(c.model_config) is not None),
-    ("compressed tokens beside its windows", lambda c: is_deepseek_v4(_config(c))),
-    ("sparse attention with an index of keys", lambda c: is_minimax_sparse(_config(c))),
-    (
-        "n-grams and windows of embeddings in its request rows",
-        lambda c: is_qwen4_exp(_config(c)),
-    ),
+# What a model has, and whether it does; what its config says comes first. The first that holds is
+# what the user reads.
+_REFUSED_CONFIGS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("sparse latent attention (DSA)", lambda c: is_deepseek_dsa(c.hf_config)),
+    ("lightning attention", lambda c: hybrid_lightning_config(c) is not None),
+    ("compressed tokens beside its windows", lambda c: is_deepseek_v4(c.hf_config)),
+    ("sparse attention with an index of keys", lambda c: is_minimax_sparse(c.hf_config)),
+    ("n-grams and windows of embeddings in its request rows", lambda c: is_qwen4_exp(c.hf_config)),
     ("layers that write to SGLang's pool themselves", _writes_pool),
+)
+_REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("cross-attention that shows a token some of the images only", _hides_images),
     ("attention to tokens that follow", _sees_what_follows),
     ("pools of SGLang's that are not sized by layers", _is_sized_otherwise),

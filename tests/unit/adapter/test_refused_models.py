@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.arg_groups import model_hook
+from sglang.srt.layers.pooler import Pooler, PoolingType
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from transformers import PreTrainedConfig
 
 from jenga_sglang.adapter.discovery import attention_layers
+from jenga_sglang.adapter.hooks.arguments import _model_adjustments
 from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.adapter.start.build import build_pools
+from jenga_sglang.adapter.start.refused_models import refuse_models
 
 WAY_OUT = "leave the flag out to serve it from SGLang's own pools."
 
@@ -110,6 +114,51 @@ def test_lightning_attention() -> None:
         line = refusal(configurator(model_config=SimpleNamespace(hf_config=config)))
         assert f"{config.architectures[0]} has lightning attention, which" in line
         assert line.endswith(WAY_OUT)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["DeepseekV4ForCausalLM", "MiniMaxM3SparseForCausalLM", "SarvamMLAForCausalLM"]
+)
+def test_what_the_config_says_is_refused_before_weights_are_loaded(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While SGLang settles its arguments."""
+    config = SimpleNamespace(hf_config=PreTrainedConfig(architectures=[architecture]))
+    monkeypatch.setattr(model_hook, "model_config_of", lambda server_args: config)
+    with pytest.raises(SystemExit, match=f"{architecture} has "):
+        _model_adjustments(lambda server_args: None, None)
+
+
+class Embeds(torch.nn.Module):
+    """A class that may be asked for an embedding, of these parts."""
+
+    def __init__(self, *parts: torch.nn.Module) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(parts)
+
+    def forward(self, input_ids: Any, get_embedding: bool = False) -> None:
+        """Nothing is computed here."""
+
+
+class TakesNoQuestion(Embeds):
+    def forward(self, input_ids: Any) -> None:
+        """As most of SGLang's classes."""
+
+
+POOLER = Pooler(PoolingType.LAST, normalize=True)
+
+
+@pytest.mark.parametrize("model", [Embeds(), TakesNoQuestion(), TakesNoQuestion(POOLER)])
+def test_embeddings_of_a_class_that_makes_none(model: torch.nn.Module) -> None:
+    config = PreTrainedConfig(architectures=["MixtralForCausalLM"])
+    asked = SimpleNamespace(hf_config=config, is_generation=False)
+    line = refusal(configurator(model=model, model_config=asked))
+    assert line.startswith("jenga-sglang: --is-embedding: SGLang's class of MixtralForCausalLM ")
+    # Its tokens are served, and so are the embeddings of a class that makes them.
+    asked.is_generation = True
+    refuse_models(configurator(model=model, model_config=asked))
+    asked.is_generation = False
+    refuse_models(configurator(model=Embeds(POOLER), model_config=asked))
 
 
 def test_a_window_pool_of_layers_that_sglang_does_not_name() -> None:
