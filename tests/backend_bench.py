@@ -15,7 +15,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
-from jenga_sglang.adapter.discovery import discover_groups
+from jenga_sglang.adapter.discovery import LatentRow, discover_groups
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.books.tree import Encoded
 from jenga_sglang.core.cut.planner import plan_geometry
@@ -48,6 +48,16 @@ class Model:
     kv_dtypes: str = ""  # as `--jenga-kv-dtype` takes them
     # With fp8: what the checkpoint divides K and V by, a power of two.
     scale: float | None = None
+    # Latent rows (MLA): one head of K, whose first ``dim_v`` elements are V.
+    is_latent: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        return 1 if self.is_latent else KV_HEADS
+
+    @property
+    def latent(self) -> LatentRow | None:
+        return LatentRow(self.dim_v, self.dim - self.dim_v) if self.is_latent else None
 
     @property
     def has_encoder(self) -> bool:
@@ -56,8 +66,9 @@ class Model:
     @property
     def pool_bytes(self) -> int:
         """Bytes of `POOL_TOKENS` tokens in all layers."""
-        heads = len(self.layers) * KV_HEADS * (self.dim + self.dim_v)
-        return POOL_TOKENS * heads * self.store_dtype.itemsize
+        row = self.dim + (0 if self.is_latent else self.dim_v)
+        rows = len(self.layers) * self.kv_heads
+        return POOL_TOKENS * rows * row * self.store_dtype.itemsize
 
     def on_gpu(self, dim: int = 128) -> "Model":
         """The same in shapes that kernels of GPUs have."""
@@ -76,7 +87,7 @@ class Model:
                     HEADS,
                     self.dim,
                     self.dim**-0.5,
-                    KV_HEADS,
+                    self.kv_heads,
                     layer_id=layers[-1].layer_id if same else len(layers),
                     logit_cap=self.soft_cap,
                     v_head_dim=self.dim_v,
@@ -121,6 +132,7 @@ class Bench:
             max_length=MAX_LENGTH,
             chunk=model.chunk,
             kv_dtypes=KvDtypes.parse(model.kv_dtypes),
+            latent=model.latent,
         )
         specs = tuple(group.spec for group in groups)
         geometry = plan_geometry(
@@ -289,12 +301,13 @@ class Pair:
 
         def projected(new: int) -> list[torch.Tensor]:
             """q, k and v of ``new`` tokens as models make them: parts of the rows of one tensor."""
-            heads = [(HEADS, self.model.dim), (KV_HEADS, self.model.dim)]
-            heads.append((KV_HEADS, self.model.dim_v))
+            kv_heads, dim_v = self.model.kv_heads, self.model.dim_v
+            heads = [(HEADS, self.model.dim), (kv_heads, self.model.dim), (kv_heads, dim_v)]
             sizes = [count * dim for count, dim in heads]
             rows = torch.cat([normal(new, sizes[0]), stored(new, sum(sizes[1:]))], dim=1)
             q, k, v = rows.split(sizes, dim=1)
-            return [q, *(x.unflatten(1, shape) for x, shape in zip((k, v), heads[1:], strict=True))]
+            k, v = (x.unflatten(1, shape) for x, shape in zip((k, v), heads[1:], strict=True))
+            return [q, k, k[..., :dim_v] if self.model.is_latent else v]
 
         def layer(kind: str) -> Layer:
             q, k, v = projected(tokens)

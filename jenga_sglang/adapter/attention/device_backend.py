@@ -23,10 +23,15 @@ from sglang.srt.layers.radix_attention import AttentionType
 
 from flashinfer_ext import check_kernel_limits
 from flashinfer_ext.kv_write import Fp8Scales, KvWriter
-from flashinfer_ext.layout import FP8_DTYPES
+from flashinfer_ext.layout import FP8_DTYPES, GroupLayout
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.views import KV
 from jenga_sglang import flags
+from jenga_sglang.adapter.attention.latent_rows import (
+    attend_over_rows,
+    has_latent_rows,
+    keeps_rows,
+)
 from jenga_sglang.adapter.attention.page_tables import PageTableCopy
 from jenga_sglang.adapter.attention.step_tables import (
     EncoderInputs,
@@ -69,6 +74,7 @@ class DeviceBackend(AttentionBackend):
     extend_dummy_seqs_capped_by_req_pool = True
     name: str
     instead: str  # backends that serve what this one does not
+    reads_latent_rows = False  # MLA
     entry_tokens: int
     index_dtype = torch.int32
 
@@ -87,9 +93,12 @@ class DeviceBackend(AttentionBackend):
         self.q_dtype = runner.dtype
         self.layers: dict[int, list[RadixAttention]] = {}
         for layer in attention_layers(runner.model):
-            self.layers.setdefault(pool.place[layer.layer_id].group, []).append(layer)
+            if keeps_rows(pool, layer):
+                self.layers.setdefault(pool.place[layer.layer_id].group, []).append(layer)
         self.groups = sorted(self.layers)
         self._check_groups()
+        if has_latent_rows(pool):
+            attend_over_rows(self.name)
         self._chunks = sorted({t.chunk_tokens for t in map(self.trim, self.groups)} - {0})
         self._has_encoder = any(map(self.of_encoder, self.groups))
         self._specs = [self._table_spec(g) for g in self.groups]
@@ -127,7 +136,8 @@ class DeviceBackend(AttentionBackend):
 
     @abstractmethod
     def cache(self, layer_id: int) -> KV:
-        """The layer's K and V as (entries, tokens, heads, dim), for `kv_write` at write slots."""
+        """The layer's K and V as (entries, tokens, heads, dim), for `kv_write` at write slots. Of
+        latent rows K is all: V has no elements."""
 
     @abstractmethod
     def attend(
@@ -147,11 +157,11 @@ class DeviceBackend(AttentionBackend):
 
     def _check_groups(self) -> None:
         for group in self.groups:
-            if self.pool.layouts[group].is_latent:
+            if self.pool.layouts[group].is_latent and not self.reads_latent_rows:
                 raise refuse(
                     f"--attention-backend {self.name}",
                     "reads no latent (MLA) rows in Jenga pages yet; choose "
-                    f"--attention-backend {flags.TORCH_BACKEND}",
+                    f"--attention-backend {flags.TRITON_BACKEND} or {flags.TORCH_BACKEND}",
                 )
             try:
                 trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
@@ -308,7 +318,10 @@ class DeviceBackend(AttentionBackend):
     forward_decode = forward_extend
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, step: Step) -> None:
-        slots = self.write_slots(step, self.pool.place[layer.layer_id])[: len(k)]
+        place = self.pool.place[layer.layer_id]
+        if self.pool.layouts[place.group].is_latent:
+            v = v[..., :0]
+        slots = self.write_slots(step, place)[: len(k)]
         # Behind the step's tokens is padding: data-parallel attention gives ranks equal shapes.
         k, v = k[: len(slots)], v[: len(slots)]
         # Rows of fp8 are stored as they are.
@@ -335,11 +348,18 @@ class DeviceBackend(AttentionBackend):
 
     def descales(self, layer: RadixAttention) -> tuple[float, float]:
         """What K and V in the layer's pages are multiplied with."""
-        return fp8_scales(layer) if self.kv_dtype(layer) in FP8_DTYPES else (1.0, 1.0)
+        layout = self._layout(layer)
+        if layout.dtype not in FP8_DTYPES:
+            return 1.0, 1.0
+        k_scale, v_scale = fp8_scales(layer)
+        return k_scale, k_scale if layout.is_latent else v_scale
 
     def kv_dtype(self, layer: RadixAttention) -> torch.dtype:
         """The dtype of the layer's rows in the pool; groups may differ."""
-        return self.pool.layouts[self.pool.place[layer.layer_id].group].dtype
+        return self._layout(layer).dtype
+
+    def _layout(self, layer: RadixAttention) -> GroupLayout:
+        return self.pool.layouts[self.pool.place[layer.layer_id].group]
 
 
 def output_of(forward_batch: ForwardBatch, q: torch.Tensor, layer: RadixAttention) -> torch.Tensor:

@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.attention.drafts import Tree, trees_of
+from jenga_sglang.adapter.attention.latent_rows import attend_over_rows, has_latent_rows
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.dependency import Dependency
@@ -140,8 +141,8 @@ class JengaTorchBackend(AttentionBackend):
         self.device = runner.device
         self.page_size = pool.page_size
         self._plan: BatchPlan | None = None
-        if any(layout.is_latent for layout in pool.layouts.values()):
-            read_latent_rows()
+        if has_latent_rows(pool):
+            attend_over_rows(flags.TORCH_BACKEND)
 
     def support_triton(self) -> bool:
         return False
@@ -435,15 +436,6 @@ class JengaTorchBackend(AttentionBackend):
         if array.dtype != np.bool_:
             array = array.astype(np.int64)
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-
-def read_latent_rows() -> None:
-    """Tell SGLang's DeepSeek layers that this backend attends over latent rows as they are; for
-    prefills they would expand them otherwise, and write the pool themselves."""
-    from sglang.srt.models.deepseek_common import attention_backend_handler as handler
-
-    registry = handler.AttentionBackendRegistry
-    registry.register(flags.TORCH_BACKEND, lambda *args: handler.AttnForwardMethod.MLA)
 
 
 def is_causal(dependency: Dependency, length: int) -> bool:

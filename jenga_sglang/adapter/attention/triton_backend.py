@@ -2,7 +2,7 @@
 
 They know a cache of single tokens, so they read the row view: one table entry per token, a row's
 number, equal for K and V. An extend reads the history before the new tokens from the cache and the
-new ones from its arguments.
+new ones from its arguments. Of latent rows (MLA) V is the first part of what K has in a row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from sglang.srt.utils import get_device_core_count
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.views import KV, row_views
 from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
+from jenga_sglang.adapter.attention.latent_rows import has_latent_rows
 from jenga_sglang.adapter.attention.step_tables import Rows
+from jenga_sglang.adapter.kv_pool import LayerPlace
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 # The kernel that counts splits looks at this many requests in one block, or more.
 MIN_COUNTED_BATCH = 256
+# Head dims of K and V where the decode kernel reads a latent row once: it takes for V what it has
+# loaded of K before the part that rotates.
+READ_ONCE = ((576, 512), (288, 256))
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,40 @@ class JengaTritonBackend(DeviceBackend):
 
     name = "triton"
     instead = "jenga_torch"
+    reads_latent_rows = True
     entry_tokens = 1
     # The kernels multiply an entry by a stride in the entry's own width.
     index_dtype = torch.int64
 
     def __init__(self, runner: ModelRunner) -> None:
         super().__init__(runner)
-        self.max_splits: int = get_exec().kernel.triton_attention_num_kv_splits
         self._cores = get_device_core_count(runner.gpu_id)
+        self.max_splits = self._most_splits(runner)
         self._rows: dict[int, KV] = {}
         for layer_id, place in self.pool.place.items():
-            layout = self.pool.layouts[place.group]
-            self._rows[layer_id] = row_views(self.pool.buffer, layout, place.layer)
+            self._rows[layer_id] = self._row_views(place)
         self._splits: dict[int, torch.Tensor] = {}
         self._graph_splits: dict[int, torch.Tensor] = {}
         self._partial: dict[tuple[int, int], Partial] = {}
         self._graph_partial: dict[tuple[int, int], Partial] = {}
         self._q_offsets: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def _row_views(self, place: LayerPlace) -> KV:
+        """K and V as the kernels read them."""
+        k, v = row_views(self.pool.buffer, self.pool.layouts[place.group], place.layer)
+        latent_dim = self.pool.groups[place.group].latent_dim
+        return (k, k[..., :latent_dim]) if latent_dim else (k, v)
+
+    def _most_splits(self, runner: ModelRunner) -> int:
+        """Pieces that the longest history is cut into; of latent rows, which all heads read
+        together, as many as SGLang takes to occupy the GPU."""
+        most: int = get_exec().kernel.triton_attention_num_kv_splits
+        if not has_latent_rows(self.pool):
+            return most
+        from sglang.srt.layers.attention.triton_backend import _mla_decode_kv_splits_cap
+
+        longest = runner.model_config.context_len
+        return int(_mla_decode_kv_splits_cap(most, self._cores, longest))
 
     def kernels(self, group: int) -> Sequence[str]:
         return ("row",)
@@ -103,7 +125,8 @@ class JengaTritonBackend(DeviceBackend):
 
     def cache(self, layer_id: int) -> KV:
         k, v = self._rows[layer_id]
-        return k.unsqueeze(1), v.unsqueeze(1)
+        is_latent = self.pool.layouts[self.pool.place[layer_id].group].is_latent
+        return k.unsqueeze(1), (v[..., :0] if is_latent else v).unsqueeze(1)
 
     def begin(self, step: Step) -> None:
         if step.is_decode:
@@ -182,7 +205,12 @@ class JengaTritonBackend(DeviceBackend):
             logit_cap=layer.logit_cap,
             sinks=sinks,
             xai_temperature_len=layer.xai_temperature_len,
+            has_mla=self._reads_once(layer),
         )
+
+    def _reads_once(self, layer: RadixAttention) -> bool:
+        is_latent = self.pool.layouts[self.pool.place[layer.layer_id].group].is_latent
+        return is_latent and (layer.qk_head_dim, layer.v_head_dim) in READ_ONCE
 
     def _new_partial(self, batch: int, key: tuple[int, int]) -> Partial:
         heads, dim_v = key

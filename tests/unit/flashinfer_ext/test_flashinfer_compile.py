@@ -144,6 +144,16 @@ def test_kv_write(ptx_of: Compile, dtype: torch.dtype, rotate: bool) -> None:
     assert "ld" not in order[order.index("st") :], "V waits until K is stored"
 
 
+def test_latent_row_write(ptx_of: Compile) -> None:
+    """MLA: all of a row is K."""
+    layout = GroupLayout(2, 16, 1, 576, 0, torch.bfloat16, 2 * 16 * 576 * 2)
+    caches = page_views(torch.zeros(layout.small_page_bytes * 2, dtype=torch.uint8), layout, 1)
+    new = torch.zeros(16, 1, 576, dtype=torch.bfloat16)
+    kernels = ptx_of(lambda: kv_write(new, new[..., :0], *caches, IDS))
+    assert len(kernels) == 1
+    assert_moves_vectors(kernels[0])
+
+
 def test_state_copy(ptx_of: Compile) -> None:
     parts = (StatePart((64, 3), torch.bfloat16), StatePart((4, 8, 8), torch.float32))
     layout = StateLayout(2, parts, 4096)

@@ -32,6 +32,10 @@ MODELS = {
     "cross, windows and a soft cap": Model(("window 9", "cross", "full"), soft_cap=3.0),
     "cross and chunks": Model(("chunk", "cross", "full"), chunk=16),
 }
+LATENT = {
+    "latent rows": Model(("full", "full", "full"), dim=24, is_latent=True),
+    "latent rows read once": Model(("full",), dim=288, dim_v=256, is_latent=True),
+}
 
 # Empty splits of SGLang's decode kernel subtract infinities, and lanes that are masked overflow.
 pytestmark = [
@@ -83,9 +87,9 @@ def test_a_captured_decode_follows_lengths_pages_and_padding(name: str, backend:
     captured_decodes(model, backend)
 
 
-def captured_decodes(model: Model, backend: Any) -> None:
+def captured_decodes(model: Model, backend: Any, tolerance: float = 1e-5) -> None:
     """Serve decodes in the tensors that a graph was captured with, against plain torch."""
-    pair = Pair.of(model, backend)
+    pair = Pair.of(model, backend, tolerance=tolerance)
     ours = pair.checked
     ours.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH)
     warm_up = ours.batch(DECODE, {}, padding=GRAPH_BATCH)
@@ -103,6 +107,46 @@ def test_a_rank_whose_batches_are_padded_to_anothers(name: str, backend: Any) ->
     model = MODELS[name]
     skip_what_xqa_lacks(model, backend)
     Pair.of(model, backend).serve_padded()
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_latent_rows(name: str, host: Host) -> None:
+    Pair.of(LATENT[name], JengaTritonBackend, tolerance=1e-4).serve()
+    captured_decodes(LATENT[name], JengaTritonBackend, tolerance=1e-4)
+
+
+@pytest.mark.parametrize(("store", "scales"), [("float8_e4m3fn", (4.0, 4.0)), ("float32", (1, 1))])
+def test_v_of_a_latent_row_has_ks_scale(
+    store: str, scales: tuple[float, float], host: Host
+) -> None:
+    """V is a part of what was stored as K."""
+    dtype = getattr(torch, store)
+    model = Model(("full",), dim=32, is_latent=True, store_dtype=dtype, scale=4.0)
+    backend = Bench(model, JengaTritonBackend).backend
+    (layer,) = backend.layers[0]
+    layer.v_scale_float = 3.0
+    assert backend.descales(layer) == scales
+
+
+def test_flashinfer_sends_latent_rows_to_triton(host: Host) -> None:
+    def refused(runner: Any) -> Any:
+        with pytest.raises(SystemExit, match="latent") as stop:
+            JengaFlashInferBackend(runner)
+        assert "--attention-backend triton or jenga_torch" in str(stop.value)
+
+    Bench(LATENT["latent rows"], refused)
+
+
+def test_layers_over_what_rows_expand_to_are_none_of_the_pools(host: Host) -> None:
+    """SGLang's DeepSeek layers have one of each kind, of the same number."""
+
+    def with_expanded(runner: Any) -> Any:
+        expanded = Model(("full", "full", "full")).modules()
+        runner.model = torch.nn.ModuleList([*runner.model, *expanded])
+        return JengaTritonBackend(runner)
+
+    backend = Bench(LATENT["latent rows"], with_expanded).backend
+    assert [layer.qk_head_dim for layer in backend.layers[0]] == [24] * 3
 
 
 def graph_addresses(bench: Bench) -> list[int]:
