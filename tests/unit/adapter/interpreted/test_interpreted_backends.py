@@ -247,22 +247,32 @@ def test_fp8_pages_and_the_scales_of_a_checkpoint(
         torch.testing.assert_close(unscaled, scaled * scale)
 
 
-@pytest.mark.parametrize("scale", [None, 4.0])
-def test_groups_of_two_dtypes(scale: float | None, backend: Any) -> None:
+def serve_two_dtypes(backend: Any, scale: float | None, tolerance: float) -> None:
     model = Model(
         ("window 9", "full"),
         store_dtype=torch.float8_e4m3fn,
         kv_dtypes="window=float32",
         scale=scale,
     )
-    # SGLang's Triton kernels round queries to the dtype of what they read.
-    rounded = 0.1 if backend is JengaTritonBackend else 1e-5
-    pair = Pair.of(model, backend, tolerance=rounded)
+    pair = Pair.of(model, backend, tolerance=tolerance)
     stored = [pair.checked.pool.get_key_buffer(layer).dtype for layer in (0, 1)]
     assert stored == [torch.float32, torch.float8_e4m3fn]
     pair.each(lambda bench: bench.start(1))
     pair.step(EXTEND, {1: 25})
     pair.step(DECODE, {1: 1})
+
+
+def test_groups_of_two_dtypes(backend: Any) -> None:
+    # SGLang's Triton kernels round queries to the dtype of what they read.
+    serve_two_dtypes(backend, None, 0.1 if backend is JengaTritonBackend else 1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["fa2", "xqa"])
+def test_a_scale_is_for_the_group_in_fp8(
+    kernel: str, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(flashinfer_backend.DECODE_VARIABLE, kernel)
+    serve_two_dtypes(JengaFlashInferBackend, 4.0, 1e-5)
 
 
 @pytest.mark.parametrize("mode", [EXTEND, DECODE])
