@@ -30,6 +30,9 @@ from jenga_sglang.settings import WINDOWS
 from jenga_sglang.units import argument, human_tokens, parse_bytes, parse_ranks, parse_tokens
 
 PIPED_COLUMNS = 100
+# SGLang keeps room behind a request for the drafts of a step and, where steps overlap, of the one
+# before (`get_alloc_reserve_per_decode`).
+STEPS_OF_TAIL = 2
 
 _DESCRIPTION = """\
 Show how Jenga would cut a model's KV cache and how many requests fit, next to other layouts.
@@ -108,6 +111,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="MODEL",
         help="the same of a model that drafts: its layers share the pool (--speculative-algorithm)",
     )
+    parser.add_argument(
+        "--draft-tokens",
+        type=argument(parse_tokens),
+        default=0,
+        metavar="N",
+        help="tokens of a request that are verified at once (--speculative-num-draft-tokens)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a figure (PNG, SVG)")
 
@@ -128,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.draft:
         own = replace(options, image_tokens=None, max_length=model.max_length)
         model = with_draft(model, read_model(arguments.draft, own))
+    model = replace(model, tail_tokens=STEPS_OF_TAIL * arguments.draft_tokens)
     report = make_report(model, arguments.kv_bytes, arguments.lengths, arguments.page_size)
     if arguments.json:
         print(json.dumps(to_json(report), indent=2))

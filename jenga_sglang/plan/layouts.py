@@ -55,10 +55,10 @@ def compare(
     pool_bytes = geometry.pool_bytes
     return [
         *stock_layouts(model, pool_bytes, lengths),
-        large_pages_of("exact LCM (paper)", exact, pool_bytes),
-        max_page(model.specs, geometry.page_size, pool_bytes),
-        padded_blocks(model.specs, pool_bytes),
-        large_pages_of("planned (ours)", geometry.groups, pool_bytes),
+        large_pages_of("exact LCM (paper)", exact, pool_bytes, model.tail_tokens),
+        max_page(model.specs, geometry.page_size, pool_bytes, model.tail_tokens),
+        padded_blocks(model.specs, pool_bytes, model.tail_tokens),
+        large_pages_of("planned (ours)", geometry.groups, pool_bytes, model.tail_tokens),
         ideal(model.specs, pool_bytes),
     ]
 
@@ -101,6 +101,7 @@ class _Stock:
 
     def __init__(self, model: Model, pool_bytes: int) -> None:
         self.pool_bytes = pool_bytes
+        self.tail_tokens = model.tail_tokens
         rows = [layer for layer in model.layers if not layer.state_bytes]
         windows = [layer for layer in rows if _span(layer) is not None]
         self.window = max((_span(layer) or 0 for layer in windows), default=0)
@@ -117,13 +118,17 @@ class _Stock:
             states = int((self.pool_bytes - kv_bytes) // self.state_bytes)
             pools.append(Pool(states, lambda length: STATES_PER_REQUEST))
         if window_ratio is None:
-            return (*pools, Pool(int(kv_bytes // self.row_bytes), lambda length: length))
+            return (*pools, Pool(int(kv_bytes // self.row_bytes), self._tokens))
         token_bytes = self.row_bytes - self.window_bytes + window_ratio * self.window_bytes
         tokens = int(kv_bytes // token_bytes)
         if self.row_bytes > self.window_bytes:
-            pools.append(Pool(tokens, lambda length: length))
-        pools.append(Pool(int(tokens * window_ratio), lambda length: min(length, self.window)))
+            pools.append(Pool(tokens, self._tokens))
+        pools.append(Pool(int(tokens * window_ratio), lambda n: self._tokens(min(n, self.window))))
         return tuple(pools)
+
+    def _tokens(self, needed: int) -> int:
+        """Tokens of a request with its drafts."""
+        return needed + self.tail_tokens
 
     def best_window_ratio(self, lengths: Sequence[int]) -> float:
         if self.row_bytes == self.window_bytes:
@@ -145,14 +150,18 @@ def _span(layer: Layer) -> int | None:
     return tokens if tokens < ENDLESS_TOKENS else None
 
 
-def large_pages_of(name: str, groups: tuple[GroupGeometry, ...], pool_bytes: int) -> Layout:
+def large_pages_of(
+    name: str, groups: tuple[GroupGeometry, ...], pool_bytes: int, tail_tokens: int = 0
+) -> Layout:
     """Small pages in large pages, one of them reserved; no request shares one with another."""
     page_bytes = math.lcm(*(group.small_page_bytes for group in groups))
-    pool = Pool(pool_bytes // page_bytes, lambda n: large_pages(groups, page_bytes, n))
+    pool = Pool(pool_bytes // page_bytes, lambda n: large_pages(groups, page_bytes, n, tail_tokens))
     return Layout(name, (pool,), f"large page {human_bytes(page_bytes)}")
 
 
-def max_page(specs: tuple[LayerGroupSpec, ...], page_size: int, pool_bytes: int) -> Layout:
+def max_page(
+    specs: tuple[LayerGroupSpec, ...], page_size: int, pool_bytes: int, tail_tokens: int = 0
+) -> Layout:
     """One page size, that of the largest group; other groups put more tokens into a page
     (the alternative that the paper calls MAX)."""
     page_bytes = max(len(s.layers) * s.layer_page_bytes(page_size) for s in specs)
@@ -160,14 +169,16 @@ def max_page(specs: tuple[LayerGroupSpec, ...], page_size: int, pool_bytes: int)
 
     def demand(length: int) -> int:
         pairs = zip(specs, tokens, strict=True)
-        return sum(s.dependency.peak_pages(length, n) for s, n in pairs)
+        return sum(_pages(s, length, n, tail_tokens) for s, n in pairs)
 
     most = max(n for s, n in zip(specs, tokens, strict=True) if not s.is_state)
     note = f"up to {most:,} tokens a page"
     return Layout("max page", (Pool(pool_bytes // page_bytes, demand),), note)
 
 
-def padded_blocks(specs: tuple[LayerGroupSpec, ...], pool_bytes: int) -> Layout:
+def padded_blocks(
+    specs: tuple[LayerGroupSpec, ...], pool_bytes: int, tail_tokens: int = 0
+) -> Layout:
     """vLLM's hybrid manager: one block size in bytes, groups of equally many layers.
 
     A block holds one layer's page of as many layers as the smallest group has (the largest, when
@@ -186,12 +197,18 @@ def padded_blocks(specs: tuple[LayerGroupSpec, ...], pool_bytes: int) -> Layout:
 
     def demand(length: int) -> int:
         return sum(
-            -(-count // size) * s.dependency.peak_pages(length, n)
+            -(-count // size) * _pages(s, length, n, tail_tokens)
             for s, n, count in zip(specs, tokens, counts, strict=True)
         )
 
     note = f"up to {max(tokens):,} tokens a block"
     return Layout("padded blocks (vLLM)", (Pool(pool_bytes // (size * page_bytes), demand),), note)
+
+
+def _pages(spec: LayerGroupSpec, length: int, page_tokens: int, tail_tokens: int) -> int:
+    """Pages of one request with its drafts."""
+    tail = 0 if spec.is_state else -(-tail_tokens // page_tokens)
+    return spec.dependency.peak_pages(length, page_tokens) + tail
 
 
 def _block_tokens(spec: LayerGroupSpec, page_bytes: int) -> int:

@@ -66,7 +66,7 @@ class Model:
 
     ``image_tokens`` come in front of the text of every request, for cross-attention only.
     ``ignored_window`` is a window in the config that SGLang's class does not apply, and neither
-    do these layers.
+    do these layers. ``tail_tokens`` are room for drafts behind every request's own.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Model:
     stock: Stock
     image_tokens: int = 0
     ignored_window: object = None
+    tail_tokens: int = 0
 
     @property
     def specs(self) -> tuple[LayerGroupSpec, ...]:

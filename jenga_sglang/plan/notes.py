@@ -24,6 +24,11 @@ def notes(report: Report) -> list[str]:
         )
     if model.image_tokens:
         found.append(f"Every request has {model.image_tokens:,} image tokens besides its text.")
+    if model.tail_tokens:
+        found.append(
+            f"Every request has room for {model.tail_tokens} tokens of drafts behind its own, as "
+            "SGLang asks for, in whole pages of every group."
+        )
     if any(spec.is_state for spec in model.specs):
         found.append(
             f"States: SGLang sets {STATES_PER_REQUEST} aside per running request (some of them for "

@@ -79,6 +79,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "max_length_tokens": model.max_length,
             "kv_dtype": model.kv_dtype,
             "image_tokens": model.image_tokens,
+            "tail_tokens": model.tail_tokens,
             "ignored_window": model.ignored_window,
             "sharing_layers": [layer.index for layer in model.layers if layer.shares],
         },

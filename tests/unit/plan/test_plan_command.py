@@ -179,6 +179,30 @@ def test_a_draft_of_the_same_shape_joins_the_targets_groups(
     assert [len(group["layers"]) for group in groups] == [2 * 52, 2 * 10]
 
 
+def test_tails_of_drafts_take_pages_of_every_group(capsys: pytest.CaptureFixture[str]) -> None:
+    """At 4,096 tokens Llama-3.1-8B keeps 512 pages of 8 tokens; 20 drafts are verified at once, so
+    room for 40 is kept behind them, in 5 pages. SGLang's rows give as many tokens."""
+    counts = []
+    for drafts in ([], ["--draft-tokens", "20"]):
+        assert run("--json", "--lengths", "4096", *drafts, name="llama-3.1-8b") == 0
+        report = json.loads(capsys.readouterr().out)
+        layouts = {row["name"]: row["concurrent"][0] for row in report["layouts"]}
+        names = ("planned (ours)", "SGLang, full KV", "ideal")
+        counts.append([layouts[name] for name in names])
+    assert report["model"]["tail_tokens"] == 40
+    (ours, stock, ideal), (ours_drafting, stock_drafting, same) = counts
+    assert ours_drafting == pytest.approx(ours * 512 / 517)
+    assert stock_drafting == pytest.approx(stock * 4096 / 4136)
+    assert same == ideal
+
+
+def test_a_window_is_followed_by_a_tail(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of Gemma-3's 52 windows as of its 10 full layers; the note says so."""
+    assert run("--lengths", "32k", "--draft-tokens", "8") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "room for 16 tokens of drafts behind its own" in text
+
+
 def test_a_draft_with_recurrent_layers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--draft", str(CONFIGS / "qwen3.5-27b.json")) != 0
     assert "recurrent layers do not go with drafts yet" in capsys.readouterr().err
