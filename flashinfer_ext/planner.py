@@ -19,9 +19,12 @@ from .plan_spec import AttentionSpec, int_workspace_bytes
 from .staging import PinnedRing
 from .table_spec import GroupTables
 
+# Decode or prefill, and the queries of a captured batch.
+Key = tuple[str, int | None]
+
 
 class GroupPlanner:
-    """Plans of one group: one per captured batch size, and one each for eager decode and prefill.
+    """Plans of one group: one per captured size of decode and prefill, and one each for eager ones.
 
     float_workspace: (bytes,) uint8 on the device, zeroed, shared with other planners.
     `max_rows` bounds the query rows of a batch, `in_flight` the steps the host may run ahead.
@@ -44,7 +47,7 @@ class GroupPlanner:
         self.ring = PinnedRing(self.schedule_bytes + offset_bytes, in_flight + 1, self.device)
         self._offsets = torch.arange(max_batch + 1, dtype=torch.int32, device=self.device)
         self._graph_schedule = self._new_schedule()
-        self._plans: dict[tuple[str, int], AttentionPlan] = {}
+        self._plans: dict[Key, AttentionPlan] = {}
 
     def decode(
         self, batch_size: int, tables: GroupTables, cuda_graph: bool = False
@@ -54,13 +57,16 @@ class GroupPlanner:
         With `cuda_graph` the plan belongs to this batch size and to these tables, of exactly
         `batch_size` requests, for good; otherwise it takes any batch up to the tables' size.
         """
-        kind = self._decode_kind()
-        key = (kind, batch_size if cuda_graph else 0)
-        return self._plan(key, tables, cuda_graph)
+        captured = batch_size if cuda_graph else None
+        return self._plan(("decode", captured), self._decode_kind(), tables)
 
-    def prefill(self, tables: GroupTables) -> AttentionPlan:
-        """Plan for any number of queries per request; never in a graph."""
-        return self._plan(("prefill", -1), tables, cuda_graph=False)
+    def prefill(self, tables: GroupTables, captured_queries: int | None = None) -> AttentionPlan:
+        """Plan for any number of queries per request.
+
+        With `captured_queries` the plan belongs to a CUDA graph: to a batch of that many queries
+        and to these tables, of exactly its requests, for good.
+        """
+        return self._plan(("prefill", captured_queries), "prefill", tables)
 
     def _decode_kind(self) -> str:
         # The decode wrapper asks for modules of one head dim, and only a prefill has variants.
@@ -68,10 +74,11 @@ class GroupPlanner:
             return "prefill"
         return "decode_tc" if self.spec.decodes_on_tensor_cores else "decode"
 
-    def _plan(self, key: tuple[str, int], tables: GroupTables, cuda_graph: bool) -> AttentionPlan:
+    def _plan(self, key: Key, kind: str, tables: GroupTables) -> AttentionPlan:
         plan = self._plans.get(key)
+        cuda_graph = key[1] is not None
         if plan is None:
-            plan = self._plans[key] = self._new_plan(key[0], tables, cuda_graph)
+            plan = self._plans[key] = self._new_plan(kind, tables, cuda_graph)
         elif not cuda_graph:
             plan.tables = tables
         return plan

@@ -19,6 +19,8 @@ class TableSpec:
     `num_stripes` page tables in a row belong to the group; they share its CSR geometry.
     `batch_row` picks the row of the batch tensors, `loc_row` the row of `out_locs`: a group whose
     lengths or new tokens differ from the others' (cross attention, split chunks) has its own.
+    `first_table` is where the group's page tables are among those that a build is given; None says
+    behind those of the group before.
     """
 
     trim: Trim
@@ -32,6 +34,7 @@ class TableSpec:
     csr: bool = True
     dense: bool = True
     csr_room: int = 0
+    first_table: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_entries", "page_mul", "write_mul", "num_stripes"):

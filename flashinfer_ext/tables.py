@@ -67,6 +67,7 @@ class TableBuilder:
         self.max_tokens = max_tokens
         self.num_tables = sum(spec.num_stripes for spec in specs)
         rows, csr_size, dense_size = _parameter_rows(specs, max_batch)
+        self.page_tables_wanted = 1 + max(row[kernel.PAGE_TABLE.value] for row in rows)
         self._starts = [
             (row[kernel.CSR_START.value], row[kernel.DENSE_START.value]) for row in rows
         ]
@@ -97,8 +98,8 @@ class TableBuilder:
         batch: see BatchInputs.
         virtual_rows: (rows, columns) int32; virtual page of each page of a request, -1 for none,
             or, with `rows_hold_tokens`, virtual token of each token (SGLang's `req_to_token`).
-        page_tables: (num_tables, virtual pages) int32; small page, -1 for none. What it has no
-            column for is missing as well.
+        page_tables: (page_tables_wanted or more, virtual pages) int32; small page, -1 for none.
+            What it has no column for is missing as well.
         out_locs: (R, num tokens) int64 or int32; virtual tokens to be written, -1 for none.
         All on the builder's device.
         """
@@ -225,9 +226,10 @@ def check_table_inputs(
         if tensor.dim() != 2:
             raise ValueError(f"{name}: expected 2 dimensions, got {tensor.dim()}")
         _check_int32(name, tensor, builder.params.device)
-    if page_tables.shape[0] != builder.num_tables:
+    if page_tables.shape[0] < builder.page_tables_wanted:
         raise ValueError(
-            f"page_tables: expected {builder.num_tables} rows, got {page_tables.shape[0]}"
+            f"page_tables: expected {builder.page_tables_wanted} or more rows, "
+            f"got {page_tables.shape[0]}"
         )
 
 
@@ -244,8 +246,9 @@ def _parameter_rows(
 ) -> tuple[list[list[int]], int, int]:
     """The kernel's parameters, one row per table, and the lengths of the CSR and dense buffers."""
     rows = []
-    csr_size = dense_size = 0
+    csr_size = dense_size = page_table = 0
     for group, spec in enumerate(specs):
+        page_table = page_table if spec.first_table is None else spec.first_table
         for stripe in range(spec.num_stripes):
             row = [0] * kernel.NUM_PARAMS.value
             row[kernel.GROUP.value] = group
@@ -261,9 +264,11 @@ def _parameter_rows(
             row[kernel.CSR_START.value] = csr_size if spec.csr else -1
             row[kernel.DENSE_START.value] = dense_size if spec.dense else -1
             row[kernel.MAX_ENTRIES.value] = spec.max_entries
+            row[kernel.PAGE_TABLE.value] = page_table
             rows.append(row)
             csr_size += spec.csr_entries(max_batch)
             dense_size += spec.dense_entries(max_batch)
+            page_table += 1
     if max(csr_size, dense_size) >= INT32_END:
         raise ValueError(
             f"table buffers: expected below 2**31 entries, got {max(csr_size, dense_size)}"

@@ -12,7 +12,12 @@ FLAG = "--speculative-algorithm"
 # Names as SGLang's parser takes them, in upper case. NEXTN is another name for EAGLE.
 WITHOUT_MODEL = ("NGRAM",)
 WITH_MODEL = ("STANDALONE", "EAGLE", "EAGLE3", "NEXTN")
-ALGORITHMS: Mapping[str, tuple[str, ...]] = {"jenga_torch": (*WITHOUT_MODEL, *WITH_MODEL)}
+ALGORITHMS: Mapping[str, tuple[str, ...]] = {
+    "jenga_torch": (*WITHOUT_MODEL, *WITH_MODEL),
+    "triton": (*WITHOUT_MODEL, *WITH_MODEL),
+    "flashinfer": (*WITHOUT_MODEL, *WITH_MODEL),
+}
+CHAINS_ONLY = ("triton", "flashinfer")
 # By field of SGLang's ServerArgs.
 _NOT_BESIDE = {
     "enable_dp_attention": "--enable-dp-attention",
@@ -47,6 +52,14 @@ def check(values: Mapping[str, Any], attention_backend: str) -> None:
         raise refuse(
             f"--speculative-eagle-topk {topk}",
             "makes trees of drafts; with --memory-backend jenga choose 1, a chain",
+        )
+    breadth = values.get("speculative_ngram_max_bfs_breadth")
+    if algorithm == "NGRAM" and attention_backend in CHAINS_ONLY and breadth != 1:
+        raise refuse(
+            f"{FLAG} {asked}",
+            f"makes trees of drafts, which --attention-backend {attention_backend} does not verify "
+            "with --memory-backend jenga yet; add --speculative-ngram-max-bfs-breadth 1, or choose "
+            "--attention-backend jenga_torch",
         )
 
 

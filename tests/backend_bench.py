@@ -48,6 +48,8 @@ class Model:
     kv_dtypes: str = ""  # as `--jenga-kv-dtype` takes them
     # With fp8: what the checkpoint divides K and V by, a power of two.
     scale: float | None = None
+    # Of a server that drafts.
+    tail_tokens: int = 0
     # Latent rows (MLA): one head of K, whose first ``dim_v`` elements are V.
     is_latent: bool = False
 
@@ -138,7 +140,12 @@ class Bench:
         geometry = plan_geometry(
             specs, pool_bytes=model.pool_bytes, max_length=MAX_LENGTH, page_size=model.page_size
         ).geometry
-        self.manager = Manager(geometry, max_requests=MAX_REQUESTS, max_length=MAX_LENGTH)
+        self.manager = Manager(
+            geometry,
+            max_requests=MAX_REQUESTS,
+            max_length=MAX_LENGTH,
+            tail_tokens=model.tail_tokens,
+        )
         self.pool = JengaKVPool(
             self.manager, groups, dtype=model.store_dtype, device=device, enable_memory_saver=False
         )

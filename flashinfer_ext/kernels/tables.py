@@ -23,7 +23,8 @@ LOC_ROW = tl.constexpr(9)
 CSR_START = tl.constexpr(10)
 DENSE_START = tl.constexpr(11)
 MAX_ENTRIES = tl.constexpr(12)
-NUM_PARAMS = tl.constexpr(13)
+PAGE_TABLE = tl.constexpr(13)
+NUM_PARAMS = tl.constexpr(14)
 
 
 @triton.jit
@@ -182,7 +183,7 @@ def build_tables(
     program = tl.program_id(0)
     table = tl.program_id(1)
     param = table_params + table * NUM_PARAMS
-    page_table = page_tables + table.to(tl.int64) * table_stride
+    page_table = page_tables + tl.load(param + PAGE_TABLE).to(tl.int64) * table_stride
     if program < num_requests * num_parts:
         # Neighbours share a request: what they read of it is in the cache.
         request = program // num_parts

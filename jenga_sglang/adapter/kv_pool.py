@@ -80,6 +80,8 @@ class JengaKVPool(KVCache):
             self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
         # Ids of layers of a draft model, which are in the groups as all others are.
         self.draft_layers = frozenset(draft_layers)
+        # Attention backends that verify chains of drafts alone say so.
+        self.drafts_are_chains = False
         # SGLang's rows of virtual tokens, whose row 0 is that of requests that pad a batch.
         self.req_to_token: torch.Tensor | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
@@ -168,6 +170,8 @@ class JengaKVPool(KVCache):
 
         Both (tokens,) int64 virtual token ids, padded with 0. All are read before any is written.
         """
+        if self.drafts_are_chains:
+            return  # what is accepted of a chain is where it belongs: no look, no wait
         to, source = tgt_loc.cpu().numpy(), src_loc.cpu().numpy()
         moved = to != source
         if not moved.any():

@@ -15,20 +15,27 @@ def refusal(**values: Any) -> str:
     return line
 
 
+@pytest.mark.parametrize("backend", ["jenga_torch", "triton", "flashinfer"])
 @pytest.mark.parametrize("algorithm", ["NGRAM", "ngram", "STANDALONE", "EAGLE", "EAGLE3", "NEXTN"])
-def test_drafts_on_torch(algorithm: str) -> None:
-    values = {"memory_backend": "jenga", "device": "cpu", "speculative_algorithm": algorithm}
+def test_chains_of_drafts(algorithm: str, backend: str) -> None:
+    values: dict[str, Any] = {"memory_backend": "jenga", "device": "cpu"}
+    values |= {"speculative_algorithm": algorithm, "attention_backend": backend}
+    values |= {"speculative_ngram_max_bfs_breadth": 1}
     assert flags.apply_flag(values)
     assert values["speculative_algorithm"] == algorithm
 
 
-@pytest.mark.parametrize("backend", ["triton", "flashinfer"])
-@pytest.mark.parametrize("algorithm", ["NGRAM", "EAGLE"])
-def test_kernels_do_not_verify_yet(algorithm: str, backend: str) -> None:
-    line = refusal(speculative_algorithm=algorithm, attention_backend=backend)
-    assert f"--speculative-algorithm {algorithm}" in line
-    assert f"--attention-backend {backend} yet" in line
-    assert "choose --attention-backend jenga_torch" in line
+@pytest.mark.parametrize("breadth", [None, 2, 10])
+def test_kernels_verify_no_trees_of_n_grams(breadth: int | None) -> None:
+    values: dict[str, Any] = {"speculative_algorithm": "NGRAM"}
+    if breadth is not None:
+        values["speculative_ngram_max_bfs_breadth"] = breadth
+    for backend in ("triton", "flashinfer"):
+        line = refusal(attention_backend=backend, **values)
+        assert "--speculative-algorithm NGRAM" in line and f"{backend} does not verify" in line
+        assert "add --speculative-ngram-max-bfs-breadth 1" in line
+        assert "--attention-backend jenga_torch" in line
+    assert flags.apply_flag({"memory_backend": "jenga", "device": "cpu", **values})
 
 
 def test_every_other_algorithm_of_sglangs_is_refused() -> None:

@@ -32,8 +32,9 @@ from jenga_sglang.adapter.attention.latent_rows import (
     has_latent_rows,
     keeps_rows,
 )
-from jenga_sglang.adapter.attention.page_tables import PageTableCopy
+from jenga_sglang.adapter.attention.shared import Shared
 from jenga_sglang.adapter.attention.step_tables import (
+    Captured,
     EncoderInputs,
     GroupStep,
     Rows,
@@ -48,6 +49,7 @@ from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.attention.verify_mask import VerifyMask
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -67,7 +69,11 @@ class Step:
 
 
 class DeviceBackend(AttentionBackend):
-    """Base of `--attention-backend flashinfer` and `triton` under Jenga."""
+    """Base of `--attention-backend flashinfer` and `triton` under Jenga.
+
+    One that serves a step of a draft model reads ``drafted`` tokens behind those that there are for
+    good, the step's own among them. Drafts that are verified are chains, text like any other.
+    """
 
     needs_cpu_seq_lens = True
     # Dummy batches of a warm-up must not be larger than real ones can be.
@@ -78,14 +84,16 @@ class DeviceBackend(AttentionBackend):
     entry_tokens: int
     index_dtype = torch.int32
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
         super().__init__()
+        self.drafted = drafted
         pool = runner.token_to_kv_pool
         if not isinstance(pool, JengaKVPool):
             raise refuse(
                 f"--attention-backend {self.name}", f"was built for {flags.FLAG} jenga: add it"
             )
         self.pool = pool
+        pool.drafts_are_chains = True
         self.device = torch.device(runner.device)
         self.page_size = pool.page_size
         self.max_batch = runner.req_to_token_pool.size
@@ -96,15 +104,19 @@ class DeviceBackend(AttentionBackend):
             if keeps_rows(pool, layer):
                 self.layers.setdefault(pool.place[layer.layer_id].group, []).append(layer)
         self.groups = sorted(self.layers)
+        # Others' layers may be in the same groups: what there are tables of here.
+        self._stripes = {group: self._stripes_of(group) for group in self.groups}
         self._check_groups()
         if has_latent_rows(pool):
             attend_over_rows(self.name)
         self._chunks = sorted({t.chunk_tokens for t in map(self.trim, self.groups)} - {0})
         self._has_encoder = any(map(self.of_encoder, self.groups))
+        self._shared = Shared.of(pool)
         self._specs = [self._table_spec(g) for g in self.groups]
-        self._copy = PageTableCopy(pool.manager, self.groups, self.device)
         self._eager = self._tables()
         self._graph: StepTables | None = None
+        self._captured: Captured | None = None
+        self._verify_mask: VerifyMask | None = None
         self._step: Step | None = None
         self._writers: dict[tuple[int, bool], KvWriter] = {}
 
@@ -184,6 +196,14 @@ class DeviceBackend(AttentionBackend):
         """What the group's table has of a history."""
         return trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
 
+    def _stripes_of(self, group: int) -> range:
+        stripes = [self.pool.place[layer.layer_id].stripe for layer in self.layers[group]]
+        return range(min(stripes), max(stripes) + 1)
+
+    def table_of(self, place: LayerPlace) -> int:
+        """Which of the backend's tables of its group is the layer's."""
+        return place.stripe - self._stripes[place.group].start
+
     def of_encoder(self, group: int) -> bool:
         """Whether the group's layers read what an encoder made, and nothing of the text."""
         return group in self.pool.manager.memory.encoder_groups
@@ -194,39 +214,64 @@ class DeviceBackend(AttentionBackend):
         of_encoder = self.of_encoder(group)
         return replace(
             self.table_spec(group),
-            num_stripes=self.pool.manager.memory.stripes[group],
+            num_stripes=len(self._stripes[group]),
+            first_table=self._shared.page_tables.first_table(group) + self._stripes[group].start,
             batch_row=1 + len(self._chunks) if of_encoder else row,
             loc_row=int(of_encoder),
         )
 
-    def _tables(self, max_batch: int | None = None) -> StepTables:
+    def _tables(self, most: Captured | None = None) -> StepTables:
         return StepTables(
-            self._copy,
+            self._shared.page_tables,
             self.req_to_token,
             self._specs,
             self.page_size,
             self.index_dtype,
-            max_batch,
+            most,
         )
 
     # -- CUDA graphs --------------------------------------------------------------------------
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        if max_num_tokens != max_bs:
-            raise NotImplementedError("CUDA graphs under Jenga hold one token per request")
         if self.pool.states is not None:
             raise NotImplementedError("CUDA graphs of recurrent layers under Jenga")
-        self._graph = self._tables(max_bs)
+        queries, odd = divmod(max_num_tokens, max_bs)
+        if odd:
+            raise ValueError(
+                f"CUDA graphs: expected tokens of {max_bs} requests, got {max_num_tokens}"
+            )
+        parts = [most_parts(queries, chunk) for chunk in self._chunks]
+        self._captured = Captured(max_bs, queries, max_bs * max([1, *parts]))
+        self._graph = self._tables(self._captured)
         logger.info(
-            "Page tables of captured decodes: %s for %d requests in %d tables",
+            "Page tables of captured steps: %s for %d requests of %d tokens in %d tables",
             human_bytes(self._graph.num_bytes),
             max_bs,
-            len(self._copy.entries),
+            queries,
+            self._graph.builder.num_tables,
         )
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         # A padding request reads one token of the null page; no kernel needs an empty history.
         return 1
+
+    # -- drafts -------------------------------------------------------------------------------
+
+    @property
+    def verify_mask(self) -> VerifyMask | None:
+        """Where SGLang writes which draft follows which. Nobody reads it here; without one it would
+        write a mask of all that each draft reads."""
+        if self._verify_mask is None and self.pool.manager.tail_tokens:
+            from sglang.srt.layers.attention.verify_mask import VerifyMask
+            from sglang.srt.speculative.eagle_utils import TreeMaskMode
+
+            # A tail is at least what a step drafts.
+            cells = self.max_batch * self.pool.manager.tail_tokens**2
+            buffer = torch.zeros(cells, dtype=torch.bool, device=self.device)
+            self._verify_mask = VerifyMask(
+                buffer, TreeMaskMode.QLEN_ONLY, self.max_batch, is_read=False
+            )
+        return self._verify_mask
 
     # -- once a batch -------------------------------------------------------------------------
 
@@ -239,46 +284,74 @@ class DeviceBackend(AttentionBackend):
     def init_forward_metadata_out_graph(
         self, forward_batch: ForwardBatch, in_capture: bool = False
     ) -> None:
-        if not forward_batch.forward_mode.is_decode():
-            raise NotImplementedError(
-                f"CUDA graphs of {forward_batch.forward_mode.name} batches under Jenga"
-            )
+        mode = forward_batch.forward_mode
+        if not (mode.is_decode() or mode.is_target_verify()):
+            raise NotImplementedError(f"CUDA graphs of {mode.name} batches under Jenga")
         self.pool.poison_freed()
         self._begin(forward_batch, in_graph=True)
 
     def _begin(self, forward_batch: ForwardBatch, in_graph: bool) -> None:
         batch = forward_batch.batch_size
         is_decode = bool(forward_batch.forward_mode.is_decode())
-        kv_lens = host_lengths(forward_batch.seq_lens_cpu, forward_batch.seq_lens)[:batch]
+        kv_lens, q_lens = self._lengths(forward_batch, batch)
+        num_tokens = int(q_lens.sum())
         if is_decode:
-            ones = torch.ones_like(kv_lens)
-            rows = [Rows.whole(kv_lens, ones)] * (1 + len(self._chunks))
-            num_tokens = batch
+            rows = [Rows.whole(kv_lens, q_lens)] * (1 + len(self._chunks))
         else:
-            q_lens = host_lengths(forward_batch.extend_seq_lens_cpu, forward_batch.extend_seq_lens)[
-                :batch
-            ]
             rows = [self.rows(kv_lens, q_lens)]
-            rows += [self.chunk_rows(kv_lens, q_lens, chunk) for chunk in self._chunks]
-            num_tokens = int(q_lens.sum())
+            rows += [self._chunk_rows(kv_lens, q_lens, chunk, in_graph) for chunk in self._chunks]
         encoder = None
         if self._has_encoder:
             lengths = encoder_lengths(forward_batch, batch)
-            rows.append(Rows.encoder(lengths, ones if is_decode else q_lens))
+            rows.append(Rows.encoder(lengths, q_lens))
             encoder = self._encoder_inputs(forward_batch, lengths, is_decode)
-        locs = forward_batch.out_cache_loc
         graph_or_eager = self._graph if in_graph else self._eager
         tables = present(graph_or_eager, "init_cuda_graph_state has not run")
         steps = tables.build(
             rows,
             forward_batch.req_pool_indices[:batch],
-            None if locs is None else locs[:num_tokens],
+            self._locs(forward_batch, batch, num_tokens),
             num_tokens,
             encoder,
         )
         groups = dict(zip(self.groups, steps, strict=True))
         self._step = Step(is_decode, in_graph, num_tokens, groups)
         self.begin(self._step)
+
+    def _lengths(
+        self, forward_batch: ForwardBatch, batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How many tokens each request has with those that are computed now, and how many those
+        are, (batch,) each. Of drafts that are verified, and while a draft model makes them, SGLang
+        gives the lengths without them."""
+        lengths = host_lengths(forward_batch.seq_lens_cpu, forward_batch.seq_lens)[:batch]
+        if forward_batch.forward_mode.is_decode():
+            return lengths + self.drafted, torch.ones_like(lengths)
+        if forward_batch.forward_mode.is_target_verify():
+            new = torch.full_like(lengths, forward_batch.spec_info.draft_token_num)
+            return lengths + new, new
+        new = host_lengths(forward_batch.extend_seq_lens_cpu, forward_batch.extend_seq_lens)
+        return lengths, new[:batch]
+
+    def _locs(
+        self, forward_batch: ForwardBatch, batch: int, num_tokens: int
+    ) -> torch.Tensor | None:
+        """(tokens,) virtual tokens that are written. A draft model's steps are given those of all
+        steps, one request's after the other's."""
+        locs = forward_batch.out_cache_loc
+        if locs is None or not self.drafted:
+            return None if locs is None else locs[:num_tokens]
+        return locs.view(batch, -1)[:, self.drafted - 1]
+
+    def _chunk_rows(
+        self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int, in_graph: bool
+    ) -> Rows:
+        """`chunk_rows`, as many in a graph whatever the lengths."""
+        rows = self.chunk_rows(kv_lens, q_lens, chunk_tokens)
+        if not in_graph:
+            return rows
+        captured = present(self._captured, "init_cuda_graph_state has not run")
+        return rows.filled_up(len(kv_lens) * most_parts(captured.queries, chunk_tokens))
 
     def _encoder_inputs(
         self, forward_batch: ForwardBatch, lengths: torch.Tensor, is_decode: bool
@@ -332,10 +405,9 @@ class DeviceBackend(AttentionBackend):
             writer = self._writers[key] = KvWriter(*caches, scales=self._scales(k, layer))
         writer.write(k, v, slots)
 
-    @staticmethod
-    def write_slots(step: Step, place: LayerPlace) -> torch.Tensor:
+    def write_slots(self, step: Step, place: LayerPlace) -> torch.Tensor:
         """(tokens,) int64: where the stripe's layers keep the step's tokens; -1 for nowhere."""
-        return step.groups[place.group].tables.slots[place.stripe]
+        return step.groups[place.group].tables.slots[self.table_of(place)]
 
     def _scales(self, k: torch.Tensor, layer: RadixAttention) -> Fp8Scales | None:
         """Made while a graph is warmed up: it cannot hold copies from the host."""
@@ -360,6 +432,11 @@ class DeviceBackend(AttentionBackend):
 
     def _layout(self, layer: RadixAttention) -> GroupLayout:
         return self.pool.layouts[self.pool.place[layer.layer_id].group]
+
+
+def most_parts(queries: int, chunk_tokens: int) -> int:
+    """Into how many chunks that many tokens of a request can reach."""
+    return 1 + -(-(queries - 1) // chunk_tokens)
 
 
 def output_of(forward_batch: ForwardBatch, q: torch.Tensor, layer: RadixAttention) -> torch.Tensor:

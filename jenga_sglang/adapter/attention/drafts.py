@@ -45,6 +45,24 @@ def trees_of(spec: Any, lengths: Sequence[int]) -> list[Tree | None]:
     return [_tree(part.reshape(drafts, -1)[:, -drafts:]) for part in parts]
 
 
+def as_chains(
+    drafts: NDArray[Any], mask: NDArray[Any], count: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The same drafts of each request, ``count`` of them, as a chain: the longest path of their
+    tree, the first of equally long ones, and the others behind it, where they are drafts as good as
+    any. ``drafts`` (requests · count,), ``mask`` (requests · count · count,): which follow which.
+    Of dtypes and shapes as given."""
+    tokens, follows = drafts.reshape(-1, count), mask.reshape(-1, count, count)
+    chain = np.tri(count, dtype=np.bool_)
+    orders = []
+    for tree in follows.astype(np.bool_) & chain:
+        on_path = tree[np.argmax(tree.sum(1))]
+        orders.append(np.concatenate((np.flatnonzero(on_path), np.flatnonzero(~on_path))))
+    ordered = np.take_along_axis(tokens, np.stack(orders), 1)
+    chains = np.broadcast_to(chain.astype(mask.dtype), follows.shape)
+    return ordered.reshape(drafts.shape), np.ascontiguousarray(chains).reshape(mask.shape)
+
+
 def has_trees(spec: Any) -> bool:
     """Whether drafts may be a tree: those that a table of n-grams gives are one even where each is
     to have one successor, for what follows suffixes of different lengths is put together."""

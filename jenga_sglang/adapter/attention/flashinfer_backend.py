@@ -87,18 +87,19 @@ class JengaFlashInferBackend(DeviceBackend):
     name = "flashinfer"
     instead = "triton or jenga_torch"
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
         self.use = Kernels.from_environment()
         self.entry_tokens = runner.page_size
         self._prefills: dict[int, str] = {}
-        super().__init__(runner)
+        super().__init__(runner, drafted)
         if folder := settings.current().flashinfer_modules:
             use_prebuilt(str(folder))
-        self._workspace = self._zeros(envs.SGLANG_FLASHINFER_WORKSPACE_SIZE.get())
+        size = envs.SGLANG_FLASHINFER_WORKSPACE_SIZE.get()
+        self._workspace = self._shared.workspace("flashinfer", size)
         xqa_bytes = SEMAPHORE_BYTES + XQA_SCRATCH_BYTES if self.use.decode == "xqa" else 0
-        self._xqa_workspace = self._zeros(xqa_bytes)
-        self._max_rows = self._most_queries(runner)
+        self._xqa_workspace = self._shared.workspace("xqa", xqa_bytes)
         self._max_parts = get_cuda_graph_max_batch_size(self.max_batch)
+        self._max_rows = self._most_queries(runner)
         if self._chunks:
             self._max_parts = 2 * self._max_parts + self._max_rows // self._chunks[0]
         self._keys: dict[tuple[RadixAttention, bool, bool], Key] = {}
@@ -110,17 +111,16 @@ class JengaFlashInferBackend(DeviceBackend):
         # A dict for its order: every rank plans in the same one.
         self._graph_keys: dict[Key, None] = {}
 
-    def _zeros(self, size_bytes: int) -> torch.Tensor:
-        return torch.zeros(size_bytes, dtype=torch.uint8, device=self.device)
-
     def _most_queries(self, runner: ModelRunner) -> int:
         """Query rows of the largest batch: a whole prompt where prompts are not cut, and one of
-        every request that decodes in the same batch."""
+        every request that decodes in the same batch; or drafts of every request."""
         schedule = get_schedule()
         chunk = schedule.chunked_prefill_size
         whole = max(schedule.max_prefill_tokens or 0, runner.model_config.context_len)
         tokens = chunk if chunk and chunk > 0 else whole
-        return max(tokens + self.page_size, max_prefill_buffer_tokens()) + self.max_batch
+        prompts = max(tokens + self.page_size, max_prefill_buffer_tokens()) + self.max_batch
+        # A tail is at least what a step drafts.
+        return max(prompts, self._max_parts * self.pool.manager.tail_tokens)
 
     def kernels(self, group: int) -> Sequence[str]:
         on_tensor_cores = any(
@@ -199,15 +199,16 @@ class JengaFlashInferBackend(DeviceBackend):
         sink_logits = None if sinks is None else self._logits_of(layer, sinks)
         k_scale, v_scale = self.descales(layer)
         scales = {"k_scale": k_scale, "v_scale": v_scale}
+        stripe = self.table_of(place)
         if step.is_decode and self.use.decode == "xqa":
             tables = step.groups[place.group].tables
             self._xqa_decode(key).run(
-                q, *caches, tables, stripe=place.stripe, sinks=sink_logits, out=out, **scales
+                q, *caches, tables, stripe=stripe, sinks=sink_logits, out=out, **scales
             )
             return
         plan = self._plans.get(key) or self._plan(key, step)
         extra = () if sink_logits is None else (sink_logits,)
-        plan.run(q, *caches, *extra, stripe=place.stripe, out=out, **scales)
+        plan.run(q, *caches, *extra, stripe=stripe, out=out, **scales)
 
     def _logits_of(self, layer: RadixAttention, sinks: torch.Tensor) -> torch.Tensor:
         """The layer's sinks as kernels read them, float32. They are weights, which stay where they
@@ -267,7 +268,8 @@ class JengaFlashInferBackend(DeviceBackend):
             plan = planner.decode(step.num_tokens, of_group.tables, cuda_graph=step.in_graph)
             plan.plan(of_group.counts)
         else:
-            plan = planner.prefill(of_group.tables)
+            queries = step.num_tokens if step.in_graph else None
+            plan = planner.prefill(of_group.tables, queries)
             plan.plan(of_group.counts, of_group.rows.q_lens)
         if step.in_graph:
             self._graph_keys[key] = None

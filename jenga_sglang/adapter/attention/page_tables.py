@@ -38,6 +38,13 @@ class PageTableCopy:
         self.entries = torch.full(shape, NO_PAGE, dtype=torch.int32, device=device)
         self._manager = manager
         self._followed: Memory | None = None
+        stripes = [table.shape[1] for table in tables]
+        firsts = np.cumsum([0, *stripes[:-1]]).tolist()
+        self._first: dict[int, int] = dict(zip(self.groups, firsts, strict=True))
+
+    def first_table(self, group: int) -> int:
+        """Which table is the first of the group's."""
+        return self._first[group]
 
     def follow(self) -> None:
         """Make the copy equal to the books as they are now, in stream order."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from operator import le
 
 import torch
+from torch.nn.functional import pad
 
 from flashinfer_ext.staging import PinnedRing
 from flashinfer_ext.table_spec import BatchInputs, GroupTables, TableSpec
@@ -63,6 +64,17 @@ class Rows:
         owners, part_kv_lens, part_q_lens = split_at_chunks(kv_lens, q_lens, chunk_tokens)
         return cls(part_kv_lens, part_q_lens, part_q_lens, owners)
 
+    def filled_up(self, count: int) -> Rows:
+        """``count`` rows, those behind the rows there are without tokens and queries."""
+        lacking = (0, count - len(self))
+        return replace(
+            self,
+            kv_lens=pad(self.kv_lens, lacking),
+            q_lens=pad(self.q_lens, lacking),
+            queries=pad(self.queries, lacking),
+            owners=pad(self.owners, lacking),
+        )
+
     @classmethod
     def encoder(cls, encoder_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
         """One row per request, of what an encoder made of its images; a request without any reads
@@ -96,12 +108,22 @@ class GroupStep:
     tables: GroupTables
 
 
+@dataclass(frozen=True)
+class Captured:
+    """The largest batch of a CUDA graph: ``requests``, each of ``queries`` new tokens, which make
+    up to ``rows`` rows of a group."""
+
+    requests: int
+    queries: int
+    rows: int
+
+
 class StepTables:
     """Builds the tables of one step after the other into buffers of its own.
 
     ``specs`` has one entry per group of ``copy``; their ``max_entries`` is filled in here. With
-    ``max_batch`` the buffers stay where they are for batches up to that size and histories up to
-    the width of ``req_to_token``, as a CUDA graph needs it; without, they grow with the batches.
+    ``most`` the buffers stay where they are for batches up to that size and histories up to the
+    width of ``req_to_token``, as a CUDA graph needs it; without, they grow with the batches.
     """
 
     def __init__(
@@ -111,20 +133,20 @@ class StepTables:
         specs: Sequence[TableSpec],
         page_size: int,
         index_dtype: torch.dtype = torch.int32,
-        max_batch: int | None = None,
+        most: Captured | None = None,
     ) -> None:
         self._copy = copy
         self._req_to_token = req_to_token
         self._specs = tuple(specs)
         self._page_size = page_size
         self._index_dtype = index_dtype
-        self._fixed = max_batch is not None
+        self._fixed = most is not None
         self._builder: TableBuilder | None = None
         self._num_rows = 1 + max(spec.batch_row for spec in specs)
-        if max_batch is not None:
+        if most is not None:
             longest = req_to_token.shape[1]
-            entries = [max_entries(spec.trim, longest, 1) for spec in specs]
-            self._make(max_batch, max_batch, entries)
+            entries = [max_entries(spec.trim, longest, most.queries) for spec in specs]
+            self._make(most.rows, most.requests * most.queries, entries)
         else:
             self._make(1, 1, [1] * len(specs), [1] * len(specs))
 

@@ -25,6 +25,7 @@ from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
 from jenga_sglang.adapter.attention.latent_rows import has_latent_rows
 from jenga_sglang.adapter.attention.step_tables import Rows
 from jenga_sglang.adapter.kv_pool import LayerPlace
+from jenga_sglang.core.books.corrupt import present
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -65,8 +66,8 @@ class JengaTritonBackend(DeviceBackend):
     # The kernels multiply an entry by a stride in the entry's own width.
     index_dtype = torch.int64
 
-    def __init__(self, runner: ModelRunner) -> None:
-        super().__init__(runner)
+    def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
+        super().__init__(runner, drafted)
         self._cores = get_device_core_count(runner.gpu_id)
         self.max_splits = self._most_splits(runner)
         self._rows: dict[int, KV] = {}
@@ -77,6 +78,7 @@ class JengaTritonBackend(DeviceBackend):
         self._partial: dict[tuple[int, int], Partial] = {}
         self._graph_partial: dict[tuple[int, int], Partial] = {}
         self._q_offsets: dict[int, tuple[torch.Tensor, int]] = {}
+        self._graph_offsets: dict[int, torch.Tensor] = {}
 
     def _row_views(self, place: LayerPlace) -> KV:
         """K and V as the kernels read them."""
@@ -116,8 +118,12 @@ class JengaTritonBackend(DeviceBackend):
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         super().init_cuda_graph_state(max_bs, max_num_tokens)
+        rows = present(self._captured, "set above").rows
         for group in self.groups:
             self._graph_splits[group] = torch.empty(max_bs, dtype=torch.int32, device=self.device)
+            self._graph_offsets[group] = torch.zeros(
+                rows + 1, dtype=torch.int64, device=self.device
+            )
             for layer in self.layers[group]:
                 key = (layer.tp_q_head_num, layer.v_head_dim)
                 if key not in self._graph_partial:
@@ -195,7 +201,7 @@ class JengaTritonBackend(DeviceBackend):
             *self._rows[layer.layer_id],
             out,
             tables.indptr,
-            tables.indices[place.stripe],
+            tables.indices[self.table_of(place)],
             partial.logits,
             partial.lse,
             self._splits[place.group],
@@ -224,7 +230,12 @@ class JengaTritonBackend(DeviceBackend):
         queries = step.groups[group].rows.queries
         offsets = torch.zeros(len(queries) + 1, dtype=torch.int64)
         torch.cumsum(queries, 0, out=offsets[1:])
-        return offsets.to(self.device, non_blocking=True), int(queries.max())
+        if not step.in_graph:
+            return offsets.to(self.device, non_blocking=True), int(queries.max())
+        kept = self._graph_offsets[group][: len(offsets)]
+        kept.copy_(offsets, non_blocking=True)
+        # What a launch is made for must not depend on where chunks end.
+        return kept, present(self._captured, "there is a graph").queries
 
     def _extend(
         self,
@@ -257,7 +268,7 @@ class JengaTritonBackend(DeviceBackend):
             v_rows,
             offsets,
             tables.indptr,
-            tables.indices[place.stripe],
+            tables.indices[self.table_of(place)],
             None,
             not layer.is_cross_attention,
             None,

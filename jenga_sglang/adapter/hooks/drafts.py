@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
+from sglang.srt.runtime_context import attention_backends
+
 from jenga_sglang import flags
+from jenga_sglang.adapter.attention.drafts import as_chains
 from jenga_sglang.adapter.cache import batch_alloc
 from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.hook import AROUND, hook
@@ -52,6 +57,23 @@ def _init_target_memory_pool(original: Callable[..., None], scheduler: Any) -> N
 
 
 @hook(
+    "sglang.srt.speculative.cpp_ngram.ngram_corpus.NgramCorpus.batch_get",
+    ("self", "req_ids", "batch_tokens", "total_lens"),
+    AROUND,
+    until="SGLang can be asked for one continuation of one suffix",
+)
+def _batch_get(
+    original: Callable[..., Any], corpus: Any, *args: Any, **kwargs: Any
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Even with one continuation of each suffix, those of several suffixes are a tree; kernels here
+    verify chains"""
+    drafts, mask = original(corpus, *args, **kwargs)
+    if flags.TORCH_BACKEND in attention_backends():
+        return drafts, mask
+    return as_chains(drafts, mask, corpus.draft_token_num)
+
+
+@hook(
     "sglang.srt.speculative.draft_utils.DraftBackendFactory._create_backend",
     ("self", "backend_name", "backend_map", "error_template", "stamps_children"),
     AROUND,
@@ -66,10 +88,15 @@ def _create_backend(
     stamps_children: bool = False,
 ) -> Any:
     """SGLang knows draft backends of its own only, which would take virtual token ids for places"""
-    from jenga_sglang.adapter.attention.torch_drafts import draft_backend
+    from jenga_sglang.adapter.attention import device_drafts, torch_drafts
 
-    def build() -> tuple[str, Any]:
-        return flags.TORCH_BACKEND, draft_backend(factory, for_steps=stamps_children)
+    def build_torch() -> tuple[str, Any]:
+        return flags.TORCH_BACKEND, torch_drafts.draft_backend(factory, for_steps=stamps_children)
 
-    ours = {flags.TORCH_BACKEND: build}
+    def build_on_device(name: str) -> tuple[str, Any]:
+        return name, device_drafts.draft_backend(factory, name, for_steps=stamps_children)
+
+    ours: dict[str, Any] = {flags.TORCH_BACKEND: build_torch}
+    for name in (flags.TRITON_BACKEND, flags.FLASHINFER_BACKEND):
+        ours[name] = partial(build_on_device, name)
     return original(factory, backend_name, ours, error_template, stamps_children)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -23,7 +23,11 @@ from sglang.srt.runtime_context import (
 )
 
 from jenga_sglang import flags, settings
-from jenga_sglang.adapter.attention.table_bytes import captured_requests, token_table_excess_bytes
+from jenga_sglang.adapter.attention.table_bytes import (
+    Drafting,
+    captured_requests,
+    token_table_excess_bytes,
+)
 from jenga_sglang.adapter.cache.allocator import JengaAllocator
 from jenga_sglang.adapter.disagg import refuse_what_is_not_sent
 from jenga_sglang.adapter.discovery import (
@@ -87,7 +91,8 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     # SGLang's own pool of a draft model has as many tokens as the target's, and a padding page.
     draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size
     draft_bytes = row_bytes_of(groups, drafting) * draft_tokens
-    geometry = geometry_beside_tables(configurator, sizes, specs, draft_bytes)
+    draft_ids = [layer.layer_id for layer in drafting]
+    geometry = geometry_beside_tables(configurator, sizes, specs, draft_bytes, draft_ids)
     manager = make_manager(
         geometry,
         device=configurator.device,
@@ -107,7 +112,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
         poison_freed=settings.current().poison_freed,
-        draft_layers=[layer.layer_id for layer in drafting],
+        draft_layers=draft_ids,
     )
     token_bytes = stock_token_bytes(configurator) + row_bytes_of(groups, drafting)
     log_start(pool, stock_pages_bytes=token_bytes * configurator.page_size)
@@ -150,11 +155,15 @@ def row_bytes_of(groups: Sequence[DiscoveredGroup], layers: Sequence[RadixAttent
 
 
 def geometry_beside_tables(
-    configurator: Any, sizes: Any, specs: tuple[LayerGroupSpec, ...], draft_bytes: int = 0
+    configurator: Any,
+    sizes: Any,
+    specs: tuple[LayerGroupSpec, ...],
+    draft_bytes: int = 0,
+    draft_ids: Collection[int] = (),
 ) -> Geometry:
-    """How the pool is cut: of the bytes of SGLang's own pools, ``draft_bytes`` for a draft model
-    among them, but for what tables of captured decodes take beyond SGLang's own. A user who gives a
-    number of tokens gets their bytes.
+    """How the pool is cut: of the bytes of SGLang's own pools, ``draft_bytes`` for the layers
+    ``draft_ids`` of a draft model among them, but for what tables of captured steps take beyond
+    SGLang's own. A user who gives a number of tokens gets their bytes.
 
     Raises ``SystemExit`` when they are too few to cut at all.
     """
@@ -177,11 +186,12 @@ def geometry_beside_tables(
     if not captured or get_schedule().max_total_tokens is not None:
         return geometry
     longest = max_length + get_req_to_token_extra_context_len()
-    excess_bytes = token_table_excess_bytes(geometry.groups, captured, longest)
+    drafting = Drafting.of_server(draft_ids)
+    excess_bytes = token_table_excess_bytes(geometry.groups, captured, longest, drafting)
     if not excess_bytes:
         return geometry
     logger.info(
-        "Page tables of captured decodes take %s more than SGLang's: the pool is smaller by that",
+        "Page tables of captured steps take %s more than SGLang's: the pool is smaller by that",
         human_bytes(excess_bytes),
     )
     return cut(pool_bytes - excess_bytes)

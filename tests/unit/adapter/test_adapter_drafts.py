@@ -9,7 +9,7 @@ from adapter_builders import make_cache, make_pool
 from core_builders import begin, make_manager, tokens
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
-from jenga_sglang.adapter.attention.drafts import Tree, trees_of
+from jenga_sglang.adapter.attention.drafts import Tree, as_chains, trees_of
 from jenga_sglang.adapter.attention.torch_backend import visible
 from jenga_sglang.adapter.cache.batch_alloc import alloc_for_drafts
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
@@ -68,6 +68,35 @@ def test_what_a_draft_model_makes_is_a_chain_without_a_look_at_its_mask() -> Non
 def test_a_mask_that_is_too_short_is_an_error() -> None:
     with pytest.raises(ValueError, match="expected 40 cells, got 25"):
         trees_of(verified(FOLLOWS), [3])
+
+
+def test_a_tree_becomes_a_chain_by_its_longest_path() -> None:
+    """Of the tree above 0, 1, 3, 4; a chain stays, and so do a tree's siblings, at the end."""
+    chain = np.tri(5, dtype=np.uint8)
+    fork = np.eye(5, dtype=np.uint8)  # four that follow the last known token
+    fork[:, 0] = 1
+    drafts = np.arange(100, 115)
+    mask = np.stack([FOLLOWS.astype(np.uint8), chain, fork]).ravel()
+    chains, masks = as_chains(drafts, mask, 5)
+    assert chains.tolist() == [
+        *(100, 101, 103, 104, 102),
+        *(105, 106, 107, 108, 109),
+        *(110, 111, 112, 113, 114),
+    ]
+    assert (masks.reshape(3, 5, 5) == chain).all()
+    assert (masks.dtype, masks.shape, chains.dtype) == (mask.dtype, mask.shape, drafts.dtype)
+
+
+def test_rows_of_chains_do_not_move() -> None:
+    """They are where they belong; to find that out would wait for the device."""
+    pool = make_pool(Full(), page_size=4, layers=[1])
+    pin = begin(pool.manager, tokens(range(9)))
+    ids = torch.from_numpy((pin.row[:, None] * 4 + np.arange(4)).ravel())
+    pool.buffer.copy_(torch.arange(len(pool.buffer)))
+    for pool.drafts_are_chains in (True, False):
+        before = pool.buffer.clone()
+        pool.move_kv_cache(ids[[5]], ids[[1]])
+        assert torch.equal(pool.buffer, before) == pool.drafts_are_chains
 
 
 def test_rows_move_in_every_layer_and_padding_stays() -> None:

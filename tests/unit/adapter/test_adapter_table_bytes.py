@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from backend_bench import MAX_LENGTH, Bench, Model
 
 from jenga_sglang.adapter.attention import table_bytes, triton_backend
@@ -32,6 +33,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (triton_backend, table_bytes):
         monkeypatch.setattr(module, "get_exec", lambda: made)
     monkeypatch.setattr(table_bytes, "attention_backends", lambda: ("triton", "triton"))
+    spec = SimpleNamespace(speculative_algorithm=None)
+    monkeypatch.setattr(table_bytes, "get_spec", lambda: spec)
     return made
 
 
@@ -45,6 +48,38 @@ def test_what_is_taken_off_the_pool_is_what_the_tables_take(settings: Any) -> No
     excess = token_table_excess_bytes(cuts, GRAPH_BATCH, MAX_LENGTH)
     assert tables.numel() * tables.itemsize == stock_bytes + excess
     assert excess > stock_bytes
+
+
+def test_tables_of_drafts_are_counted(settings: Any) -> None:
+    """Three tokens are verified at once; a draft's last two layers, a window and a full one, make
+    them in four steps. The backends take what was counted, and no table of the other's layers."""
+    bench = Bench(MODEL, JengaTritonBackend)
+    drafting = table_bytes.Drafting(layer_ids=(2, 4), queries=3, steps=4)
+    layers, bytes_taken = list(bench.layers), 0
+    for own, steps, tokens in (((0, 1, 3), 1, 3), ((2, 4), 3, 1)):
+        bench.runner.model = torch.nn.ModuleList([layers[i] for i in own])
+        for step in range(steps):
+            backend = JengaTritonBackend(bench.runner, drafted=step)
+            backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH * tokens)
+            tables = backend._graph.builder.indices
+            bytes_taken += tables.numel() * tables.itemsize
+    stock_bytes = 4 * GRAPH_BATCH * MAX_LENGTH * 8
+    cuts = bench.manager.geometry.groups
+    excess = token_table_excess_bytes(cuts, GRAPH_BATCH, MAX_LENGTH, drafting)
+    assert bytes_taken == stock_bytes + excess and excess > 0
+
+
+def test_what_a_server_drafts_is_read_off_its_flags(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert table_bytes.Drafting.of_server(()) == table_bytes.Drafting((), 1, 1)
+    spec = SimpleNamespace(
+        speculative_algorithm="EAGLE", speculative_num_draft_tokens=6, speculative_num_steps=5
+    )
+    monkeypatch.setattr(table_bytes, "get_spec", lambda: spec)
+    assert table_bytes.Drafting.of_server((7,)) == table_bytes.Drafting((7,), 6, 5)
+    # N-grams are drafted by no model's steps.
+    assert table_bytes.Drafting.of_server(()) == table_bytes.Drafting((), 6, 1)
 
 
 def test_the_largest_captured_decode_holds_no_more_requests_than_run(settings: Any) -> None:

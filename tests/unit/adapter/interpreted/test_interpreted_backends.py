@@ -10,6 +10,7 @@ import core_inspector as inside
 import pytest
 import torch
 from backend_bench import Bench, Model, Pair
+from drafting_bench import DraftingPair, TwoModels, drafting_batch, verified_batch
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
@@ -149,18 +150,124 @@ def test_layers_over_what_rows_expand_to_are_none_of_the_pools(host: Host) -> No
     assert [layer.qk_head_dim for layer in backend.layers[0]] == [24] * 3
 
 
+DRAFTING = [name for name in MODELS if not name.startswith("cross")]
+
+
+@pytest.mark.parametrize("name", DRAFTING)
+def test_chains_of_drafts(name: str, backend: Any) -> None:
+    model = MODELS[name]
+    skip_what_xqa_lacks(model, backend)
+    chains_of_drafts(model, backend, 3)
+
+
+def test_chains_longer_than_pages_windows_and_chunks(host: Host) -> None:
+    chains_of_drafts(MODELS["windows"], JengaFlashInferBackend, 18)
+    chains_of_drafts(MODELS["chunks"], JengaFlashInferBackend, 18)
+
+
+def chains_of_drafts(model: Model, backend: Any, steps: int) -> None:
+    """Drafted, verified and accepted, from none to all; pages change hands between."""
+    pair = DraftingPair.drafting(model, backend, steps)
+    pair.begin({3: 30, 1: 1})
+    pair.round({3: 0, 1: steps})
+    pair.each(lambda bench: bench.finish(3))
+    pair.begin({2: 40})
+    pair.round({1: 1, 2: 2})
+    pair.round({2: steps})
+
+
+@pytest.mark.parametrize("name", DRAFTING)
+def test_captured_chains_of_drafts_follow_lengths_pages_and_padding(
+    name: str, backend: Any
+) -> None:
+    model = MODELS[name]
+    skip_what_xqa_lacks(model, backend)
+    pair = DraftingPair.drafting(model, backend, 2)
+    ours, tokens = pair.checked, pair.steps + 1
+    ours.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH * tokens)
+    pair.checked_steps.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH)
+    before = ours.pool.buffer.clone()
+    warm_up = verified_batch(ours, [], tokens, GRAPH_BATCH)
+    ours.backend.init_forward_metadata_out_graph(warm_up, in_capture=True)
+    ours.run(warm_up, pair.inputs(GRAPH_BATCH * tokens))
+    warm_up = drafting_batch(ours, [], pair.steps, GRAPH_BATCH)
+    pair.checked_steps.init_forward_metadata_out_graph(warm_up, in_capture=True)
+    for step in pair.checked_steps.attn_backends:
+        pair.run_on(ours, step, warm_up, pair.inputs(GRAPH_BATCH))
+    assert torch.equal(before, ours.pool.buffer), "padding was written"
+    captured = [ours.backend, *pair.checked_steps.attn_backends]
+    addresses = [addresses_of(backend) for backend in captured]
+    pair.begin({1: 14, 4: 33})
+    pair.round({4: 0, 1: 2}, padding=GRAPH_BATCH - 2)
+    pair.each(lambda bench: bench.finish(1))
+    pair.begin({6: 20})
+    pair.round({6: 1, 4: 2}, padding=GRAPH_BATCH - 2)
+    pair.draft([6, 4], padding=GRAPH_BATCH - 2)
+    pair.verify([6, 4], padding=GRAPH_BATCH - 2)
+    assert [addresses_of(backend) for backend in captured] == addresses
+
+
+def test_all_backends_of_a_pool_have_one_copy_of_its_tables_and_one_workspace(
+    backend: Any,
+) -> None:
+    pair = DraftingPair.drafting(MODELS["windows"], backend, 4)
+    backends = [pair.checked.backend, *pair.checked_steps.attn_backends]
+    assert len(backends) == 4
+    assert len({id(b._shared) for b in backends}) == 1
+    assert len({b._workspace.data_ptr() for b in backends if hasattr(b, "_workspace")}) <= 1
+    other = Bench(MODELS["windows"], backend)
+    assert other.backend._shared is not pair.checked.backend._shared
+
+
+def test_layers_of_two_models_in_the_same_groups(backend: Any) -> None:
+    """Each backend has tables of its own layers' stripes, out of the one copy."""
+    model = Model(("window 9", "full", "window 9", "full", "full"))
+    pair = Pair.of(model, lambda runner: TwoModels(backend, runner, first=(0, 1, 3)))
+    pair.serve()
+    target, draft = pair.checked.backend.backends
+    stripes = [sum(map(len, b._stripes.values())) for b in (target, draft)]
+    assert stripes == [3, 2] and sum(inside.stripes(pair.checked.manager)) == 5
+
+
+def test_a_batch_of_another_width_than_the_graphs_is_refused(backend: Any) -> None:
+    pair = DraftingPair.drafting(MODELS["windows"], backend, 3)
+    pair.checked.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH * 4)
+    batch = verified_batch(pair.checked, [], 5, GRAPH_BATCH)
+    with pytest.raises(ValueError, match="a step in a CUDA graph"):
+        pair.checked.backend.init_forward_metadata_out_graph(batch)
+    with pytest.raises(ValueError, match="expected tokens of 3 requests, got 10"):
+        pair.checked.backend.init_cuda_graph_state(3, 10)
+
+
+def test_the_mask_of_drafts_is_small_and_there_only_where_drafts_are(host: Host) -> None:
+    tail = 12
+    backend = Bench(replace(MODELS["windows"], tail_tokens=tail), JengaTritonBackend).backend
+    mask = backend.verify_mask
+    assert mask is backend.verify_mask and not mask.is_read
+    assert mask.fits(backend.max_batch) and mask.buffer.numel() == backend.max_batch * tail**2
+    assert Bench(MODELS["windows"], JengaTritonBackend).backend.verify_mask is None
+
+
 def graph_addresses(bench: Bench) -> list[int]:
     """Where the kernels of a captured decode read and write."""
-    step = bench.backend._step
+    return addresses_of(bench.backend)
+
+
+def addresses_of(backend: Any) -> list[int]:
+    step = backend._step
     tensors = []
     for of_group in step.groups.values():
         tables = of_group.tables
         tensors += [tables.indptr, tables.kv_lens, tables.last_page_len]
         tensors += [*tables.indices, *tables.block_tables, *tables.slots]
-    for plan in getattr(bench.backend, "_plans", {}).values():
+    for plan in getattr(backend, "_plans", {}).values():
         wrapper = plan.wrapper
         tensors += [wrapper._paged_kv_indptr_buf, wrapper._paged_kv_last_page_len_buf]
         tensors += [wrapper._int_workspace_buffer]
+        if plan.kind == "prefill":
+            tensors += [wrapper._qo_indptr_buf]
+    if not step.is_decode:
+        tensors += [offsets for offsets, _ in getattr(backend, "_q_offsets", {}).values()]
     return [tensor.data_ptr() for tensor in tensors]
 
 
