@@ -153,6 +153,10 @@ BACKENDS: Mapping[str, Backend] = {
         server_args=lambda spec: {
             "enable_unified_memory": True,
             "attention_backend": unified_on_cpu.ACCEPTED_ATTENTION_BACKEND,
+            # Of a draft model too, where there is one.
+            "speculative_draft_attention_backend": unified_on_cpu.ACCEPTED_ATTENTION_BACKEND
+            if spec.drafting
+            else None,
         },
         after_publish=lambda spec: unified_on_cpu.install(),
     ),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.replay.drafts import Drafting
 from benchmarks.replay.geometry import NotYetSupportedError, load_geometry
 from benchmarks.replay.spec import RATIOS, RunSpec
 from jenga_sglang.units import argument, parse_bytes
@@ -120,6 +121,14 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--kv-bytes", type=argument(parse_bytes), required=True, metavar="40GiB")
     parser.add_argument("--page-size", type=int, help="tokens; default the backend's own")
+    parser.add_argument(
+        "--draft", type=Path, metavar="GEOMETRY", help="of a model that drafts, in the same budget"
+    )
+    parser.add_argument("--draft-algorithm", default="STANDALONE", help="or EAGLE, EAGLE3")
+    parser.add_argument("--draft-steps", type=int, default=4, help="drafts of a request in a step")
+    parser.add_argument(
+        "--acceptance", type=float, default=0.7, help="of a draft whose predecessors were right"
+    )
     parser.add_argument("--chunk-tokens", type=int, default=RunSpec.chunk_tokens)
     parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)
     parser.add_argument("--json", type=Path, help="where the figures go")
@@ -141,6 +150,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 def _add_table(commands: Any) -> None:
     table = commands.add_parser("table", help="print results as a Markdown table")
     table.add_argument("results", type=Path, nargs="+")
+    table.add_argument("--drafts", action="store_true", help="of runs with --draft, compared")
     table.set_defaults(handler=_table)
 
 
@@ -163,9 +173,17 @@ def _add_generate(commands: Any) -> None:
 
 
 def _spec(options: argparse.Namespace, backend: str, **ratios: float | None) -> RunSpec:
+    geometry, drafting = load_geometry(options.geometry), None
+    if options.draft is not None:
+        draft = load_geometry(options.draft)
+        drafting = Drafting.of(
+            geometry, draft, options.draft_steps, options.acceptance, options.draft_algorithm
+        )
+        geometry = drafting.target
     return RunSpec(
         backend=backend,
-        geometry=load_geometry(options.geometry),
+        geometry=geometry,
+        drafting=drafting,
         trace=options.trace,
         kv_bytes=options.kv_bytes,
         page_size_tokens=options.page_size,
@@ -188,6 +206,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.host_bytes and options.backend != "jenga":
         raise SystemExit("--host-bytes: only jenga has a host tier in a replay")
+    if options.draft is not None and options.overlap:
+        raise SystemExit("--draft: not with --overlap, whose steps know one token")
     if options.backend not in BACKENDS:
         raise SystemExit(f"--backend must be one of {', '.join(BACKENDS)}")
     ratios = {name: getattr(options, name) for name in RATIOS}
@@ -264,9 +284,10 @@ def _chosen(options: argparse.Namespace, experiments: Any = None) -> list[Any]:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from benchmarks.replay.report import load_results, markdown_table
+    from benchmarks.replay.report import drafts_table, load_results, markdown_table
 
-    print(markdown_table(load_results(options.results)))
+    table = drafts_table if options.drafts else markdown_table
+    print(table(load_results(options.results)))
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 
 from benchmarks.replay.backends import BACKENDS
 from benchmarks.replay.dummy.checkpoint import write_checkpoint
+from benchmarks.replay.geometry import Geometry
 from benchmarks.replay.moved import DEVICE_WORK
 from benchmarks.replay.spec import RunSpec
 
 MODEL_PACKAGE = "benchmarks.replay.dummy"
+TARGET, DRAFT = "target", "draft"
 
 
 def build_scheduler(spec: RunSpec) -> Any:
@@ -29,8 +31,19 @@ def build_scheduler(spec: RunSpec) -> Any:
     if spec.geometry.state_groups:
         _register_states()
     with TemporaryDirectory(prefix="replay-model-") as folder:
-        write_checkpoint(Path(folder), spec.geometry)
-        return _build(spec, folder)
+        for name, geometry in models(spec).items():
+            (Path(folder) / name).mkdir()
+            write_checkpoint(Path(folder) / name, geometry)
+        return _build(spec, Path(folder))
+
+
+def models(spec: RunSpec) -> dict[str, Geometry]:
+    """The models of a run by the names of their folders."""
+    drafting = spec.drafting
+    if drafting is None:
+        return {TARGET: spec.geometry}
+    drafting.draft.require_supported()
+    return {TARGET: spec.geometry, DRAFT: drafting.draft}
 
 
 def _register_states() -> None:
@@ -66,7 +79,7 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
 
 
-def _build(spec: RunSpec, folder: str) -> Any:
+def _build(spec: RunSpec, folder: Path) -> Any:
     from sglang.srt.managers import scheduler as scheduler_module
     from sglang.srt.server_args import PortArgs, ServerArgs
 
@@ -87,17 +100,18 @@ def _build(spec: RunSpec, folder: str) -> Any:
     return scheduler
 
 
-def _server_args(spec: RunSpec, folder: str) -> dict[str, Any]:
+def _server_args(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Return the arguments that all backends share."""
     return {
-        "model_path": folder,
+        "model_path": str(folder / TARGET),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "device": "cpu",
         "attention_backend": "torch_native",
         "disable_cuda_graph": True,
         "disable_overlap_schedule": not spec.overlap,
-        "enable_mixed_chunk": True,
+        # Beside drafts SGLang decodes one token of a request whose step is mixed.
+        "enable_mixed_chunk": spec.drafting is None,
         "chunked_prefill_size": spec.chunk_tokens,
         "max_running_requests": spec.max_running_requests,
         "page_size": spec.page_size_tokens,
@@ -105,6 +119,20 @@ def _server_args(spec: RunSpec, folder: str) -> dict[str, Any]:
         "mem_fraction_static": 0.8,
         "watchdog_timeout": 3600,
         "log_level": "error",
+        **_draft_args(spec, folder),
+    }
+
+
+def _draft_args(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    drafting = spec.drafting
+    if drafting is None:
+        return {}
+    return {
+        "speculative_algorithm": drafting.algorithm,
+        "speculative_draft_model_path": str(folder / DRAFT),
+        "speculative_num_steps": drafting.steps,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": drafting.verified_tokens,
     }
 
 
@@ -142,10 +170,26 @@ def _replace_before_build(spec: RunSpec) -> None:
     KVCacheConfigurator._profile_available_bytes = profile
     ModelRunner.init_attention_backends = no_backends
     SchedulerIpcChannels.create = no_channels
+    if spec.drafting is not None:
+        _draft_nothing()
     if spec.geometry.state_groups:
         _count_state_copies()
-    if len({group.row_bytes for group in spec.geometry.row_groups}) > 1:
+    if any(len({g.row_bytes for g in m.row_groups}) > 1 for m in models(spec).values()):
         _price_groups_apart(ModelConfig)
+
+
+def _draft_nothing() -> None:
+    """Build the draft model for its layers alone: its worker drafts nothing."""
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+
+    def no_backends(self: Any) -> None:
+        self.draft_attn_backend = self.draft_extend_attn_backend = SimpleNamespace()
+
+    def nothing_shared(self: Any) -> None:
+        """The model has neither embeddings nor a head."""
+
+    EagleDraftWorker.init_attention_backend = no_backends
+    EagleDraftWorker.init_lm_head = nothing_shared
 
 
 def _count_state_copies() -> None:

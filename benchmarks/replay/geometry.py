@@ -96,12 +96,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Groups, the group of each layer, and the cost model. Never mutated."""
+    """Groups, the group of each layer, and the cost model. Never mutated. ``factor`` is what it
+    shrinks by where another model shrinks with it."""
 
     name: str
     groups: tuple[Group, ...]
     order: tuple[int, ...]
     cost: Cost
+    factor: int | None = None
 
     @property
     def row_groups(self) -> list[Group]:
@@ -130,6 +132,8 @@ class Geometry:
         It keeps the smallest head_dim at 8 or more, so a real budget fits in RAM while token
         capacities and all ratios between groups stay those of the real model.
         """
+        if self.factor is not None:
+            return self.factor
         dims = [g.stored_head_dim for g in self.row_groups]
         common = math.gcd(*dims, *(g.stored_state for g in self.state_groups))
         smallest = min(dims)

@@ -30,7 +30,10 @@ def token_pool_bytes(scheduler: Any) -> PoolBytes:
 
 def _bytes_per_token(scheduler: Any) -> tuple[int, int]:
     """Return the bytes of one token in the full pool and in the window pool."""
-    layers = scheduler.tp_worker.model_runner.model.layers
+    layers = list(scheduler.tp_worker.model_runner.model.layers)
+    if scheduler.draft_worker is not None:
+        for runner in scheduler.draft_worker._draft_model_runners():
+            layers += runner.model.layers
     if not scheduler.is_hybrid_swa:
         return sum(map(_row_bytes, layers)), 0
     windowed = [layer for layer in layers if layer.sliding_window_size > 0 or layer.use_irope]

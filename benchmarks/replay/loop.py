@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.replay.arrivals import Arrivals
+from benchmarks.replay.drafts import Drafting
 from benchmarks.replay.forward import (
+    DraftingForward,
     ReplayError,
     TraceForward,
     require_no_early_output,
@@ -62,6 +64,7 @@ class ReplayLoop:
         overlap: bool = False,
         strict: bool = False,
         copy_bytes_per_s: float = COPY_BYTES_PER_S,
+        drafting: Drafting | None = None,
         before_forward: Callable[[Any], None] = lambda batch: None,
     ) -> None:
         self.scheduler = scheduler
@@ -70,14 +73,18 @@ class ReplayLoop:
         self._arrivals = Arrivals(requests)
         self._copied_bytes = 0
         self._book = TokenBook()
-        self._forward = TraceForward()
+        self._drafting = drafting
+        self._forward = TraceForward() if drafting is None else DraftingForward(drafting)
         self._pool_bytes = pool_bytes
         self._manager = manager
         self._before_forward = before_forward
         self._copy_bytes_per_s = copy_bytes_per_s
         self._oracle = (
             TokenOracle(
-                recorder.geometry, scheduler.req_to_token_pool.req_to_token, self._forward.outputs
+                recorder.geometry,
+                scheduler.req_to_token_pool.req_to_token,
+                self._forward.outputs,
+                drafting,
             )
             if strict
             else None
@@ -180,6 +187,8 @@ class ReplayLoop:
         self._collect(launched.batch)
 
     def _seconds(self, step: Step) -> float:
+        if self._drafting is not None:
+            return self._drafting.step_seconds(step)
         geometry = self.recorder.geometry
         kv_bytes = geometry.kv_bytes_read(np.array(step.kv_lengths, dtype=np.int64))
         return geometry.cost.step_seconds(step.prefill_tokens, len(step.decodes), kv_bytes)

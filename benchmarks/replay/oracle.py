@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.replay.drafts import Drafting
 from benchmarks.replay.forward import ReplayError
 from benchmarks.replay.geometry import Geometry
 from benchmarks.replay.recorder import Step
@@ -22,9 +23,14 @@ class TokenOracle:
     the outputs of the trace by request: with overlap SGLang has not seen the last token yet."""
 
     def __init__(
-        self, geometry: Geometry, req_to_token: Any, answers: Mapping[str, Tokens]
+        self,
+        geometry: Geometry,
+        req_to_token: Any,
+        answers: Mapping[str, Tokens],
+        drafting: Drafting | None = None,
     ) -> None:
         self._geometry = geometry
+        self._drafting = drafting
         self._answers = answers
         self._rows = req_to_token.numpy()
         # Token computed into each id, `_NOTHING` for none; grows with the largest id seen.
@@ -32,6 +38,9 @@ class TokenOracle:
 
     def check(self, batch: Any, step: Step) -> None:
         """Store the tokens that a batch computes; raise if a chunk's history is another's."""
+        if self._drafting is not None and step.decodes:
+            self._store_drafts(batch, step, self._drafting)
+            return
         spans = [(start, end) for _, start, end in step.chunks]
         spans += [(length - 1, length) for _, length in step.decodes]
         written = batch.out_cache_loc.numpy()
@@ -43,6 +52,18 @@ class TokenOracle:
             offset += end - start
         for req, (start, end) in zip(batch.reqs, spans[: len(step.chunks)], strict=False):
             self._check_row(req, start, end)
+
+    def _store_drafts(self, batch: Any, step: Step, drafting: Drafting) -> None:
+        """Behind the ``length`` tokens that a request has, those that are right are its own, and
+        what was drafted behind them is nobody's."""
+        for req, (rid, length) in zip(batch.reqs, step.decodes, strict=True):
+            row = self._rows[req.kv.req_pool_idx]
+            ids = row[length : length + drafting.verified_tokens]
+            self._grow(int(ids.max()) + 1)
+            right = 1 + drafting.accepted(rid, length)
+            tokens = self._history(req)[length : length + right]
+            self._stored[ids] = _NOTHING
+            self._stored[ids[: len(tokens)]] = tokens
 
     def _check_row(self, req: Any, start: int, end: int) -> None:
         """Compare what a chunk that starts at `start` reads: everything that some group needs."""

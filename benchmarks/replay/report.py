@@ -43,6 +43,35 @@ def markdown_table(results: Sequence[Result]) -> str:
     return markdown(header, align, [_row(result) for result in results])
 
 
+def drafts_table(results: Sequence[Result]) -> str:
+    """Runs with drafts, one row per models, trace and budget: middle output rates with hit rates,
+    Jenga's as a multiple of the best of the others', and tokens accepted in a step."""
+    rows: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        budget = f"{result['kv_bytes'] / (1 << 30):g} GiB"
+        models = f"{result['geometry']} + {result['draft']}"
+        rows.setdefault((models, Path(result["trace"]).stem, budget), []).append(result)
+    header = ["models", "trace", "budget", "others", "Jenga", "times the best", "accepted"]
+    align = [":--"] * 4 + ["--:"] * 3
+    return markdown(header, align, [[*key, *_against(own)] for key, own in rows.items()])
+
+
+def _against(own: Sequence[Result]) -> list[str]:
+    (jenga,) = (result for result in own if result["backend"] == "jenga")
+    others = [result for result in own if result is not jenga]
+    best = max(result["mid_out_tok_s"] for result in others)
+    return [
+        ", ".join(f"{label(result)} {_rate(result)}" for result in others),
+        _rate(jenga),
+        f"{jenga['mid_out_tok_s'] / best:.2f}",
+        f"{jenga['accept_length']:.2f}",
+    ]
+
+
+def _rate(result: Result) -> str:
+    return f"{result['mid_out_tok_s']:,.0f} ({result['hit_rate']:.2f})"
+
+
 def markdown(header: list[str], align: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *rows))

@@ -51,9 +51,19 @@ def summarise(
         "steps": recorder.steps,
         "prefill_tokens": recorder.prefill_tokens,
         "decode_tokens": recorder.decode_tokens,
+        **_accepted(spec, recorder),
         "simulated_seconds": seconds,
         "wall_seconds": wall_seconds,
     }
+
+
+def _accepted(spec: RunSpec, recorder: Recorder) -> dict[str, float]:
+    """Output tokens of a request in one step that verifies its drafts."""
+    if spec.drafting is None or not recorder.decode_tokens:
+        return {}
+    # The first token of every answer comes with its prompt.
+    tokens = recorder.output_tokens - len(recorder.logs)
+    return {"accept_length": tokens / recorder.decode_tokens}
 
 
 def describe(spec: RunSpec) -> dict[str, Any]:
@@ -75,7 +85,20 @@ def describe(spec: RunSpec) -> dict[str, Any]:
         "host_bytes": spec.host_bytes,
         "copy_bytes_per_s": spec.copy_bytes_per_s,
         "write_policy": spec.write_policy if spec.host_bytes else None,
+        **_drafts(spec),
         "sglang": version("sglang"),
+    }
+
+
+def _drafts(spec: RunSpec) -> dict[str, Any]:
+    if spec.drafting is None:
+        return {}
+    drafting = spec.drafting
+    return {
+        "draft": drafting.draft.name,
+        "draft_algorithm": drafting.algorithm,
+        "draft_steps": drafting.steps,
+        "acceptance": drafting.acceptance,
     }
 
 

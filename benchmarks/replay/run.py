@@ -22,7 +22,7 @@ def replay(spec: RunSpec) -> dict[str, Any]:
     backend = BACKENDS[spec.backend]
     scheduler = build_scheduler(spec)
     manager = manager_time.install(scheduler)
-    recorder = Recorder(spec.geometry)
+    recorder = Recorder(spec.memory)
     loop = ReplayLoop(
         scheduler,
         requests,
@@ -32,6 +32,7 @@ def replay(spec: RunSpec) -> dict[str, Any]:
         overlap=spec.overlap,
         strict=spec.strict,
         copy_bytes_per_s=spec.copy_bytes_per_s,
+        drafting=spec.drafting,
         before_forward=backend.before_forward,
     )
     begin = time.perf_counter()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.replay.drafts import Drafting
 from benchmarks.replay.geometry import Geometry
 
 # SGLang's fixed ratios: of the window pool to the full one in tokens, of states to rows in bytes.
@@ -33,6 +34,12 @@ class RunSpec:
     # SGLang's default of a server; the committed results are without.
     overlap: bool = False
     strict: bool = False
+    drafting: Drafting | None = None
+
+    @property
+    def memory(self) -> Geometry:
+        """What keeps anything: the model's layers, and those of one that drafts."""
+        return self.geometry if self.drafting is None else self.drafting.memory
 
     @property
     def shrunk_kv_bytes(self) -> int:

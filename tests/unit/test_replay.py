@@ -18,6 +18,7 @@ import torch
 from benchmarks.replay import host_times
 from benchmarks.replay.arrivals import Arrivals
 from benchmarks.replay.cli import main
+from benchmarks.replay.drafts import Drafting
 from benchmarks.replay.forward import ReplayError, require_no_early_output
 from benchmarks.replay.generators import GENERATORS
 from benchmarks.replay.geometry import (
@@ -269,6 +270,66 @@ def replay(
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
     result: dict[str, float] = json.loads((folder / "out.json").read_text())
     return result
+
+
+class TestDrafts:
+    draft = Geometry("draft", (Group("full", 2, 2, 8),), (0, 0), Cost(0.5, 0.02, 0.002, 0.0001))
+    drafting = Drafting.of(SMALL, draft, steps=3, acceptance=0.5)
+
+    def test_both_models_shrink_by_the_factor_of_the_smaller(self) -> None:
+        """Heads of 8 elements are the least, so neither does."""
+        assert SMALL.shrink_factor == 2
+        memory = self.drafting.memory
+        factors = [g.shrink_factor for g in (self.drafting.target, self.drafting.draft, memory)]
+        assert factors == [1, 1, 1]
+        assert memory.groups == SMALL.groups + self.draft.groups
+        assert memory.order == (1, 0, 1, 1, 2, 2)
+
+    def test_as_many_drafts_are_right_as_the_acceptance_says(self) -> None:
+        counts = [self.drafting.accepted(f"r{n}", 10 * n) for n in range(4000)]
+        assert counts == [self.drafting.accepted(f"r{n}", 10 * n) for n in range(4000)]
+        for right, share in enumerate((1 / 2, 1 / 4, 1 / 8, 1 / 8)):
+            assert counts.count(right) / 4000 == pytest.approx(share, abs=0.03)
+
+    def test_a_step_costs_a_pass_of_the_target_and_as_many_of_the_draft_as_it_drafts(self) -> None:
+        """Of two requests of 6 and 2 tokens, the target reads 8 rows in a full layer and 4 + 2 in
+        three with a window of 4, of 64 bytes; the draft 8 rows in 2 layers of 64 bytes."""
+        step = Step([], [("a", 6), ("b", 2)])
+        target = 1.0 + 8 * 0.01 + 0.001 * 64 * (8 + 3 * 6)
+        one_draft = 0.5 + 2 * 0.002 + 0.0001 * 64 * 2 * 8
+        again = 0.5 + 8 * 0.002 + 0.0001 * 64 * 2 * 8
+        assert self.drafting.step_seconds(step) == pytest.approx(target + 2 * one_draft + again)
+
+    def test_a_prompt_is_computed_by_both(self) -> None:
+        step = Step([("a", 0, 3)], [])
+        target = 1.0 + 3 * 0.1 + 0.001 * 64 * (3 + 3 * 3)
+        draft = 0.5 + 3 * 0.02 + 0.0001 * 64 * 2 * 3
+        assert self.drafting.step_seconds(step) == pytest.approx(target + draft)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["stock", "jenga"])
+def test_drafts_are_replayed(backend: str, tmp_path: Path) -> None:
+    """Answers are the trace's, in as many steps as the drafts that are right leave; the second of
+    two prompts that part behind 64 tokens hits what the first has left, with pairs of tokens but
+    the page behind which they part."""
+    trace = [
+        request("a", ("doc", 64), ("q0", 30), output=40),
+        request("b", ("doc", 64), ("q1", 30), output=40, after="a", gap=0.5),
+    ]
+    draft = DATA / "drafts" / "llama3.2-1b.json"
+    flags = (f"--draft={draft}", "--draft-steps=3", "--page-size=16")
+    result = replay(tmp_path, backend, "other/llama3-70b", "4GiB", trace, *flags)
+    drafting = Drafting.of(SMALL, TestDrafts.draft, steps=3, acceptance=0.7)
+    steps = 0
+    for name in "ab":
+        length = 94
+        while length < 94 + 39:
+            length += 1 + drafting.accepted(name, length)
+            steps += 1
+    assert result["decode_tokens"] == steps < 2 * 39
+    assert result["accept_length"] == pytest.approx(2 * 39 / steps)
+    assert result["hit_rate"] == pytest.approx((48 if backend == "jenga" else 64) / (2 * 94))
 
 
 def test_a_wait_ends_when_the_first_chunk_begins() -> None:
