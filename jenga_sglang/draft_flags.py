@@ -17,6 +17,8 @@ ALGORITHMS: Mapping[str, tuple[str, ...]] = {"jenga_torch": (*WITHOUT_MODEL, *WI
 _NOT_BESIDE = {
     "enable_dp_attention": "--enable-dp-attention",
     "enable_hierarchical_cache": "--enable-hierarchical-cache",
+    # Changes SGLang's own pool of recurrent states, which is not built.
+    "enable_linear_replayssm_spec": "--enable-linear-replayssm-spec",
 }
 
 
