@@ -22,6 +22,8 @@ CHAINS_ONLY = ("triton", "flashinfer")
 _NOT_BESIDE = {
     "enable_dp_attention": "--enable-dp-attention",
     "enable_hierarchical_cache": "--enable-hierarchical-cache",
+    # Changes SGLang's own pool of recurrent states, which is not built.
+    "enable_linear_replayssm_spec": "--enable-linear-replayssm-spec",
 }
 
 

@@ -75,6 +75,15 @@ class LatentRow:
         return bool(dims == (1, self.rank + self.rope_dim, self.rank))
 
 
+def latent_row(owner: Any) -> LatentRow | None:
+    """The row of a model with latent attention (MLA); None for all others. ``owner`` is SGLang's
+    runner of it, or the configurator of its pools."""
+    if not owner.use_mla_backend:
+        return None
+    config = owner.model_config
+    return LatentRow(config.kv_lora_rank, config.qk_rope_head_dim)
+
+
 def attention_layers(model: torch.nn.Module) -> list[Any]:
     """The model's `RadixAttention` modules that keep KV, in order of construction.
 

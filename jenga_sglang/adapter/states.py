@@ -85,6 +85,11 @@ class StateViews:
         """Copy whole small pages, all layers of a stripe at once; int64 indices on the device."""
         self._pages[target] = self._pages[source]
 
+    def copies_of(self, layer_id: int, pages: torch.Tensor) -> MambaPool.State:
+        """Copies of one layer's states in small pages (n,), as `layers` has them, numbered on."""
+        kept = self.layers[layer_id]
+        return MambaPool.State(conv=[c[pages] for c in kept.conv], temporal=kept.temporal[pages])
+
     def copy_layer(self, layer_id: int, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy one layer's states from small pages to others; int64 indices on the device."""
         rows = self._layer_bytes[layer_id]
@@ -109,7 +114,8 @@ class JengaReqToTokenPool(ReqToTokenPool):
     """SGLang's request rows, and the state that each row's request owns.
 
     Not a `HybridReqToTokenPool`: SGLang would hand out and clear state slots of its own.
-    ``state_index`` are the small pages to answer with, set by the state backend for every batch.
+    ``state_index`` are the small pages to answer with, set by the state backend for every batch;
+    ``copied`` is what it has a layer run on in place of the states themselves.
     """
 
     def __init__(self, *, views: StateViews, **kwargs: Any) -> None:
@@ -117,6 +123,7 @@ class JengaReqToTokenPool(ReqToTokenPool):
         self.views = views
         self.mamba_pool = SimpleNamespace(mamba_cache=views.shapes, enable_linear_replayssm=False)
         self.state_index: torch.Tensor | None = None
+        self.copied: MambaPool.State | None = None
 
     def get_mamba_indices(self, req_indices: torch.Tensor) -> torch.Tensor:
         index = present(self.state_index, "the state backend has named no states of this batch")
@@ -127,7 +134,7 @@ class JengaReqToTokenPool(ReqToTokenPool):
         return mamba_indices
 
     def mamba2_layer_cache(self, layer_id: int) -> MambaPool.State:
-        return self.views.layers[layer_id]
+        return self.copied or self.views.layers[layer_id]
 
 
 def working_pages(all_running: list[Running], table: Ids) -> Ids:

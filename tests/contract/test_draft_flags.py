@@ -54,7 +54,10 @@ def test_a_draft_models_trees_are_refused() -> None:
     assert "--speculative-eagle-topk 4" in line and "choose 1" in line
 
 
-@pytest.mark.parametrize("field", ["enable_dp_attention", "enable_hierarchical_cache"])
+@pytest.mark.parametrize(
+    "field",
+    ["enable_dp_attention", "enable_hierarchical_cache", "enable_linear_replayssm_spec"],
+)
 def test_what_drafts_do_not_go_with_yet_is_refused(field: str) -> None:
     line = refusal(speculative_algorithm="EAGLE", **{field: True})
     assert "--speculative-algorithm EAGLE" in line

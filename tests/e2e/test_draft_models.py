@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.checks import POISON, assert_same_answers, server_flags
+from e2e.checks import POISON, absorb_latent_rows, assert_same_answers, server_flags
 from e2e.drafting import accepted, drafting_stream, overlapping
 from e2e.engine import Job, run_jobs
 from e2e.oracle import oracle_of
 from e2e.stream import TOKENS, Request
+from models.released import FULL
 from models.tiny import ARCHITECTURES, HEAD_DIM, WINDOW, write_model
-from models.tiny_draft import make_eagle_head
+from models.tiny_draft import make_eagle_head, with_deepseek_head
 
 
 def standalone(draft: Path, steps: int) -> dict[str, Any]:
@@ -197,3 +198,53 @@ def shared_tokens(a: list[int], b: list[int]) -> int:
     return next(
         (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
+
+
+def test_drafts_beside_latent_rows(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """A target with latent attention (MLA), and drafts of one with the same rows, which share its
+    group, and of one with keys and values. SGLang's own torch attention does not verify over latent
+    rows, so this is compared with answers without drafts alone."""
+    target = tiny_model("minicpm3")
+    plain = {**server_flags(target, 16), "max_total_tokens": 640, "max_running_requests": 12}
+    requests = drafting_stream()[:16]
+    drafts = {"latent": target, "rows": tiny_model("llama")}
+    jobs = {
+        name: Job(
+            {**plain, **standalone(draft, 4), "memory_backend": "jenga"}, requests, env=POISON
+        )
+        for name, draft in drafts.items()
+    }
+    reports = run_jobs(
+        {"plain": Job(plain, requests, prepare=absorb_latent_rows), **jobs}, tmp_path
+    )
+    for name in drafts:
+        assert_same_answers(f"minicpm3, {name}", reports["plain"].answers, reports[name].answers)
+    assert min(accepted(reports["latent"].answers)) > 0
+    assert len(accepted(reports["latent"].answers)) == 5
+    layers = {name: [g["layers"] for g in reports[name].state["groups"]] for name in drafts}
+    assert layers == {"latent": [6], "rows": [3, 4]}
+
+
+def test_a_head_over_latent_rows(tmp_path: Path) -> None:
+    """DeepSeek-V3's own, a layer with experts."""
+    made = write_model(tmp_path / "made", FULL["deepseek_v3_moe"], 6)
+    target = with_deepseek_head(tmp_path / "target", made, like_layer=2)
+    requests = drafting_stream()[:16]
+    plain = {**server_flags(target, 16), "max_total_tokens": 640, "max_running_requests": 12}
+    known = run_jobs({"plain": Job(plain, requests, prepare=absorb_latent_rows)}, tmp_path)
+    answers = known["plain"].answers
+    flags = {
+        **plain,
+        "memory_backend": "jenga",
+        "speculative_algorithm": "NEXTN",
+        "speculative_num_steps": 3,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": 4,
+    }
+    oracle = oracle_of(requests, answers, 3)
+    job = Job(flags, requests, env=POISON, prepare=oracle.install)
+    report = run_jobs({"jenga": job}, tmp_path)["jenga"]
+    assert_same_answers("deepseek_v3_moe, its own head", answers, report.answers)
+    assert min(accepted(report.answers)) > 0 and len(accepted(report.answers)) == 4
+    (group,) = report.state["groups"]
+    assert group["layers"] == 4

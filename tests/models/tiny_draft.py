@@ -1,12 +1,17 @@
-"""Heads with random weights that draft for a tiny Llama, as EAGLE and EAGLE-3 have them."""
+"""Heads with random weights that draft: for a tiny Llama, as EAGLE and EAGLE-3 have them, and in
+the checkpoint of a tiny Qwen3.5 or DeepSeek-V3, as releases do."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from models.tiny import change_config
+from safetensors.torch import load_file, save_file
 
+_Weights = dict[str, torch.Tensor]
 TAPPED_LAYERS = [0, 1, 2]  # of the target: an EAGLE-3 head reads what comes out of these
 
 
@@ -19,6 +24,60 @@ def make_eagle_head(path: Path, target: Path, *, is_third: bool, seed: int = 5) 
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def with_qwen_head(path: Path, target: Path, like_layer: int) -> Path:
+    """Write the Qwen3.5 in directory ``target``, with a head that predicts one token more, into
+    directory ``path`` and return it. The head's layer has the shape of the target's
+    ``like_layer``, one of attention."""
+
+    def head(layer: _Weights, hidden: int, generator: torch.Generator) -> _Weights:
+        norms = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+        return {
+            **{f"mtp.layers.0.{name}": weight for name, weight in layer.items()},
+            **{f"mtp.{name}.weight": torch.zeros(hidden) for name in norms},
+            "mtp.fc.weight": _random(generator, hidden, 2 * hidden),
+        }
+
+    return _with_head(path, target, like_layer, head)
+
+
+def with_deepseek_head(path: Path, target: Path, like_layer: int) -> Path:
+    """The same of a DeepSeek-V3, whose head is the layer behind its last."""
+    config = json.loads((target / "config.json").read_text())
+    first = f"model.layers.{config['num_hidden_layers']}."
+
+    def head(layer: _Weights, hidden: int, generator: torch.Generator) -> _Weights:
+        norms = ("enorm", "hnorm", "shared_head.norm")
+        return {
+            **{f"{first}{name}": weight for name, weight in layer.items()},
+            **{f"{first}{name}.weight": torch.ones(hidden) for name in norms},
+            f"{first}eh_proj.weight": _random(generator, hidden, 2 * hidden),
+        }
+
+    _with_head(path, target, like_layer, head)
+    change_config(path / "config.json", {"num_nextn_predict_layers": 1})
+    return path
+
+
+def _with_head(
+    path: Path,
+    target: Path,
+    like_layer: int,
+    head: Callable[[_Weights, int, torch.Generator], _Weights],
+) -> Path:
+    shutil.copytree(target, path)
+    file = path / "model.safetensors"
+    weights, generator = load_file(file), torch.Generator().manual_seed(5)
+    first = f"model.layers.{like_layer}."
+    layer = {
+        name.removeprefix(first): _random(generator, *weight.shape)
+        for name, weight in weights.items()
+        if name.startswith(first)
+    }
+    added = head(layer, weights["model.norm.weight"].shape[0], generator)
+    save_file(weights | added, file, metadata={"format": "pt"})
     return path
 
 

@@ -158,3 +158,29 @@ def test_an_unknown_adapter_is_refused_and_the_others_answer(
     status, text = server.request("POST", "/generate", body)
     assert status == 400 and "nobody" in text
     assert answer(server, "first") == (right["first"], 0)
+
+
+@pytest.mark.long
+def test_drafts_are_verified_by_the_adapter_they_are_for(
+    start_server: Callable[..., Any],
+    paths: dict[str, Path],
+    lora_flags: tuple[str, ...],
+    right: dict[str | None, list[int]],
+) -> None:
+    """N-grams come from everybody's answers. Each is asked twice: the second time its own can be
+    foreseen."""
+    drafting = (
+        *("--speculative-algorithm", "NGRAM", "--speculative-ngram-max-bfs-breadth", "1"),
+        *("--speculative-num-draft-tokens", "6", "--max-running-requests", "8"),
+    )
+    started = start_server(
+        *("--model-path", str(paths["model"]), *JENGA, *lora_flags, *drafting),
+        *("--attention-backend", "jenga_torch"),
+    )
+    server = Client(started.port, started.process, started.log_path)
+    for hits in (0, CACHED):
+        for name in (None, "first", "second"):
+            assert answer(server, name) == (right[name], hits), name
+    said = server.generate(PROMPT, lora_path="first")
+    assert said["meta_info"]["spec_verify_ct"] < len(right["first"]) - 1
+    server.assert_clean()

@@ -22,6 +22,11 @@ class Tree:
         """(drafts,) how many others each has before it: its place in the text, from the first."""
         return self.follows.sum(1) - 1
 
+    def paths(self) -> list[NDArray[np.int64]]:
+        """Every way from the root to a draft that none follows, each as the drafts on it."""
+        leaves = np.flatnonzero(self.follows.sum(0) == 1)
+        return [np.flatnonzero(self.follows[leaf]) for leaf in leaves]
+
     def of_nodes(self, visible: NDArray[np.bool_], history: int) -> NDArray[np.bool_]:
         """What each draft reads. ``visible`` (drafts, history + drafts) bool is what as many tokens
         that follow one another would."""

@@ -1,22 +1,16 @@
 """SGLang's linear-attention backends on Jenga's states: one step in as many rounds as it has
-snapshots.
+snapshots (`state_rounds`). Most steps have one round and run exactly as in SGLang.
 
-A kernel takes a request's state from the start of its new tokens to their end. Where a snapshot
-is due in between, the step is cut: every round computes the tokens up to each request's next
-snapshot, and what has got there is copied out before the next round goes on::
-
-    request a   [ . . . . . . | . . ]     round 0, copy, round 1
-    request b   [ . . . ]                 round 0
-    request c   [ . . | . . . . | . ]     round 0, copy, round 1, copy, round 2
-
-Most steps have one round and run exactly as in SGLang.
+A step that verifies drafts runs on copies of the states, a layer's at a time, and leaves the states
+as they were. What went into its layers is kept until it is known which drafts are accepted; those
+are computed once more, as a step of their own, which moves the states on. So a request has one
+state, however many drafts it has, and a snapshot where any other step would leave one.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +27,18 @@ from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cu
 from sglang.srt.model_executor.forward_context import get_attn_backend
 
 from jenga_sglang import flags
+from jenga_sglang.adapter.attention.drafts import trees_of
+from jenga_sglang.adapter.attention.state_rounds import (
+    Piece,
+    Places,
+    Round,
+    cut,
+    of_drafts,
+    one_after_the_other,
+    order_of,
+    part_of,
+    places_of,
+)
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.states import (
     JengaReqToTokenPool,
@@ -42,40 +48,26 @@ from jenga_sglang.adapter.states import (
 )
 from jenga_sglang.core.books.corrupt import agree, present
 from jenga_sglang.core.ids import Ids
-from jenga_sglang.core.running import Running, StateCopy
+from jenga_sglang.core.running import Running
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """New tokens ``[start, stop)`` of request ``row`` of a batch, the first of them at ``place``
-    among the batch's new tokens; ``saves`` are copied when they are computed."""
-
-    row: int
-    start: int
-    stop: int
-    place: int
-    saves: tuple[StateCopy, ...] = ()
+    from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 
 
 @dataclasses.dataclass
-class Round:
-    """Pieces that one call computes. ``tokens`` (n,) are their places in the batch, None for all;
-    ``working[stripe]`` (pieces,) their states; ``saved[stripe]`` pairs of source and target."""
+class Drafts:
+    """Drafts that have been verified behind ``starts`` tokens of each request, until it is known
+    which are accepted. ``layers[layer_id]`` computes parts of the batch once more."""
 
     batch: ForwardBatch
-    tokens: torch.Tensor | None
-    working: list[torch.Tensor]
-    saved: list[tuple[torch.Tensor, torch.Tensor]]
-    metadata: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def pick(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """The part of a tensor over the batch's new tokens, along ``dim``, that is computed now."""
-        return tensor if self.tokens is None else tensor.index_select(dim, self.tokens)
+    all_running: list[Running]
+    starts: list[int]
+    layers: dict[int, Callable[[Round], Any]] = dataclasses.field(default_factory=dict)
 
 
 class StateRounds:
@@ -87,7 +79,11 @@ class StateRounds:
     states: StateViews
     group: int
     device: torch.device
+    # With overlap SGLang brings the host's lengths up to date where this is so.
+    needs_cpu_seq_lens = True
     _rounds: list[Round]
+    _order: torch.Tensor | None  # in which results are those of the batch's tokens
+    _drafts: Drafts | None
     _layer_id: int
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -97,6 +93,7 @@ class StateRounds:
         self.states = present(self.pool.states, "a pool without recurrent states")
         self.group = present(self.pool.state_group, "a pool without a group of states")
         self._rounds = []
+        self._order = self._drafts = None
         self._layer_id = -1
 
     @property
@@ -109,9 +106,8 @@ class StateRounds:
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         # Without attention layers nobody else does.
         self.pool.poison_freed()
-        self._rounds = []
-        mode = forward_batch.forward_mode
-        if mode.is_idle():
+        self._rounds, self._drafts = [], None
+        if forward_batch.forward_mode.is_idle():
             return
         lengths = _host(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
         requests = _host(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
@@ -121,16 +117,21 @@ class StateRounds:
         if not all_running:
             return  # a warm-up batch: there is nobody whose state could change
         agree("requests of the batch with pages", len(all_running), len(requests))
-        if mode.is_decode():
-            prefixes = [length - 1 for length in lengths]
-        else:
-            prefixes = _host(forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens)
         self._start(all_running)
-        rounds = _cut(all_running, prefixes, lengths)
-        for pieces in rounds:
-            self._rounds.append(
-                self._round(forward_batch, all_running, pieces, whole=len(rounds) == 1)
-            )
+        if forward_batch.forward_mode.is_target_verify():
+            self._verify(Drafts(forward_batch, all_running, lengths))
+            return
+        if forward_batch.forward_mode.is_decode():
+            starts = [length - 1 for length in lengths]
+        else:
+            starts = _host(forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens)
+        counts = [length - start for length, start in zip(lengths, starts, strict=True)]
+        rounds = cut(all_running, starts, one_after_the_other(counts))
+        whole = len(rounds) == 1
+        self._rounds = [
+            self._round(forward_batch, all_running, pieces, whole=whole) for pieces in rounds
+        ]
+        self._order = None if whole else self._order_of([p for pieces in rounds for p in pieces])
 
     def _start(self, all_running: list[Running]) -> None:
         starts = [start for running in all_running for start in running.take_starts()]
@@ -138,21 +139,59 @@ class StateRounds:
             for source, target in zip(*copy_pages(starts), strict=True):
                 self.states.copy_pages(self._to_device(source), self._to_device(target))
 
+    def _verify(self, drafts: Drafts) -> None:
+        spec = drafts.batch.spec_info
+        places = one_after_the_other([spec.draft_token_num] * len(drafts.starts))
+        pieces = of_drafts(drafts.starts, places, trees_of(spec, drafts.starts))
+        self._rounds = [self._round(drafts.batch, drafts.all_running, pieces, on_copies=True)]
+        self._order = self._order_of(pieces)
+        self._drafts = drafts
+
+    @property
+    def drafted_behind(self) -> list[int]:
+        """Behind how many tokens of each request the drafts are that have just been verified."""
+        return present(self._drafts, "drafts that were not verified").starts
+
+    def accept(self, all_places: Sequence[Places]) -> None:
+        """Move on the states of the requests whose drafts have just been verified, by those at
+        ``all_places`` among the batch's drafts, and leave the snapshots that are due."""
+        drafts, self._drafts = present(self._drafts, "drafts that were not verified"), None
+        self.pool.poison_freed()
+        rounds = [
+            self._round(drafts.batch, drafts.all_running, pieces)
+            for pieces in cut(drafts.all_running, drafts.starts, all_places)
+        ]
+        for layer_id, compute in drafts.layers.items():
+            for now in rounds:
+                self._run_round(layer_id, compute, now)
+
+    def _order_of(self, pieces: Sequence[Piece]) -> torch.Tensor | None:
+        order = order_of(places_of(pieces))
+        return None if order is None else self._to_device(order)
+
     def _round(
-        self, batch: ForwardBatch, all_running: list[Running], pieces: list[Piece], *, whole: bool
+        self,
+        batch: ForwardBatch,
+        all_running: list[Running],
+        pieces: list[Piece],
+        *,
+        whole: bool = False,
+        on_copies: bool = False,
     ) -> Round:
         working = working_pages([all_running[piece.row] for piece in pieces], self._table)
         saves = [save for piece in pieces for save in piece.saves]
         saved = zip(*copy_pages(saves), strict=True) if saves else ()
         result = Round(
             batch if whole else part_of(batch, pieces),
-            None if whole else self._to_device(_places(pieces)),
+            None if whole else self._to_device(places_of(pieces)),
             [self._to_device(pages) for pages in working],
             [(self._to_device(source), self._to_device(target)) for source, target in saved],
+            on_copies,
         )
         # As SGLang's own backend sees this part of the batch, once for every stripe's indices.
         for pages in result.working:
-            self.rows.state_index = pages.to(torch.int32)
+            index = torch.arange(len(pieces), device=self.device) if on_copies else pages
+            self.rows.state_index = index.to(torch.int32)
             super().init_forward_metadata(result.batch)  # type: ignore[misc]
             result.metadata.append({n: getattr(self, n) for n in STEP_FIELDS if hasattr(self, n)})
         return result
@@ -167,10 +206,19 @@ class StateRounds:
         stripe = self.states.stripe[layer_id]
         for name, value in now.metadata[stripe].items():
             setattr(self, name, value)
+        if now.on_copies:
+            self.rows.copied = self.states.copies_of(layer_id, now.working[stripe])
 
     def _leave(self, layer_id: int, now: Round) -> None:
+        self.rows.copied = None
         if now.saved:
             self.states.copy_layer(layer_id, *now.saved[self.states.stripe[layer_id]])
+
+    def _run_round(self, layer_id: int, compute: Callable[[Round], Any], now: Round) -> Any:
+        self._enter(layer_id, now)
+        result = compute(now)
+        self._leave(layer_id, now)
+        return result
 
     def run(
         self,
@@ -180,19 +228,15 @@ class StateRounds:
         token_dim: int = 0,
     ) -> torch.Tensor:
         """Call ``compute`` for every round; its results are put together along ``token_dim``.
-        ``empty`` makes the result of a batch without requests."""
+        ``empty`` makes the result of a batch without requests. Of drafts ``compute`` is kept, and
+        called again for those that are accepted."""
         if not self._rounds:
             return empty()
-        results = []
-        for now in self._rounds:
-            self._enter(layer_id, now)
-            results.append(compute(now))
-            self._leave(layer_id, now)
-        if len(results) == 1:
-            return results[0]
-        order = torch.cat([now.tokens for now in self._rounds if now.tokens is not None])
-        out = torch.empty_like(joined := torch.cat(results, token_dim))
-        return out.index_copy_(token_dim, order, joined)
+        results = [self._run_round(layer_id, compute, now) for now in self._rounds]
+        if self._drafts is not None:
+            self._drafts.layers[layer_id] = compute
+        joined: torch.Tensor = results[0] if len(results) == 1 else torch.cat(results, token_dim)
+        return joined if self._order is None else joined.index_select(token_dim, self._order)
 
 
 class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
@@ -206,7 +250,8 @@ class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
         self._layer_id, self._asked = layer_id, True
         if not self._rounds:
             return ShortConvMetadata(self.rows.mamba2_layer_cache(layer_id), None)
-        self._enter(layer_id, self._rounds[0])
+        if self._drafts is None:
+            self._enter(layer_id, self._rounds[0])
         return super().conv_state_metadata(layer_id, forward_batch)
 
     def run_convolution(
@@ -225,6 +270,7 @@ class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
                 "query_start_loc": meta.query_start_loc,
                 "cache_indices": meta.cache_indices,
                 "has_initial_state": meta.has_initial_state,
+                "conv_states": meta.layer_cache.conv[0],
             }
             return kernel(now.pick(x, 1), *args, **kwargs | changed)
 
@@ -320,6 +366,20 @@ class JengaGDNBackend(LinearRounds, GDNAttnBackend):
 class JengaKDABackend(LinearRounds, KDAAttnBackend):
     """Kimi delta attention. SGLang's Triton kernels take states with any stride."""
 
+    def forward_extend(
+        self,
+        layer: Any,
+        forward_batch: ForwardBatch,
+        mixed_qkv: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """``a`` is (1, tokens, …) as in prompts; of drafts layers give (tokens, …), as to decode
+        kernels."""
+        gates = a.unsqueeze(0) if a.dim() == 2 else a
+        return super().forward_extend(layer, forward_batch, mixed_qkv, gates, b, **kwargs)
+
 
 BACKENDS: dict[type, type[StateRounds]] = {
     ShortConvAttnBackend: JengaShortConvBackend,
@@ -368,6 +428,22 @@ def convolution_backend() -> JengaShortConvBackend | None:
     return backend if isinstance(backend, JengaShortConvBackend) else None
 
 
+def accept_drafts(
+    attn_backend: Any, batch: ScheduleBatch, accept_lens: torch.Tensor, accept_index: torch.Tensor
+) -> None:
+    """Move on the states of the requests of ``batch`` by the drafts that each has accepted: the
+    first ``accept_lens`` (requests,) of ``accept_index`` (requests, most), places in the batch."""
+    backend: StateRounds = getattr(attn_backend, "linear_attn_backend", attn_backend)
+    cache: JengaPrefixCache = batch.tree_cache
+    counts, index = accept_lens.tolist(), accept_index.cpu().numpy().astype(np.int64)
+    for req, start, count in zip(batch.reqs, backend.drafted_behind, counts, strict=True):
+        # An answer may end within what is accepted: a snapshot behind its end would be nobody's.
+        end = len(req.origin_input_ids) + req.sampling_params.max_new_tokens - 1
+        cache.save_states(req, start, min(start + count, end))
+    cache.run_copies()
+    backend.accept([places[:count] for places, count in zip(index, counts, strict=True)])
+
+
 # What SGLang's backends keep of the current step.
 STEP_FIELDS = (
     "forward_metadata",
@@ -376,50 +452,6 @@ STEP_FIELDS = (
     "_has_prefix_cpu",
     "_cache_indices",
 )
-
-
-def _cut(all_running: list[Running], prefixes: list[int], lengths: list[int]) -> list[list[Piece]]:
-    """The rounds of a step, as pieces. Takes the snapshots of the step from the
-    requests."""
-    rounds: list[list[Piece]] = []
-    place = 0
-    for row, (running, start, length) in enumerate(
-        zip(all_running, prefixes, lengths, strict=True)
-    ):
-        all_saves = running.take_saves()
-        for number, stop in enumerate(sorted({stop for stop, _ in all_saves} | {length})):
-            saves = tuple(save for at, save in all_saves if at == stop)
-            if number == len(rounds):
-                rounds.append([])
-            rounds[number].append(Piece(row, start, stop, place, saves))
-            place += stop - start
-            start = stop
-    return rounds
-
-
-def _places(pieces: Iterable[Piece]) -> NDArray[np.int64]:
-    """Where the pieces' tokens are among the batch's new tokens."""
-    return np.concatenate([np.arange(p.place, p.place + p.stop - p.start) for p in pieces])
-
-
-def part_of(batch: ForwardBatch, pieces: list[Piece]) -> ForwardBatch:
-    """The prefill batch as if it had only these pieces: what linear-attention backends read."""
-    part = copy.copy(batch)
-    rows = torch.tensor([p.row for p in pieces], device=batch.seq_lens.device)
-    starts = torch.tensor([p.start for p in pieces], dtype=torch.int64)
-    stops = torch.tensor([p.stop for p in pieces], dtype=torch.int64)
-    sizes = stops - starts
-    part.batch_size = len(pieces)
-    part.req_pool_indices = batch.req_pool_indices[rows]
-    part.seq_lens_cpu = stops
-    part.seq_lens = stops.to(batch.seq_lens)
-    part.extend_num_tokens = int(sizes.sum())
-    part.extend_seq_lens_cpu = sizes.tolist()
-    part.extend_seq_lens = sizes.to(batch.extend_seq_lens)
-    part.extend_prefix_lens_cpu = starts.tolist()
-    part.extend_prefix_lens = starts.to(batch.extend_prefix_lens)
-    part.extend_start_loc = (sizes.cumsum(0) - sizes).to(batch.extend_start_loc)
-    return part
 
 
 def _host(host: Any, device: torch.Tensor) -> list[int]:

@@ -13,6 +13,7 @@ from jenga_sglang import flags
 from jenga_sglang.adapter.attention.drafts import as_chains
 from jenga_sglang.adapter.cache import batch_alloc
 from jenga_sglang.adapter.start import draft_layers
+from jenga_sglang.adapter.states import JengaReqToTokenPool
 from jenga_sglang.hook import AROUND, hook
 
 
@@ -100,3 +101,57 @@ def _create_backend(
     for name in (flags.TRITON_BACKEND, flags.FLASHINFER_BACKEND):
         ours[name] = partial(build_on_device, name)
     return original(factory, backend_name, ours, error_template, stamps_children)
+
+
+@hook(
+    "sglang.srt.speculative.spec_utils.commit_mamba_states_after_verify",
+    (
+        *("target_worker", "batch", "accept_lens", "accept_index", "draft_token_num"),
+        "prepared_step_indices",
+    ),
+    AROUND,
+    until="the linear-attention backend is told what was accepted of which requests",
+)
+def _commit_mamba_states_after_verify(
+    original: Callable[..., None],
+    target_worker: Any,
+    batch: Any,
+    accept_lens: Any,
+    accept_index: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """A request's one state moves on by what it has accepted; SGLang would look for a state behind
+    every draft"""
+    runner = target_worker.model_runner
+    if not isinstance(runner.req_to_token_pool, JengaReqToTokenPool):
+        return
+    from jenga_sglang.adapter.attention.state_backend import accept_drafts
+
+    if not batch.forward_mode.is_idle():
+        accept_drafts(runner.attn_backend, batch, accept_lens, accept_index)
+
+
+@hook(
+    "sglang.srt.models.lfm2.shortconv_target_verify",
+    ("conv", "Bx", "meta", "draft_token_num", "arch"),
+    AROUND,
+    until="the model calls its backend",
+)
+def _shortconv_target_verify(
+    original: Callable[..., Any], conv: Any, tokens: Any, meta: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """LFM2 would write a state behind every draft; here drafts are computed as a prompt is"""
+    from sglang.srt.layers.attention.mamba.causal_conv1d import causal_conv1d_fn
+
+    computed = causal_conv1d_fn(
+        tokens.transpose(0, 1).contiguous(),
+        conv.conv_weight,
+        conv.conv_bias,
+        query_start_loc=meta.query_start_loc,
+        cache_indices=meta.cache_indices,
+        has_initial_state=meta.has_initial_state,
+        conv_states=meta.layer_cache.conv[0],
+        activation=None,
+    )
+    return computed.transpose(0, 1)

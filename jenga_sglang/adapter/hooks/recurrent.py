@@ -63,9 +63,12 @@ def _resolve_max_num_reqs(
 )
 def _attn_backend_wrapper(original: Callable[..., Any], runner: Any, full_attn_backend: Any) -> Any:
     """Recurrent layers run in rounds, from snapshot to snapshot, on states in our pool; SGLang
-    chooses the linear-attention backend by the model's config."""
+    chooses the linear-attention backend by the model's config. The head of such a model, which
+    drafts, has attention only."""
     if not isinstance(runner.req_to_token_pool, JengaReqToTokenPool):
         return original(runner, full_attn_backend)
+    if runner.is_draft_worker:
+        return full_attn_backend
     from jenga_sglang.adapter.attention.state_backend import refuse_graphs, replace_linear_backend
 
     refuse_graphs()

@@ -32,10 +32,10 @@ from jenga_sglang.adapter.cache.allocator import JengaAllocator
 from jenga_sglang.adapter.disagg import refuse_what_is_not_sent
 from jenga_sglang.adapter.discovery import (
     DiscoveredGroup,
-    LatentRow,
     apply_config_windows,
     attention_layers,
     discover_groups,
+    latent_row,
 )
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.observe.report import log_start
@@ -273,14 +273,6 @@ def _too_small(why: str) -> SystemExit:
     return refuse(flag, f"{why}; give the pool more memory or choose a smaller --page-size")
 
 
-def latent_row(configurator: Any) -> LatentRow | None:
-    """The row of a model with latent attention (MLA); None for all others."""
-    if not configurator.use_mla_backend:
-        return None
-    config = configurator.model_config
-    return LatentRow(config.kv_lora_rank, config.qk_rope_head_dim)
-
-
 def stock_token_bytes(configurator: Any) -> int:
     """Bytes of one token in SGLang's pool of all layers (`MHATokenToKVPool` or its MLA kin)."""
     config = configurator.model_config
@@ -329,8 +321,19 @@ def _stock_state_bytes(configurator: Any) -> int:
     """Bytes of SGLang's pool of recurrent states, padding slot included."""
     if configurator.mambaish_config is None:
         return 0
-    slots = get_schedule().max_mamba_cache_size + 1
+    slots = get_schedule().max_mamba_cache_size + 1 + _stock_draft_states(configurator)
     return int(slots * configurator.mambaish_config.mamba2_cache_params.mamba_cache_per_req)
+
+
+def _stock_draft_states(configurator: Any) -> int:
+    """States that SGLang sets aside beside them: one behind every draft of every request that it
+    would run at once, and of one that is padding."""
+    if configurator.spec_algorithm.is_none():
+        return 0
+    schedule = get_schedule()
+    requests = schedule.max_mamba_cache_size // configurator._calculate_mamba_ratio()
+    requests = min(requests, schedule.max_running_requests)
+    return int((requests + 1) * get_spec().speculative_num_draft_tokens)
 
 
 def _attention_parallel() -> tuple[int, int]:

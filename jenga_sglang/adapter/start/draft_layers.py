@@ -10,7 +10,10 @@ from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 
-from jenga_sglang.adapter.discovery import attention_layers
+from jenga_sglang.adapter.discovery import attention_layers, latent_row
+
+# Heads of models with recurrent layers, whose config they share, that have attention only.
+_ATTENTION_ONLY = frozenset({"Qwen3NextForCausalLMMTP", "Qwen3_5ForCausalLMMTP"})
 
 _runners: list[Any] = []  # of this process's draft worker, while the pool is built
 
@@ -25,19 +28,20 @@ def of_worker(worker: Any) -> Iterator[None]:
         _runners.clear()
 
 
-def has_draft_model() -> bool:
-    """Whether drafts are made by a model."""
-    return bool(_runners)
-
-
 def has_recurrent_layers() -> bool:
     """Whether a draft model has recurrent layers."""
-    return any(mambaish_config(runner.model_config) is not None for runner in _runners)
+    return any(
+        mambaish_config(runner.model_config) is not None
+        and _ATTENTION_ONLY.isdisjoint(runner.model_config.hf_config.architectures)
+        for runner in _runners
+    )
 
 
-def has_latent_rows() -> bool:
-    """Whether a draft model has latent attention (MLA)."""
-    return any(runner.use_mla_backend for runner in _runners)
+def has_latent_rows_beside(target: Any) -> bool:
+    """Whether a draft model has latent attention (MLA) with other rows than those of its target,
+    whose pools this configurator makes."""
+    rows = [row for runner in _runners if (row := latent_row(runner))]
+    return any(row != latent_row(target) for row in rows)
 
 
 def layers_after(target: Sequence[RadixAttention]) -> list[RadixAttention]:

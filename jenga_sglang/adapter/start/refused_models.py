@@ -115,9 +115,8 @@ def _drafts(configurator: Any) -> bool:
     return not configurator.spec_algorithm.is_none()
 
 
-def _rolls_back_states(configurator: Any) -> bool:
-    has_states = configurator.mambaish_config is not None if _drafts(configurator) else False
-    return has_states or draft_layers.has_recurrent_layers()
+def _drafts_with_states(configurator: Any) -> bool:
+    return draft_layers.has_recurrent_layers()
 
 
 def _drafts_beside_encoder(configurator: Any) -> bool:
@@ -125,10 +124,8 @@ def _drafts_beside_encoder(configurator: Any) -> bool:
     return bool(has_encoder) and _drafts(configurator)
 
 
-def _drafts_beside_latent_rows(configurator: Any) -> bool:
-    return draft_layers.has_draft_model() and (
-        bool(configurator.use_mla_backend) or draft_layers.has_latent_rows()
-    )
+def _drafts_of_other_latent_rows(configurator: Any) -> bool:
+    return draft_layers.has_latent_rows_beside(configurator)
 
 
 def _is_sized_otherwise(configurator: Any) -> bool:
@@ -153,7 +150,7 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("cross-attention that shows a token some of the images only", _hides_images),
     ("attention to tokens that follow", _sees_what_follows),
     ("pools of SGLang's that are not sized by layers", _is_sized_otherwise),
-    ("recurrent layers, and drafts (--speculative-algorithm)", _rolls_back_states),
+    ("a draft model with recurrent layers", _drafts_with_states),
     ("an encoder, and drafts (--speculative-algorithm)", _drafts_beside_encoder),
-    ("latent attention, and a draft model", _drafts_beside_latent_rows),
+    ("a draft model with latent attention of other rows", _drafts_of_other_latent_rows),
 )

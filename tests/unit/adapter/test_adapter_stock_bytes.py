@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.mem_cache import kv_cache_configurator
+from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from jenga_sglang.adapter.start import build
 
@@ -70,3 +73,34 @@ def test_a_pool_of_full_and_windowed_layers(config: Any, monkeypatch: pytest.Mon
         full_max_total_num_tokens=FULL_TOKENS, swa_max_total_num_tokens=WINDOW_TOKENS
     )
     assert build.stock_pool_bytes(configurator, sizes) == pool_bytes(config, layers)
+
+
+@pytest.mark.parametrize("max_running", [2, 100])
+@pytest.mark.parametrize("algorithm", [SpeculativeAlgorithm.NONE, SpeculativeAlgorithm.NGRAM])
+def test_states_and_those_behind_drafts_are_what_sglang_sets_aside(
+    algorithm: SpeculativeAlgorithm, max_running: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 states of 1 MiB, five a request; with drafts six more for each that may run, and for one
+    that is padding."""
+    params = SimpleNamespace(layers=[0, 2], mamba_cache_per_req=1 << 20)
+    configurator = SimpleNamespace(
+        mambaish_config=SimpleNamespace(mamba2_cache_params=params),
+        spec_algorithm=algorithm,
+        attn_dp_size=1,
+        pp_size=1,
+        extra_mamba_cache_bytes_per_req=0,
+        fused_entry_bytes=lambda name: None,
+        _calculate_mamba_ratio=lambda: 5,
+    )
+    schedule = SimpleNamespace(max_mamba_cache_size=30, max_running_requests=max_running)
+    spec = SimpleNamespace(speculative_num_draft_tokens=6)
+    for module in (build, kv_cache_configurator):
+        monkeypatch.setattr(module, "get_schedule", lambda: schedule)
+        monkeypatch.setattr(module, "get_spec", lambda: spec)
+    features = SimpleNamespace(mamba=SimpleNamespace(enable_linear_replayssm_spec=False))
+    context = SimpleNamespace(override=lambda *args, **kwargs: None)
+    monkeypatch.setattr(kv_cache_configurator, "get_exec", lambda: features)
+    monkeypatch.setattr(kv_cache_configurator, "get_context", lambda: context)
+    monkeypatch.setattr(kv_cache_configurator, "_pd_prefill_skips_mamba_spec_state", lambda: False)
+    left = KVCacheConfigurator._handle_max_mamba_cache(configurator, 100)  # GiB
+    assert build._stock_state_bytes(configurator) == round((100 - left) * (1 << 30))

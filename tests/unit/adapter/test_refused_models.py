@@ -188,9 +188,21 @@ def test_layers_of_the_transformers_backend_are_found() -> None:
 DRAFTS = SpeculativeAlgorithm.NGRAM
 
 
-def test_drafts_of_a_model_with_recurrent_layers() -> None:
-    line = refusal(configurator(spec_algorithm=DRAFTS, mambaish_config=object()))
-    assert "recurrent layers, and drafts (--speculative-algorithm)" in line
+@pytest.mark.parametrize(
+    ("draft", "is_refused"),
+    [("FalconH1ForCausalLM", True), ("Qwen3_5ForCausalLMMTP", False)],
+)
+def test_a_draft_model_with_recurrent_layers(
+    draft: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head shares its target's config, and has attention only."""
+    # Its rows are what is refused after it.
+    monkeypatch.setattr(draft_layers, "_runners", [with_latent_rows(draft, (64, 16))])
+    monkeypatch.setattr(draft_layers, "mambaish_config", lambda config: config)
+    fields = {"spec_algorithm": SpeculativeAlgorithm.EAGLE, "mambaish_config": None}
+    line = refusal(configurator(**vars(with_latent_rows("Target", None)), **fields))
+    assert ("a draft model with recurrent layers" in line) == is_refused
+    assert ("latent attention of other rows" in line) != is_refused
 
 
 def test_drafts_behind_an_encoder() -> None:
@@ -201,12 +213,24 @@ def test_drafts_behind_an_encoder() -> None:
     assert "Whisper has an encoder, and drafts (--speculative-algorithm)" in line
 
 
-@pytest.mark.parametrize("of_draft", [False, True])
-def test_a_draft_model_beside_latent_rows(of_draft: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace(hf_config=PreTrainedConfig(architectures=["Draft"]))
-    runner = SimpleNamespace(use_mla_backend=of_draft, model_config=config)
-    monkeypatch.setattr(draft_layers, "_runners", [runner])
+@pytest.mark.parametrize("target", [None, (32, 16)])
+def test_a_draft_model_with_latent_rows_of_its_own(
+    target: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = with_latent_rows("Draft", (64, 16))
+    monkeypatch.setattr(draft_layers, "_runners", [draft])
     monkeypatch.setattr(draft_layers, "mambaish_config", lambda config: None)
     fields = {"spec_algorithm": SpeculativeAlgorithm.EAGLE, "mambaish_config": None}
-    line = refusal(configurator(use_mla_backend=not of_draft, **fields))
-    assert "latent attention, and a draft model" in line
+    line = refusal(configurator(**vars(with_latent_rows("Target", target)), **fields))
+    assert "Target has a draft model with latent attention of other rows" in line
+
+
+def with_latent_rows(name: str, row: tuple[int, int] | None) -> SimpleNamespace:
+    """A model as its runner has it, or the configurator of its pools."""
+    rank, rope_dim = row or (None, None)
+    config = SimpleNamespace(
+        hf_config=PreTrainedConfig(architectures=[name]),
+        kv_lora_rank=rank,
+        qk_rope_head_dim=rope_dim,
+    )
+    return SimpleNamespace(use_mla_backend=row is not None, model_config=config)

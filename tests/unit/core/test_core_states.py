@@ -250,6 +250,27 @@ def test_one_snapshot_moves_along_with_the_answer() -> None:
     assert [hit_tokens(manager, history[:n]) for n in (10, 19, 20, 23)] == [8, 8, 20, 20]
 
 
+def test_a_step_of_many_accepted_tokens_leaves_what_steps_of_one_would() -> None:
+    """From 9 to 23 tokens at once, in a tail: of the snapshots that a step a token would leave in
+    one place, one after the other, the last is left."""
+    manager = make(40, answer=4)
+    pin = compute(manager, A[:9])
+    manager.publish(pin, None, A[:9])
+    pin.saves.clear()
+    assert manager.reserve([(pin, manager.new_pages(pin, 30))])
+    manager.extend_tail(pin, 30)
+    manager.save_states(pin, 9, 23, 9)
+    assert saved(pin) == [20]
+    manager.commit(pin, 23)
+    manager.save_states(pin, 23, 24, 9)
+    assert saved(pin) == [20, 24] and pin.saves[0][1].target == pin.saves[1][1].target
+    assert inside.num_used(manager)[STATES] == 2, "the working state, and one that follows"
+    manager.publish(pin, None, tokens(A, range(8)))
+    manager.release(pin)
+    manager.check_idle()
+    assert hit_tokens(manager, tokens(A, range(9))) == 24
+
+
 def test_while_others_wait_for_memory_no_snapshot_begins_to_follow_an_answer() -> None:
     manager = make(40, answer=4)
     pin = compute(manager, A[:9])

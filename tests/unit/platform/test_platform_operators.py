@@ -131,6 +131,15 @@ def test_the_device_module_of_no_device_is_the_cpus() -> None:
     assert hasattr(get, "__wrapped__")  # torch's compiler asks for it
 
 
+def test_nobody_waits_for_a_device_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was installed is put back when the test has ended."""
+    changed = ((torch, "get_device_module"), (torch, "mm"), (torch.cuda, "synchronize"))
+    for owner, name in changed:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    torch_functions.install()
+    torch.cuda.synchronize()
+
+
 def test_a_product_in_a_wider_dtype() -> None:
     a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 2).bfloat16()
     original = getattr(torch.mm, "__wrapped__", torch.mm)
