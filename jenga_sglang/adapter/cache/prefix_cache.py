@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
+    from jenga_sglang.adapter.sglang_views import ReqView
+
 logger = logging.getLogger(__name__)
 
 
@@ -312,6 +314,10 @@ class JengaPrefixCache(BasePrefixCache):
     def supports_swa(self) -> bool:
         # Beam search writes rows that belong to no request, and asks this before it starts.
         return True
+
+    def awaits_storage(self, req: ReqView) -> bool:
+        """Whether ``req`` waits for what is being read of its prefix: nothing is."""
+        return False
 
     def storage_stats(self) -> dict[str, Any] | None:
         """The numbers of storage below the pool; None where there can be none."""

@@ -81,9 +81,9 @@ class StorageTier:
         self._fetched = fetched
         self._digests = PageDigests(manager, seed)
         self._name_all()
+        self._beside = agreement.beside()
         most_pages = sum(manager.host_geometry.max_pages(g) for g in manager.needs.groups)
         self.writer = Writer(store, most_pages, self._take, self._written, self.traffic)
-        self._beside = agreement.beside()
         self.reader = Reader(
             store, manager.needs, tags, self._beside, self._digests_of, host.pages, self.traffic
         )
@@ -147,6 +147,10 @@ class StorageTier:
         if prefetch.waits_since is None:
             prefetch.waits_since = time.monotonic()
         return False
+
+    def is_awaited(self, handle: Any) -> bool:
+        """Whether a request waits for its prefetch."""
+        return handle in self._of
 
     def release(self, handle: Any) -> None:
         """The request has gone."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 
     from jenga_sglang.adapter.host_pool import HostPool
+    from jenga_sglang.adapter.sglang_views import ReqView
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,9 @@ class JengaTieredCache(JengaPrefixCache):
 
     def check_prefetch_progress(self, request: CacheRequestHandle) -> bool:
         return self.storage is None or self.storage.is_ready(request)
+
+    def awaits_storage(self, req: ReqView) -> bool:
+        return self.storage is not None and self.storage.is_awaited(req.cache_request_handle)
 
     def pop_prefetch_loaded_span(self, handle: CacheRequestHandle) -> tuple[int, int | None]:
         return self.storage.pop_loaded(handle) if self.storage is not None else (0, None)

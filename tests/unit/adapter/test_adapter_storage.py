@@ -6,6 +6,7 @@ The backend is SGLang's own, with a folder; what goes wrong in it is done to its
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import core_inspector as inside
@@ -224,11 +225,14 @@ def test_a_backend_that_fails_is_a_miss(tmp_path: Path) -> None:
 
 def test_a_slow_backend_is_waited_for_as_long_as_the_policy_says(tmp_path: Path) -> None:
     cache = make_server(tmp_path, "timeout", Broken(0.3), timeout=0.01)
+    req = SimpleNamespace(cache_request_handle=ASKED)
+    assert not cache.awaits_storage(req)
     ask(cache)
     assert not cache.check_prefetch_progress(ASKED)
-    assert cache.ongoing_prefetch
+    assert cache.ongoing_prefetch and cache.awaits_storage(req)
     wait(lambda: (cache.check_hicache_events(), cache.check_prefetch_progress(ASKED))[1])
     assert cache.ongoing_prefetch, "waited for the backend"
+    assert not cache.awaits_storage(req)
     wait(lambda: pass_by(cache))
 
 
