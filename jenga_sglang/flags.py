@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from jenga_sglang import draft_flags, settings
+from jenga_sglang import draft_flags, settings, storage_flags
 from jenga_sglang.layer_flags import KEEP_FLAG, KV_DTYPE_FLAG, Keep, KvDtypes
 from jenga_sglang.refusal import refuse
 from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS
@@ -100,6 +100,7 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
                 shown, f"does not work with {FLAG} jenga yet: {why}; leave one of the two out"
             )
     _check_between_servers(values)
+    storage_flags.check(values)
     radix = values.get("radix_cache_backend")
     if radix not in (None, RADIX_CACHE_BACKEND):
         raise refuse(

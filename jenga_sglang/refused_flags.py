@@ -18,7 +18,7 @@ class RefusedFlag(NamedTuple):
 
 _DRAFTS = "drafts are chains of one length, made by one model with SGLang's default settings"
 _TIER = "host memory is used by `--enable-hierarchical-cache` only"
-_STORAGE = "pages are kept on the device and in host memory only; storage is not used"
+_STORAGE = "host memory is a tier of its own, with storage below it or without"
 _ROLES = "a server's rows and pages are made for its role, and are not made anew"
 _UNTRIED = "not tried together"
 _SESSION = "sessions hold tokens by SGLang's own cache nodes, which this prefix cache does not have"
@@ -43,7 +43,6 @@ REFUSED: dict[str, RefusedFlag] = {
     "speculative_use_rejection_sampling": RefusedFlag(
         "--speculative-use-rejection-sampling", False, "is not tested"
     ),
-    "hicache_storage_backend": RefusedFlag("--hicache-storage-backend", None, _STORAGE),
     "hicache_host_memory_mode": RefusedFlag("--hicache-host-memory-mode", "cache", _STORAGE),
     "hicache_host_memory_fraction": RefusedFlag(
         "--hicache-host-memory-fraction",

@@ -32,6 +32,8 @@ def _params(manager: Manager, pool: Any) -> Any:
         page_size=manager.page_size,
         enable_kv_cache_events=False,
         enable_metrics=False,
+        tp_cache_group=None,
+        attn_tp_cache_group=None,
     )
 
 

@@ -195,6 +195,12 @@ def host_virtual(manager: TieredManager, group: int, small: Ids) -> set[int]:
     return set(manager.memory.host.virtual_of[group][small].tolist())
 
 
+def host_histories(manager: TieredManager, histories: Histories) -> list[set[int]]:
+    """The histories of which each group has the last page in the host."""
+    virtual = _virtual_pages(manager, histories)
+    return [{h for h, v in virtual.items() if table[v, 0]} for table in host_tables(manager)]
+
+
 def held_places(manager: TieredManager, pages: Ids) -> tuple[list[set[int]], list[set[int]]]:
     """Which of ``pages``, by place, each group holds on the device, and in the host."""
     device, host = (

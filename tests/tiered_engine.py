@@ -36,6 +36,9 @@ class TieredEngine(FakeEngine):
         # Virtual pages that some kept length needed, of each group: all that may be written.
         self.worth: Places = [set() for _ in dependencies]
 
+    def finish(self) -> None:
+        """End what is still under way: nothing is, between two tiers."""
+
     # -- hits and loads -----------------------------------------------------------------------
 
     def _start(self, job: Job) -> None:

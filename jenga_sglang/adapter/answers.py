@@ -13,6 +13,8 @@ from jenga_sglang.adapter.observe.report import describe
 from jenga_sglang.adapter.sglang_views import SchedulerView
 from jenga_sglang.core.stats import large_page_map
 
+MAPS = ("map", "host_map")  # of the pool, and of host memory below it
+
 
 def answer(scheduler: SchedulerView, question: str) -> GetInternalStateReqOutput:
     """The answer of this rank, with its number: ranks answer in any order. Reading changes nothing
@@ -31,9 +33,11 @@ def data_parallel_rank() -> int:
 
 
 def stats(scheduler: SchedulerView) -> dict[str, Any]:
-    """Everything `/jenga/stats` shows; ``map`` is `core.stats.large_page_map`, as it is."""
+    """Everything `/jenga/stats` shows; ``map`` is `core.stats.large_page_map`, as it is, and so is
+    ``host_map`` where there is host memory below the pool."""
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    maps = [large_page_map(memory.large) for memory in pool.manager.memories]
     return describe(pool) | {
         "queue": queue_facts(scheduler),
-        "map": large_page_map(pool.manager),
+        **dict(zip(MAPS, maps, strict=False)),
     }

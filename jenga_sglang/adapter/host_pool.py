@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.admission import whole_tokens
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.core.tiers import PageCopy
 
@@ -22,8 +24,14 @@ class HostPool:
 
     def __init__(self, pool: JengaKVPool, manager: TieredManager, *, poison_freed: bool) -> None:
         self.manager = manager
-        self._pool = pool
+        self.pool = pool
         self.buffer = _allocate(manager.host_geometry.pool_bytes)
+        # How often each small page was written, by group: whoever reads one
+        # without asking the books first knows afterwards whether it is still the same.
+        self.versions = [
+            np.zeros((manager.host_geometry.num_large_pages + 1) * k, np.int64)
+            for k in manager.memory.host.large.small_per_large
+        ]
         self._poison_freed = poison_freed
         if poison_freed:
             self.record_freed()
@@ -37,18 +45,32 @@ class HostPool:
         """Make ``copies``, in order. Returns when they are done."""
         poisoned = False
         for copy in copies:
-            device = self._pages(self._pool.buffer, copy.group)
+            device = self._pages(self.pool.buffer, copy.group)
             host = self._pages(self.buffer, copy.group)
             if copy.to_host:
+                self.note_written(copy.group, copy.host)
                 host[torch.from_numpy(copy.host)] = device[torch.from_numpy(copy.device)]
                 continue
             if not poisoned:
                 # What was freed to make room for a load is overwritten before it, not after.
-                self._pool.poison_freed()
+                self.pool.poison_freed()
                 poisoned = True
             device[torch.from_numpy(copy.device)] = host[torch.from_numpy(copy.host)]
         if self._poison_freed:
             self._poison()
+
+    def bytes_of(self, copies: Iterable[PageCopy]) -> int:
+        """How much `run` copies for them."""
+        groups = self.manager.geometry.groups
+        return sum(len(copy.host) * groups[copy.group].small_page_bytes for copy in copies)
+
+    def note_written(self, group: int, small: Ids) -> None:
+        """Small pages of ``group`` are about to be written."""
+        self.versions[group][small] += 1
+
+    def pages(self, group: int) -> torch.Tensor:
+        """(small pages, bytes of one) uint8 of ``group`` in host memory, a view."""
+        return self._pages(self.buffer, group)
 
     def _pages(self, buffer: torch.Tensor, group: int) -> torch.Tensor:
         """(small pages, bytes of one) of ``group``, a view."""

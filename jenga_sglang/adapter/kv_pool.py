@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,6 +86,8 @@ class JengaKVPool(KVCache):
         self.req_to_token: torch.Tensor | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
         self.running_of_row: dict[int, Running] = {}
+        # The numbers of storage below the pool's host memory; the prefix cache keeps it.
+        self.storage_stats: Callable[[], dict[str, Any] | None] = lambda: None
         self.place: dict[int, LayerPlace] = {}
         self.k_pages: dict[int, torch.Tensor] = {}
         self.v_pages: dict[int, torch.Tensor] = {}

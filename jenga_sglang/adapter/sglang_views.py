@@ -47,6 +47,7 @@ class ReqView(Protocol):
     extra_key: str | None
     cache_salt: str | None
     lora_id: str | None
+    cache_request_handle: Any
     lock: Any
 
     def set_finish_with_abort(self, error_msg: str) -> None:

@@ -59,6 +59,7 @@ class StateViews:
 
     def __init__(self, buffer: torch.Tensor, states: DiscoveredStates, cut: GroupGeometry) -> None:
         layout = states.layout(cut)
+        self.discovered = states
         self.group_layers = states.spec.layers
         self.num_stripes = cut.stripes
         self.layers: dict[int, MambaPool.State] = {}

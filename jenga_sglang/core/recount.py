@@ -78,8 +78,9 @@ def _check_places(memory: Memory, group: int, rows: Ids, small: Ids) -> None:
     )
 
 
-def check_pins(memory: Memory, all_running: Collection[Running]) -> None:
-    """Raise `CorruptPool` unless every page is pinned just as often as ``all_running`` say."""
+def check_pins(memory: Memory, all_running: Collection[Running], aside: Ids) -> None:
+    """Raise `CorruptPool` unless every page is pinned just as often as ``all_running`` say, and
+    once more where it is ``aside``."""
     for group in range(memory.num_groups):
         counts = np.zeros_like(memory.pins[group])
         for running in all_running:
@@ -89,6 +90,7 @@ def check_pins(memory: Memory, all_running: Collection[Running]) -> None:
                 counts[running.state_page] += 1
         _none_differs(f"group {group}: pins", memory.pins[group], counts)
     counts = np.zeros_like(memory.pins[-1])
+    counts[aside[aside != 0]] += 1
     for running in all_running:
         counts[running.row[running.row != 0]] += 1
         counts[running.state_page] += bool(running.state_page)

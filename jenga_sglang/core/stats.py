@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jenga_sglang.core.books.large_pages import LargePages
 from jenga_sglang.core.manager import Manager
 
 MAP_LEVELS = 15
@@ -115,14 +116,13 @@ def describe_room(manager: Manager) -> str:
     return "; ".join(parts)
 
 
-def large_page_map(manager: Manager) -> bytes:
+def large_page_map(books: LargePages) -> bytes:
     """Two bytes per large page, in order of address, the reserved one left out.
 
     The first is 0 for a free page, else 1 + the group that owns it. The second has the share of
     used bytes in its high and of cached bytes in its low four bits, in fifteenths; what there is
     of either shows as at least one.
     """
-    books = manager.memory.large
     owner = books.owner[1:].astype(np.int32)
     per_large = np.array([*books.small_per_large, 1], np.int32)[owner]  # -1: free
     used, held = books.used[1:], books.held[1:]

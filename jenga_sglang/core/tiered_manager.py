@@ -24,9 +24,11 @@ from jenga_sglang.core.books.tiers import EitherTier, TieredMemory
 from jenga_sglang.core.books.tree import Path, Tokens
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.eviction import Evictor
+from jenga_sglang.core.fetching import Fetching
 from jenga_sglang.core.ids import Ids, ceil_div
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.needs import History
+from jenga_sglang.core.prices import Prices
 from jenga_sglang.core.recount import check_places
 from jenga_sglang.core.running import Hit, Running
 from jenga_sglang.core.tiers import DeviceEvictor, HostEvictor, TierCounters, Tiers, WritePolicy
@@ -48,11 +50,13 @@ class TieredManager(Manager):
         self.host_geometry = geometry.resized(host_bytes)
         self.write_policy = write_policy
         self.tier_counters = TierCounters()
+        self.prices = Prices()
         super().__init__(geometry, **kwargs)
 
     def reset(self) -> None:
         super().reset()
         self._histories_of_tiers: dict[int, History] = {}
+        self.fetching = Fetching(self.memory, self.tree, self.needs, self.tiers)
 
     def _new_memory(self) -> Memory:
         # A page is held in one tier at least, so they count together.
@@ -91,18 +95,22 @@ class TieredManager(Manager):
         num_pages, cut_by = history.longest_hit(self.tree.pages(path))
         return Hit(Path(path.node, num_pages), path.num_pages, cut_by)
 
-    def load(self, hit: Hit, beside: Sequence[int] = ()) -> Running | None:
+    def load(
+        self, hit: Hit, beside: Sequence[int] = (), *, spared_tokens: int | None = None
+    ) -> Running | None:
         """Pin what a request that continues from ``hit`` of both tiers needs, and load what only
         the host holds of it. The room must leave enough for ``beside`` pages per group.
 
-        None when there is less than that, or less in the tiers by now than the hit says: no more
-        than what is merely cached has changed then.
+        None when there is less than that, or less in the tiers by now than the hit says, or when
+        the ``spared_tokens`` are computed in less time: no more than what is merely cached has
+        changed then.
         """
         if not self._is_whole(hit):
             return None
         running = self._begin(hit)
         present, missing = self._pin_for_load(running)
-        loads = self._leaves_room(missing, beside)
+        is_worth = spared_tokens is None or self._is_worth(missing, spared_tokens)
+        loads = is_worth and self._leaves_room(missing, beside)
         if loads:
             self._load(running, missing)
             self._register(running)
@@ -110,9 +118,15 @@ class TieredManager(Manager):
             self.memory.host.unpin(g, pages)
         if not loads:
             self._unpin(running, present)
-            self.tier_counters.declined_loads += 1
+            self.tier_counters.declined_loads += is_worth
+            self.tier_counters.not_worth_loads += not is_worth
             return None
         return running
+
+    def _is_worth(self, missing: Sequence[Ids], spared_tokens: int) -> bool:
+        groups = self.geometry.groups
+        sizes = [len(v) * cut.page_bytes for v, cut in zip(missing, groups, strict=True)]
+        return self.prices.is_worth(sum(sizes), spared_tokens)
 
     def _is_whole(self, hit: Hit) -> bool:
         node, num_pages = hit.path.node, hit.path.num_pages
@@ -190,10 +204,20 @@ class TieredManager(Manager):
 
     # -- books --------------------------------------------------------------------------------
 
+    def names_aside(self) -> Ids:
+        names = [fetch.names for fetch in self.fetching.under_way]
+        return np.concatenate([super().names_aside(), *names])
+
+    def check_idle(self) -> None:
+        super().check_idle()
+        none("pages that are still being read from storage", self.names_aside())
+
     def check(self) -> None:
         super().check()
         memory, host = self.memory, self.memory.host
         check_places(host)
+        known = memory.in_tree.copy()
+        known[self.names_aside()] = True
         for g, table in enumerate(host.table):
             held = np.flatnonzero(table[:, 0])
-            none(f"host, group {g}: pages that are not in the tree", held[~memory.in_tree[held]])
+            none(f"host, group {g}: pages that are not in the tree", held[~known[held]])

@@ -40,9 +40,11 @@ class WritePolicy(Enum):
 
 @dataclass(frozen=True)
 class PageCopy:
-    """Small pages of ``group`` to be copied, ``device[i]`` to or from ``host[i]``."""
+    """Small pages of ``group`` to be copied, ``device[i]`` to or from ``host[i]``: those of
+    ``virtual`` pages, in order, each page's stripes together."""
 
     group: int
+    virtual: Ids
     device: Ids
     host: Ids
     to_host: bool
@@ -57,6 +59,7 @@ class TierCounters:
     not_written: Counter[int] = field(default_factory=Counter)  # for want of room in the host
     host_hit_tokens: int = 0  # that came from the host, or were of use only with what did
     declined_loads: int = 0  # hits whose load did not fit
+    not_worth_loads: int = 0  # hits that are computed in less time than they are loaded
 
 
 class HostEvictor(Evictor):
@@ -118,7 +121,7 @@ class Tiers:
         if len(virtual):
             host = self.host.add(group, virtual, self.memory.times(group, virtual))
             device = self.memory.small_pages(group, virtual)
-            self._copies.append(PageCopy(group, device, host, to_host=True))
+            self._copies.append(PageCopy(group, virtual, device, host, to_host=True))
             self.counters.written[group] += len(virtual)
 
     def _most_pages(self, group: int) -> int:
@@ -139,7 +142,7 @@ class Tiers:
         have been made."""
         device = self.memory.load(group, virtual, request, scarce=scarce)
         host = self.host.small_pages(group, virtual)
-        self._copies.append(PageCopy(group, device, host, to_host=False))
+        self._copies.append(PageCopy(group, virtual, device, host, to_host=False))
         self.counters.loaded[group] += len(virtual)
 
     def drop(self, group: int, virtual: Ids) -> None:

@@ -118,6 +118,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="tokens of a request that are verified at once (--speculative-num-draft-tokens)",
     )
+    parser.add_argument(
+        "--host-bytes",
+        type=argument(parse_bytes),
+        metavar="SIZE",
+        help="host memory below the pool, for each GPU (--enable-hierarchical-cache)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a figure (PNG, SVG)")
 
@@ -139,7 +145,9 @@ def run(arguments: argparse.Namespace) -> int:
         own = replace(options, image_tokens=None, max_length=model.max_length)
         model = with_draft(model, read_model(arguments.draft, own))
     model = replace(model, tail_tokens=STEPS_OF_TAIL * arguments.draft_tokens)
-    report = make_report(model, arguments.kv_bytes, arguments.lengths, arguments.page_size)
+    report = make_report(
+        model, arguments.kv_bytes, arguments.lengths, arguments.page_size, arguments.host_bytes
+    )
     if arguments.json:
         print(json.dumps(to_json(report), indent=2))
     else:

@@ -10,6 +10,7 @@ from rich.text import Text
 from jenga_sglang.core.cut.demand import ideal_bytes
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.search import Candidate
+from jenga_sglang.plan.host import HostRoom
 from jenga_sglang.plan.notes import notes
 from jenga_sglang.plan.report import LayoutRow, Report
 from jenga_sglang.units import human_tokens
@@ -27,6 +28,8 @@ def render(report: Report, console: Console) -> None:
     )
     for table in (_groups(report), _geometry(report), _reasons(report), _layouts(report)):
         console.print(table)
+    if report.host is not None:
+        console.print(_host(report, report.host))
     for note in notes(report):
         console.print(Text(note, style="dim"))
 
@@ -134,6 +137,18 @@ def _layouts(report: Report) -> Table:
             style=style,
         )
     table.caption = _caption(report.layouts)
+    return table
+
+
+def _host(report: Report, host: HostRoom) -> Table:
+    table = _table(
+        f"Host memory: {host.num_large_pages:,} large pages, {human_bytes(host.host_bytes)}",
+        *("histories of one length that stay hits", *map(human_tokens, report.lengths)),
+    )
+    table.add_row("in the pool, when nothing runs", *map(_count, host.in_pool))
+    table.add_row("in the host", *map(_count, host.in_host), style="bold green")
+    table.add_row("bytes of one", *map(human_bytes, host.hit_bytes))
+    table.add_row("all rows of all layers", *map(human_bytes, host.all_rows_bytes))
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from jenga_sglang.core.cut.demand import ideal_bytes
 from jenga_sglang.core.cut.planner import Plan, plan_geometry
 from jenga_sglang.core.cut.search import Candidate
+from jenga_sglang.plan.host import HostRoom, host_room
 from jenga_sglang.plan.layouts import Layout, compare
 from jenga_sglang.plan.model import Model
 
@@ -36,6 +37,7 @@ class Report:
     skipped_lengths: tuple[int, ...]
     needed_bytes: tuple[int, ...]
     layouts: tuple[LayoutRow, ...]
+    host: HostRoom | None = None
 
 
 def make_report(
@@ -43,9 +45,11 @@ def make_report(
     pool_bytes: int,
     lengths: Sequence[int],
     page_size: int | Sequence[int] | None = None,
+    host_bytes: int | None = None,
 ) -> Report:
-    """Plan for ``model`` and compare layouts. Lengths beyond the model's are left out, unless
-    all are: then its own length is taken. ``page_size`` as for `plan_geometry`."""
+    """Plan for ``model`` and compare layouts, with host memory below the pool or without. Lengths
+    beyond the model's are left out, unless all are: then its own length is taken. ``page_size`` as
+    for `plan_geometry`."""
     kept = tuple(n for n in lengths if n <= model.max_length) or (model.max_length,)
     totals = [n + model.image_tokens for n in kept]
     plan = plan_geometry(
@@ -59,7 +63,8 @@ def make_report(
     layouts = compare(model, plan.geometry, plan.exact_lcm.groups, totals)
     rows = tuple(_row(layout, totals, sum(needed), pool_bytes) for layout in layouts)
     skipped = tuple(n for n in lengths if n not in kept)
-    return Report(model, plan, kept, skipped, needed, rows)
+    host = host_room(model, plan.geometry, host_bytes, kept) if host_bytes else None
+    return Report(model, plan, kept, skipped, needed, rows, host)
 
 
 def _row(layout: Layout, lengths: list[int], needed_bytes: int, pool_bytes: int) -> LayoutRow:
@@ -108,6 +113,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "lengths_tokens": list(report.lengths),
         "needed_bytes": list(report.needed_bytes),
         "layouts": [asdict(row) for row in report.layouts],
+        "host": asdict(report.host) if report.host else None,
     }
 
 

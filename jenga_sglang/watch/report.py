@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def record(server: Server, seconds: float, interval: float) -> list[dict[str, Any]]:
     """Samples of ``seconds``, at least one of every data-parallel rank; only the last of each
-    keeps its map, which is large.
+    keeps its maps, which are large.
 
     A server that stops answering ends them: what it last said is worth most then.
     """
@@ -63,4 +63,5 @@ def record(server: Server, seconds: float, interval: float) -> list[dict[str, An
             break
         for sample in looks[-2]:
             del sample["map"]
+            sample.pop("host_map", None)
     return [sample for look in looks for sample in look]

@@ -98,6 +98,7 @@ async def _reply(scheduler: Scheduler, question: str, dp_rank: int | None) -> JS
 
 def _packed(answer: dict[str, Any]) -> dict[str, Any]:
     """``answer`` as JSON can have it; others may share it, so it stays as it is."""
-    if "map" not in answer:
-        return answer
-    return answer | {"map": base64.b64encode(zlib.compress(answer["map"], 1)).decode()}
+    maps = {name: answer[name] for name in ("map", "host_map") if name in answer}
+    return answer | {
+        name: base64.b64encode(zlib.compress(cells, 1)).decode() for name, cells in maps.items()
+    }

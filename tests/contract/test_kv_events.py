@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from core_builders import grow, make_manager, tokens
-from core_inspector import Histories, snapshot
-from sglang.srt.disaggregation.kv_events import KVEventBatch
+from core_builders import grow, make_manager, make_tiered, tokens
+from core_inspector import Histories, host_histories, snapshot
+from sglang.srt.disaggregation.kv_events import KVEventBatch, StorageMedium
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
@@ -19,6 +19,8 @@ from jenga_sglang.adapter.cache.namespace import Namespace
 from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.tiered_manager import TieredManager
+from jenga_sglang.core.tiers import WritePolicy
 
 try:
     from sglang.srt.mem_cache.events import KvEventLoraNames
@@ -31,6 +33,10 @@ ADAPTER = "0123456789abcdef" * 2  # as long as SGLang's ids
 
 def make(*, page_size: int = 4, num_large: int = 40, dynamo_format: bool = False) -> KvEvents:
     manager = make_manager(Full(), SlidingWindow(6), num_large=num_large, page_size=page_size)
+    return make_events(manager, dynamo_format=dynamo_format)
+
+
+def make_events(manager: Manager, *, dynamo_format: bool = False) -> KvEvents:
     events = KvEvents(manager, KvEventLoraNames(), dynamo_format=dynamo_format)
     events.take()
     return events
@@ -160,11 +166,71 @@ def test_a_follower_knows_what_every_group_holds(seed: int) -> None:
             manager.release(pin)
         else:
             start(manager, generator.choice(documents)[: generator.randint(4, 60)], running)
-        follow(events, follower, number_of, histories)
+        follow(events, {DEVICE: follower}, number_of, histories)
         held = snapshot(manager, histories).cached
         for group, pages in enumerate(held):
             assert {number_of[h] for h in follower[group]} == pages
     assert manager.counters.evicted.total(), "nothing was ever evicted"
+
+
+DEVICE, HOST = StorageMedium.GPU, StorageMedium.CPU
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_follower_knows_what_every_group_holds_in_each_tier(seed: int) -> None:
+    """The same with host memory below, from which hits are loaded, and into which the beginning of
+    a document comes from storage now and then."""
+    generator = random.Random(seed)
+    manager = make_tiered(
+        *(Full(), SlidingWindow(6)),
+        num_large=generator.randint(16, 30),
+        num_host=generator.randint(8, 60),
+        page_size=4,
+        write_policy=generator.choice(list(WritePolicy)),
+    )
+    events, histories = make_events(manager), Histories(4)
+    number_of: dict[int, int] = {}
+    device: dict[int, set[int]] = defaultdict(set)
+    host: dict[int, set[int]] = defaultdict(set)
+    documents = [np.random.default_rng(n).integers(0, 9, 60) for n in range(3)]
+    running: list[tuple[Any, Tokens]] = []
+    for _ in range(80):
+        if running and (len(running) == 4 or generator.random() < 0.5):
+            pin, history = running.pop(generator.randrange(len(running)))
+            if generator.random() < 0.8:
+                publish(events, pin, PLAIN, history)
+            manager.release(pin)
+        elif generator.random() < 0.2:
+            fetch(events, generator.choice(documents)[: generator.randint(4, 60)])
+        else:
+            document = generator.choice(documents)[: generator.randint(4, 60)]
+            whole = manager.match_tiers(PLAIN, document[:-1])[1]
+            if (pin := manager.load(whole)) is not None:
+                manager.release(pin)
+            start(manager, document, running)
+        manager.tiers.take_copies()
+        follow(events, {DEVICE: device, HOST: host}, number_of, histories)
+        for group, pages in enumerate(snapshot(manager, histories).cached):
+            assert {number_of[h] for h in device[group]} == pages
+        for group, pages in enumerate(host_histories(manager, histories)):
+            assert {number_of[h] for h in host[group]} == pages
+    assert manager.tier_counters.loaded.total() and manager.tier_counters.written.total()
+
+
+def fetch(events: KvEvents, history: Tokens) -> None:
+    """All that a hit of ``history`` lacks comes from storage, if there is room for it."""
+    manager = events.manager
+    assert isinstance(manager, TieredManager)
+    num_pages = len(history) // 4
+    history = history[: num_pages * 4]
+    held = manager.fetching.held(manager.tree.find(PLAIN, history), num_pages)
+    wanted = manager.fetching.wanted(held, num_pages)
+    if not sum(map(len, wanted)):
+        return
+    if (begun := manager.fetching.begin(PLAIN, history, wanted)) is not None:
+        num_pages = manager.fetching.end(begun, num_pages)
+        row = manager.tree.pages(manager.tree.find(PLAIN, history))[:num_pages]
+        events.published(PLAIN, history[: len(row) * 4], row)
 
 
 def start(manager: Manager, history: Tokens, running: list[tuple[Any, Tokens]]) -> None:
@@ -178,12 +244,13 @@ def start(manager: Manager, history: Tokens, running: list[tuple[Any, Tokens]]) 
 
 def follow(
     events: KvEvents,
-    follower: dict[int, set[int]],
+    followers: dict[StorageMedium, dict[int, set[int]]],
     number_of: dict[int, int],
     histories: Histories,
 ) -> None:
     """What a router does with events; ``number_of`` numbers the history behind each hash."""
     for event in events.take():
+        follower = followers[event.medium]
         if type(event).__name__ == "GroupBlockRemoved":
             assert follower[event.group_idx] >= set(event.block_hashes), "removed but never stored"
             follower[event.group_idx] -= set(event.block_hashes)

@@ -22,6 +22,8 @@ from jenga_sglang.core.stats import pool_stats
 from jenga_sglang.core.tier_stats import host_stats
 
 DOCS = Path(__file__).parents[2] / "docs"
+STORED = {"written_bytes": 4, "read_bytes": 3, "not_written_pages": 2, "not_read_pages": 1}
+STORAGE = {"hit_tokens": 9, "queued_pages": 5, "groups": [STORED | {"name": "group0"}]}
 NAME = re.compile(r"sglang:jenga_\w+")
 
 
@@ -34,9 +36,9 @@ def published() -> tuple[dict[str, float], dict[str, Any]]:
         for history in (tokens(1, 2, 3), tokens(4, 5, 6)):
             serve(manager, history)
             manager.counters.prompt_tokens += len(history)
-            metrics.publish(manager)
+            metrics.publish(manager, STORAGE)
         begin(manager, tokens(7, 8))
-        metrics.publish(manager)
+        metrics.publish(manager, STORAGE)
         text = generate_latest(REGISTRY).decode()
     finally:
         forget_collectors()
@@ -90,6 +92,15 @@ def test_bytes_to_the_host_are_counted_by_group() -> None:
     assert cached + host["free_bytes"] + host["unusable_bytes"] == host["host_bytes"]
 
 
+def test_traffic_with_storage_is_counted_by_group() -> None:
+    samples, _ = published()
+    assert samples['sglang:jenga_storage_hit_tokens_total{tp_rank="0"}'] == 9
+    assert samples['sglang:jenga_storage_queued_pages{tp_rank="0"}'] == 5
+    labels = '{group="group0",tp_rank="0"}'
+    for key, value in STORED.items():
+        assert samples[f"sglang:jenga_storage_{key}_total{labels}"] == value
+
+
 @pytest.fixture
 def stock_collector(monkeypatch: pytest.MonkeyPatch) -> Any:
     """SGLang's own collector as the scheduler of one rank of several makes it."""
@@ -130,7 +141,7 @@ def test_a_rank_has_the_labels_of_sglangs_own_metrics(stock_collector: Any) -> N
     cache = make_cache(manager)
     hooks._begin_metrics(None, SimpleNamespace(tree_cache=cache, metrics_collector=stock_collector))
     assert cache.metrics is not None
-    cache.metrics.publish(manager)
+    cache.metrics.publish(manager, None)
     stock_collector.token_usage.labels(**stock_collector.labels).set(0.5)
     text = generate_latest(REGISTRY).decode()
     labels = dict(re.findall(r"^sglang:(token_usage|jenga_pool_bytes)\{(.*)\}", text, re.MULTILINE))

@@ -43,7 +43,7 @@ def scheduler() -> Any:
         grammar_manager=SimpleNamespace(grammar_queue=[]),
         _engine_paused=False,
         token_to_kv_pool_allocator=SimpleNamespace(manager=manager),
-        tree_cache=SimpleNamespace(admission=admission),
+        tree_cache=SimpleNamespace(admission=admission, awaits_storage=lambda req: False),
     )
 
 

@@ -40,7 +40,7 @@ def check_bytes(manager: Manager) -> None:
 
 
 def check_map(manager: Manager) -> None:
-    cells = np.frombuffer(large_page_map(manager), np.uint8).reshape(-1, 2)
+    cells = np.frombuffer(large_page_map(manager.memories[0].large), np.uint8).reshape(-1, 2)
     assert len(cells) == manager.geometry.num_large_pages
     expected = np.zeros_like(cells)
     for g in range(len(manager.geometry.groups)):

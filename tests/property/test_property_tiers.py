@@ -17,7 +17,9 @@ from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.core.tiers import WritePolicy
 
 
-def run(seed: int, write_policy: WritePolicy) -> Counter[str]:
+def run(
+    seed: int, write_policy: WritePolicy, kind: type[TieredEngine] = TieredEngine
+) -> Counter[str]:
     generator = random.Random(seed)
     pool = random_pool(generator.randint)
     manager = TieredManager(
@@ -29,10 +31,11 @@ def run(seed: int, write_policy: WritePolicy) -> Counter[str]:
         prefix_cache=pool.prefix_cache,
         policy=pool.policy,
     )
-    engine = TieredEngine(manager, generator.randint)
+    engine = kind(manager, generator.randint)
     try:
         namespaces = (*NAMESPACES, *pool.encoded())
         serve(engine, random_jobs(generator.randint, pool.max_length, namespaces))
+        engine.finish()
         engine.check_cached()
         manager.check_idle()
     except Exception as error:

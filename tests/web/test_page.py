@@ -117,6 +117,30 @@ def test_a_hundred_thousand_large_pages(
     assert height and 100 < int(height[1]) < 1000, "the map fits on a screen"
 
 
+def test_host_memory_has_a_map_of_its_own(
+    browser: Chromium, samples: Samples, tmp_path: Path
+) -> None:
+    assert re.search(r'<section id="host"[^>]* hidden', open_recorded(browser, samples, tmp_path))
+    now = samples[-1]
+    now["host_map"] = base64.b64encode(zlib.compress(bytes([1, 0x0F, 0, 0] * 30))).decode()
+    group = {"name": now["groups"][0]["name"], "large_pages": 30}
+    now["host"] = {
+        "num_large_pages": 60,
+        "free_large_pages": 30,
+        "hit_tokens": 1234,
+        "written_bytes": 2048,
+        "loaded_bytes": 1024,
+        "groups": [group],
+    }
+    now["storage"] = {"hit_tokens": 77}
+    document = open_recorded(browser, samples, tmp_path)
+    assert re.search(r'<section id="host"(?![^>]* hidden)', document)
+    title = text_of(document, "host-title")
+    for words in ("60 large pages, 30 free", "1,234 tokens", "2.0 KiB written", "storage: 77"):
+        assert words in title
+    assert re.search(r'<canvas id="host-map"[^>]*aria-label="60 large pages', document)
+
+
 def test_names_from_outside_are_shown_as_text(
     browser: Chromium, samples: Samples, tmp_path: Path
 ) -> None:

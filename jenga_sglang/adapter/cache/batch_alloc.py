@@ -68,6 +68,7 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
     for req, start, length in zip(batch.reqs, batch.prefix_lens, lengths, strict=True):
         cache.save_states(req, start, length)
     cache.run_copies()
+    cache.prompt_begins(sum(len(ids) for ids in new_ids))
     rows_cpu = torch.tensor(rows, dtype=torch.int64)
     out = to_device(np.concatenate(new_ids), batch.device)
     return out, to_device(rows_cpu, batch.device), rows_cpu

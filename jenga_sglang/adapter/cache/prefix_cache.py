@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
+    from jenga_sglang.adapter.sglang_views import ReqView
+
 logger = logging.getLogger(__name__)
 
 
@@ -196,12 +198,16 @@ class JengaPrefixCache(BasePrefixCache):
         tokens = _tokens_and_next(req, up_to)
         keep = self._lengths_to_keep(req, up_to)
         self.manager.publish(running, history(req, req), self.keys(tokens, up_to), keep)
-        if self.kv_events is not None:
-            row = running.row[: running.tree_pages]
-            self.kv_events.published(namespace(req, req), tokens[:up_to], row)
+        row = running.row[: running.tree_pages]
+        self.note_published(namespace(req, req), tokens[:up_to], row, first)
         self._rewrite_row(req, running, first, before)
         self.run_copies()
         req.kv.cache_protected_len = running.tree_pages * self.page_size
+
+    def note_published(self, namespace: Namespace, tokens: Tokens, row: Ids, first: int) -> None:
+        """``row``, virtual pages of ``tokens``, is in the tree now, from page ``first`` on anew."""
+        if self.kv_events is not None:
+            self.kv_events.published(namespace, tokens, row, first)
 
     def _lengths_to_keep(self, req: Req, up_to: int) -> list[int]:
         """Where the next request may go on from: the end of the prompt or a little before it, at
@@ -274,6 +280,9 @@ class JengaPrefixCache(BasePrefixCache):
         """Copy to other tiers what has been decided, before a step writes to the pool: there are
         no other tiers."""
 
+    def prompt_begins(self, tokens: int) -> None:
+        """A step is about to compute so many tokens of prompts: nobody measures it."""
+
     def evict(self, params: EvictParams) -> EvictResult:
         evicted = self.manager.evict(-(-params.num_tokens // self.page_size))
         return EvictResult(num_tokens_evicted=evicted * self.page_size)
@@ -305,6 +314,14 @@ class JengaPrefixCache(BasePrefixCache):
     def supports_swa(self) -> bool:
         # Beam search writes rows that belong to no request, and asks this before it starts.
         return True
+
+    def awaits_storage(self, req: ReqView) -> bool:
+        """Whether ``req`` waits for what is being read of its prefix: nothing is."""
+        return False
+
+    def storage_stats(self) -> dict[str, Any] | None:
+        """The numbers of storage below the pool; None where there can be none."""
+        return None
 
     def sanity_check(self) -> None:
         self.manager.check()

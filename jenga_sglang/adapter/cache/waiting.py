@@ -71,6 +71,8 @@ def _why_waiting(scheduler: SchedulerView) -> Verdict:
     refusal = scheduler.tree_cache.admission.now.refusal
     if scheduler._engine_paused:
         return _PAUSED
+    if scheduler.waiting_queue and scheduler.tree_cache.awaits_storage(scheduler.waiting_queue[0]):
+        return Verdict("later", "storage", "its prefix is being read from storage")
     if refusal is not None:
         return _refused(scheduler.token_to_kv_pool_allocator.manager, refusal)
     return _no_row(scheduler) or Verdict(

@@ -20,6 +20,7 @@ from jenga_sglang.adapter.hooks import (
     recurrent,
     requests,
     scheduling,
+    weights,
 )
 from jenga_sglang.adapter.hooks.backends import register_backends
 from jenga_sglang.hook import Hook, hooks_of
@@ -44,6 +45,7 @@ SERVING = (
     embeddings,
     requests,
     disaggregation,
+    weights,
 )
 DRAFTING = (drafts,)
 

@@ -18,8 +18,9 @@ from sglang.srt.mem_cache.registry import (
     get_radix_cache_factory,
     register_radix_cache_backend,
 )
+from sglang.srt.runtime_context import get_memory
 
-from jenga_sglang import flags, settings
+from jenga_sglang import flags, settings, storage_flags
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
 from jenga_sglang.adapter.host_pool import HostPool
@@ -53,8 +54,20 @@ def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
     if isinstance(pool.manager, TieredManager):
         poison_freed = settings.current().poison_freed
         host = HostPool(pool, pool.manager, poison_freed=poison_freed)
-        return JengaTieredCache(context.params, pool.manager, host)
+        return _with_storage(JengaTieredCache(context.params, pool.manager, host))
     return JengaPrefixCache(context.params, pool.manager)
+
+
+def _with_storage(cache: JengaTieredCache) -> JengaTieredCache:
+    backend = get_memory().hicache_storage_backend
+    if backend is None:
+        return cache
+    attached, why = cache.attach_storage_backend(
+        backend, get_memory().hicache_storage_backend_extra_config
+    )
+    if not attached:
+        raise refuse(f"{storage_flags.FLAG} {backend}", why)
+    return cache
 
 
 def _build_torch_backend(runner: Any) -> Any:

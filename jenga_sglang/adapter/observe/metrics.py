@@ -42,16 +42,27 @@ CAUSES = {"room": "evicted_pages", "out_of_reach": "cascaded_pages"}
 HOST_GAUGES = {
     "host_bytes": "Bytes of host memory below the pool.",
     "free_bytes": "Bytes in large pages of the host that no group owns.",
+    "copied_bytes_per_second": "Bytes that were copied to the host or back, by time of copying.",
+    "prompt_tokens_per_second": "Tokens of prompts that were computed, by time of computing.",
 }
 HOST_COUNTERS = {
     "hit_tokens": "Tokens of hits that the device alone could not have given.",
     "declined_loads": "Hits of the host that were computed again, for want of room to load them.",
+    "not_worth_loads": "Hits of the host that were computed again, for it took less time.",
 }
 HOST_GROUP_COUNTERS = {
     "written_bytes": "Bytes copied to the host.",
     "loaded_bytes": "Bytes copied back.",
     "not_written_pages": "Pages of tokens worth a place in the host that had no room there.",
 }
+STORAGE_GROUP_COUNTERS = {
+    "written_bytes": "Bytes that storage took.",
+    "read_bytes": "Bytes that came from storage, and were what they should be.",
+    "not_written_pages": "Pages of tokens that storage did not take, or that had gone by then.",
+    "not_read_pages": "Pages of tokens that storage had, and that could not be read.",
+}
+STORAGE_HITS = "Tokens of hits that the device and the host could not have given."
+STORAGE_QUEUED = "Pages of tokens that wait to be stored."
 HOST_CACHED = "Bytes that the host holds."
 HOST_EVICTED = "Pages of tokens evicted from the host."
 
@@ -98,9 +109,16 @@ class JengaMetrics:
             }
             self._host_cached = gauge("host_cached_bytes", HOST_CACHED, "group")
             self._host_evicted = counter("host_evicted_pages", HOST_EVICTED, "group", "cause")
+            self._storage_group = {
+                key: counter(f"storage_{key}", text, "group")
+                for key, text in STORAGE_GROUP_COUNTERS.items()
+            }
+            self._storage_hits = counter("storage_hit_tokens", STORAGE_HITS)
+            self._storage_queued = gauge("storage_queued_pages", STORAGE_QUEUED)
 
-    def publish(self, manager: Manager) -> None:
-        """Set every gauge, and count up every counter to what the pool has counted."""
+    def publish(self, manager: Manager, storage: Mapping[str, Any] | None) -> None:
+        """Set every gauge, and count up every counter to what the pool has counted, and ``storage``
+        below it."""
         stats = pool_stats(manager)
         for key, gauge in self._pool.items():
             gauge.labels(**self._labels).set(stats[key])
@@ -115,6 +133,15 @@ class JengaMetrics:
                 self._count(self._evicted, group[key], "evicted", group=name, cause=cause)
         if (host := host_stats(manager)) is not None:
             self._publish_host(host)
+        if storage is not None:
+            self._publish_storage(storage)
+
+    def _publish_storage(self, stats: Mapping[str, Any]) -> None:
+        self._count(self._storage_hits, stats["hit_tokens"], "storage hits")
+        self._storage_queued.labels(**self._labels).set(stats.get("queued_pages", 0))
+        for group in stats["groups"]:
+            for key, counter in self._storage_group.items():
+                self._count(counter, group[key], f"storage {key}", group=group["name"])
 
     def _publish_host(self, stats: Mapping[str, Any]) -> None:
         for key, gauge in self._host.items():
@@ -143,11 +170,12 @@ class JengaPoolStats(PoolStats):
 
     manager: Manager | None = None
     metrics: JengaMetrics | None = None
+    storage: Mapping[str, Any] | None = None
 
     def update_scheduler_stats(self, stats: Any) -> None:
         super().update_scheduler_stats(stats)
         if self.metrics is not None and self.manager is not None:
-            self.metrics.publish(self.manager)
+            self.metrics.publish(self.manager, self.storage)
 
 
 def begin(scheduler: Any) -> None:
@@ -165,4 +193,6 @@ def with_metrics(stats: PoolStats, cache: Any) -> JengaPoolStats:
     """``stats`` with token usage as a share of bytes, and with the cache's metrics."""
     fields = {f.name: getattr(stats, f.name) for f in dataclasses.fields(PoolStats)}
     fields["full_token_usage"] = used_share(cache.manager)
-    return JengaPoolStats(**fields, manager=cache.manager, metrics=cache.metrics)
+    return JengaPoolStats(
+        **fields, manager=cache.manager, metrics=cache.metrics, storage=cache.storage_stats()
+    )

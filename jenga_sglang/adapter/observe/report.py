@@ -33,6 +33,7 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
         group["draft_layers"] = len(pool.draft_layers & {*cut.spec.layers})
     return stats | {
         "host": host_stats(manager),
+        "storage": pool.storage_stats(),
         "full_length_requests": full_length_requests(manager),
         "longest_request_tokens": longest_request(manager, _step_tokens(manager)),
     }

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from sglang.srt.mem_cache.pool_host.base import available_host_memory_bytes, ranks_per_host
-from sglang.srt.runtime_context import get_memory, get_observability
+from sglang.srt.runtime_context import get_memory
 
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry
@@ -44,8 +44,6 @@ def _refuse(geometry: Geometry, device: str) -> None:
         raise refuse(FLAG, f"copies are not written for {device} yet; leave it out")
     if Groups(geometry).encoder_groups:
         raise refuse(FLAG, "is not there for encoder-decoder models yet; leave it out")
-    if get_observability().kv_events_config:
-        raise refuse(FLAG, "and --kv-events-config: events name no tier yet; leave one out")
 
 
 def _host_bytes(geometry: Geometry) -> int:

@@ -5,8 +5,9 @@ A virtual page stays a name, never a place: the host has a table of its own besi
     device.table[g][virtual, stripe]    small page in the pool, or 0
     host.table[g][virtual, stripe]      small page in host memory, or 0
 
-A page may be in both, in one, or in neither. Only pages of the tree are in the host, and none is
-pinned there but while it is being copied. What lies in large pages of the host is counted just as
+A page may be in both, in one, or in neither. Only pages of the tree are in the host, and those that
+are being read from storage, whose names are pinned by nobody who runs. None is pinned there but
+while it is copied or read. What lies in large pages of the host is counted just as
 in the pool; whose virtual pages are which is the device's to say.
 """
 
@@ -43,7 +44,26 @@ class HostMemory(Memory):
         self.back(group, virtual, 0)
         self.no_older(group, virtual, times)
         self.unpin(group, virtual)
+        self._note_tree(group, True, virtual)
         return self.small_pages(group, virtual)
+
+    def note_held(self, group: int, virtual: Ids) -> None:
+        """``virtual`` pages have come into the tree; those that ``group`` holds here are new."""
+        self._note_tree(group, True, virtual)
+
+    def reserve(self, group: int, virtual: Ids) -> None:
+        """Back private pages that are to be read. The room must have been made."""
+        self.back(group, virtual, 0)
+        self.pins[-1][virtual] = 1
+
+    def release(self, group: int, virtual: Ids) -> None:
+        """Free pages that were reserved."""
+        self.unpin(group, virtual)
+
+    def keep(self, group: int, virtual: Ids, now: int) -> None:
+        """Pages that were reserved are in the tree, last used ``now``."""
+        self.no_older(group, virtual, np.full(len(virtual) * self.stripes[group], now))
+        self.unpin(group, virtual)
 
 
 class TieredMemory(Memory):
@@ -64,6 +84,11 @@ class TieredMemory(Memory):
         super().touch(group, virtual)
         self.wanted[group][virtual] = True
 
+    def move_to_tree(self, virtual: Ids, depth: Ids, encoder_pages: int = 0) -> None:
+        super().move_to_tree(virtual, depth, encoder_pages)
+        for g in range(self.num_groups):
+            self.host.note_held(g, virtual)
+
     def hollow(self, virtual: Ids) -> Ids:
         for g in range(self.num_groups):
             virtual = virtual[~self.host.holds(g, virtual)]
@@ -72,6 +97,17 @@ class TieredMemory(Memory):
     def forget(self, virtual: Ids) -> None:
         self.wanted[:, virtual] = False
         super().forget(virtual)
+
+    def take_names(self, count: int) -> Ids:
+        """Virtual pages, pinned once, of which no group holds anything yet."""
+        virtual = self._take_virtual(count, [0] * self.num_groups)
+        self.pins[-1][virtual] = 1
+        return virtual
+
+    def give_names_back(self, virtual: Ids) -> None:
+        """What `take_names` has pinned is in the tree now, or free again; 0 is passed over."""
+        self.host.pins[-1][virtual] = 0
+        self.unpin_virtual(virtual)
 
     def times(self, group: int, virtual: Ids) -> Ids:
         """When the large pages of these pages of ``group`` were last used, one for each stripe."""

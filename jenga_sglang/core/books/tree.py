@@ -44,6 +44,7 @@ class Node:
     encoder_pages: int
     version: int
     pages_version: int
+    name: Hashable = None  # of a root: its namespace
     children: dict[bytes, Node] = field(default_factory=dict)
 
     @property
@@ -106,6 +107,7 @@ class PrefixTree:
             root = self._new_node(b"", None, 0, np.empty(0, np.int64), np.empty(0, np.int64))
             if isinstance(namespace, Encoded):
                 root.encoder_pages = ceil_div(namespace.tokens, self.page_size)
+            root.name = namespace
             self._roots[namespace] = root
         return self._roots[namespace]
 
@@ -129,6 +131,17 @@ class PrefixTree:
             if child is None:
                 return Path(node, pages)
             node = child
+
+    def namespace(self, node: Node) -> Hashable:
+        """Whose history ``node`` is part of."""
+        while node.parent is not None:
+            node = node.parent
+        return node.name
+
+    def history(self, node: Node) -> Tokens:
+        """All tokens up to the end of ``node``."""
+        parts = [node.tokens, *(parent.tokens for parent in _ancestors(node) if parent is not node)]
+        return np.concatenate(parts[::-1])
 
     def goes_on(self, path: Path) -> bool:
         """Whether the tree knows a history that ``path`` is only the beginning of."""

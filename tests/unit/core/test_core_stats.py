@@ -49,10 +49,10 @@ def test_padding_is_waste() -> None:
 
 def test_the_map_shows_owner_used_and_cached() -> None:
     manager = make_manager(Full(), SlidingWindow(2), num_large=5, layers=[2, 1])
-    assert large_page_map(manager) == bytes(10)
+    assert large_page_map(manager.memories[0].large) == bytes(10)
     serve(manager, tokens(1, 2))
     begin(manager, tokens(7))
-    cells = list(zip(*[iter(large_page_map(manager))] * 2, strict=True))
+    cells = list(zip(*[iter(large_page_map(manager.memories[0].large))] * 2, strict=True))
     # Two full pages cached, both window pages cached in one large page, then the new request's.
     assert cells == [(1, 0x0F), (1, 0x0F), (2, 0x0F), (1, 0xF0), (2, 0x70)]
 

@@ -8,6 +8,7 @@ from core_builders import begin, evict_all, ids, make_tiered, tokens
 from jenga_sglang.core.books.corrupt import CorruptPool
 from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import Full, LastState, SlidingWindow
+from jenga_sglang.core.stats import large_page_map
 from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.core.tiers import WritePolicy
 
@@ -182,6 +183,17 @@ def test_ids_come_free_when_neither_tier_holds_a_page() -> None:
     assert free == inside.num_ids(manager) - 10
     assert manager.evict(3) == 3
     manager.check_idle()
+
+
+def test_each_tier_has_a_map_of_its_large_pages() -> None:
+    """Five of ten pages have left the device; the host has nothing pinned."""
+    manager = make_tiered(Full(), num_large=10, num_host=6)
+    serve(manager, PROMPT)
+    inside.evict_large(manager, 5)
+    device, host = (large_page_map(memory.large) for memory in manager.memories)
+    cached, free = bytes([1, 0x0F]), bytes(2)
+    assert sorted([device[i : i + 2] for i in range(0, 20, 2)]) == [free] * 5 + [cached] * 5
+    assert sorted([host[i : i + 2] for i in range(0, 12, 2)]) == [free] + [cached] * 5
 
 
 class TestCorruptHost:

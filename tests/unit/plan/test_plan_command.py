@@ -42,6 +42,32 @@ def test_the_tables_say_what_was_chosen_and_what_was_not(
     assert "→ SGLang, full KV" in text
 
 
+def test_host_memory_holds_what_hits_need(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma-3-27B in bf16: 10 layers of 62 keep 8 KiB of every token, the others of the last 1,024.
+
+    At 4k tokens that is 320 MiB and 416 MiB; all rows would be 1,984 MiB.
+    """
+    monkeypatch.setenv("COLUMNS", "120")
+    run("--host-bytes", "64GiB", "--lengths", "4k")
+    text = capsys.readouterr().out
+    assert "histories of one length that stay hits" in text
+    run("--host-bytes", "64GiB", "--lengths", "4k", "--json")
+    host = json.loads(capsys.readouterr().out)["host"]
+    assert host["hit_bytes"] == [(320 + 416) * MIB]
+    assert host["all_rows_bytes"] == [1984 * MIB]
+    assert host["in_host"][0] == pytest.approx(64 * 1024 / 736, rel=0.001)
+    assert host["in_pool"][0] == pytest.approx(40 * 1024 / 736, rel=0.001)
+
+
+def test_host_memory_is_refused_where_there_is_no_tier(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--host-bytes", "64GiB", name="llama-3.2-11b-vision") != 0
+    assert "no host tier for encoder-decoder models" in capsys.readouterr().err
+    assert run("--host-bytes", "1KiB") != 0
+    assert "no room" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "note"),
     [
