@@ -11,6 +11,7 @@ from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.books.tree import Node, Path, Tokens
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.needs import Needs
 from jenga_sglang.core.running import Running
 from jenga_sglang.core.tiered_manager import TieredManager
 
@@ -341,6 +342,11 @@ def roots(manager: Manager) -> dict[Hashable, Node]:
 def memory(manager: Manager) -> Memory:
     """The books that begin anew with every reset."""
     return manager.memory
+
+
+def needs(manager: Manager) -> Needs:
+    """What the groups need of histories."""
+    return manager.needs
 
 
 def idle_large(manager: Manager) -> Ids:

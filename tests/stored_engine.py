@@ -57,7 +57,7 @@ class StoredEngine(TieredEngine):
     def _begin(self, job: Job) -> None:
         manager, tokens = self.manager, np.array(job.tokens, np.int64)[:-1]
         most = len(tokens) // self.page_size
-        path = manager.tree.find(job.namespace, tokens)
+        path = inside.find(manager, job.namespace, tokens)
         held = manager.fetching.held(path, most)
         places = [
             set(np.flatnonzero(flags).tolist())
@@ -65,7 +65,7 @@ class StoredEngine(TieredEngine):
             for g, flags in enumerate(held)
         ]
         known = Known(held, lambda g, page: self._is_stored(job, g, page))
-        num_pages = known.longest_hit(manager.needs, most)
+        num_pages = known.longest_hit(inside.needs(manager), most)
         assert num_pages == self._longest(job, most, places)
         wanted = manager.fetching.wanted(held, num_pages)
         for g, pages in enumerate(wanted):
@@ -94,7 +94,7 @@ class StoredEngine(TieredEngine):
                 if page in came[g]:
                     self._write_host(g, page, places, hashes)
         known = Known(under_way.held, lambda g, page: page in came[g])
-        num_pages = known.longest_hit(manager.needs, under_way.num_pages)
+        num_pages = known.longest_hit(inside.needs(manager), under_way.num_pages)
         hit = manager.fetching.end(fetch, num_pages)
         self._poison_freed()
         manager.check()

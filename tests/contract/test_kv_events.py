@@ -5,6 +5,7 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
+import core_inspector as inside
 import msgspec
 import numpy as np
 import pytest
@@ -223,13 +224,13 @@ def fetch(events: KvEvents, history: Tokens) -> None:
     assert isinstance(manager, TieredManager)
     num_pages = len(history) // 4
     history = history[: num_pages * 4]
-    held = manager.fetching.held(manager.tree.find(PLAIN, history), num_pages)
+    held = manager.fetching.held(inside.find(manager, PLAIN, history), num_pages)
     wanted = manager.fetching.wanted(held, num_pages)
     if not sum(map(len, wanted)):
         return
     if (begun := manager.fetching.begin(PLAIN, history, wanted)) is not None:
         num_pages = manager.fetching.end(begun, num_pages)
-        row = manager.tree.pages(manager.tree.find(PLAIN, history))[:num_pages]
+        row = inside.path_pages(manager, inside.find(manager, PLAIN, history))[:num_pages]
         events.published(PLAIN, history[: len(row) * 4], row)
 
 

@@ -6,6 +6,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import core_inspector as inside
 import numpy as np
 import pytest
 import torch
@@ -255,7 +256,7 @@ def test_drafts_leave_states_as_they_are_until_some_are_accepted(
             verifying([len(p) for p in PROMPTS], follows), [*chain.from_iterable(drafts)]
         )
         assert [list(pair) for pair in zip(*given, strict=True)] == [after(t) for t in texts]
-        table = backend.pool.manager.memory.table[1]
+        table = inside.tables(backend.pool.manager)[1]
         for running, prompt in zip(all_running, PROMPTS, strict=True):
             assert states_of(backend, table[running.state_page]) == after(prompt)
         # The other request accepts the last known token alone.
@@ -277,7 +278,7 @@ def test_a_snapshot_is_of_the_page_that_accepted_drafts_pass() -> None:
     backend.forward(verifying([5], CHAIN), DRAFTS)
     manager.save_states(running, 5, 10, 5)
     backend.accept([np.arange(5)])
-    table = manager.memory.table[1]
+    table = inside.tables(manager)[1]
     text = [*PROMPTS[0], *DRAFTS]
     assert states_of(backend, table[running.row[1]]) == after(text[:8])
     assert states_of(backend, table[running.state_page]) == after(text)
