@@ -101,9 +101,9 @@ class DraftingPair(Pair):
 
     @classmethod
     def drafting(
-        cls, model: Model, backend: Any, steps: int, device: str = "cpu"
+        cls, model: Model, backend: Any, steps: int, tolerance: float = 1e-5
     ) -> "DraftingPair":
-        pair = cls.of(model, backend, device)
+        pair = cls.of(model, backend, tolerance=tolerance)
         assert isinstance(pair, DraftingPair)
         pair.steps = steps
         pair.expected_steps = JengaTorchDraftSteps(pair.expected.runner, steps)

@@ -67,19 +67,19 @@ def wide(kind: Architecture) -> Architecture:
 def engine(path: Path, **flags: Any) -> Iterator[Any]:
     from sglang.srt.entrypoints.engine import Engine
 
-    made = Engine(
-        model_path=str(path),
-        dtype="bfloat16",
-        skip_tokenizer_init=True,
-        chunked_prefill_size=128,
-        enable_mixed_chunk=True,
-        max_total_tokens=2048,
-        context_length=MAX_LENGTH,
-        max_running_requests=16,
-        cuda_graph_max_bs_decode=16,
-        log_level="warning",
-        **flags,
-    )
+    asked: dict[str, Any] = {
+        "model_path": str(path),
+        "dtype": "bfloat16",
+        "skip_tokenizer_init": True,
+        "chunked_prefill_size": 128,
+        "enable_mixed_chunk": True,
+        "max_total_tokens": 2048,
+        "context_length": MAX_LENGTH,
+        "max_running_requests": 16,
+        "cuda_graph_max_bs_decode": 16,
+        "log_level": "warning",
+    }
+    made = Engine(**asked | flags)
     try:
         yield made
     finally:
@@ -120,6 +120,39 @@ def problem(stock: Output, ours: Output) -> str | None:
         if not error < LOGPROB_TOLERANCE:
             return f"logprob of token {index} is {error:.3f} off"
     return None if len(stock.tokens) == len(ours.tokens) else "another length"
+
+
+def drafts(kind: str, path: Path) -> dict[str, Any]:
+    """Flags of a server that drafts: of n-grams, or with the model as its own draft."""
+    if kind == "n-grams":
+        return {
+            "enable_mixed_chunk": False,
+            "speculative_algorithm": "NGRAM",
+            "speculative_ngram_max_bfs_breadth": 1,
+            "speculative_num_draft_tokens": 6,
+        }
+    return {
+        "enable_mixed_chunk": False,
+        "speculative_algorithm": "STANDALONE",
+        "speculative_draft_model_path": str(path),
+        "speculative_num_steps": 5,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": 6,
+    }
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("kind", ["n-grams", "its own draft"])
+def test_drafts_change_no_answer(kind: str, server: str, model: Callable[[str], Path]) -> None:
+    """Verified, and drafted by a model, in CUDA graphs and without."""
+    requests = 2 * make_stream(SHAPE, seed=1)[: SHAPE.num_requests // 2]
+    path = model("gemma3")
+    _, stock = answers(path, requests, **STOCK)
+    _, ours = answers(path, requests, **SERVERS[server][1], **drafts(kind, path))
+    found = [problem(s, o) for s, o in zip(stock, ours, strict=True)]
+    assert not any(found), found
+    same = sum(s.tokens == o.tokens for s, o in zip(stock, ours, strict=True))
+    assert same > len(requests) // 2, f"only {same} answers are equal"
 
 
 @pytest.mark.parametrize(

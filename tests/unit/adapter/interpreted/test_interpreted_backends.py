@@ -165,9 +165,13 @@ def test_chains_longer_than_pages_windows_and_chunks(host: Host) -> None:
     chains_of_drafts(MODELS["chunks"], JengaFlashInferBackend, 18)
 
 
-def chains_of_drafts(model: Model, backend: Any, steps: int) -> None:
+def test_chains_over_latent_rows(host: Host) -> None:
+    chains_of_drafts(LATENT["latent rows"], JengaTritonBackend, 3, tolerance=1e-4)
+
+
+def chains_of_drafts(model: Model, backend: Any, steps: int, tolerance: float = 1e-5) -> None:
     """Drafted, verified and accepted, from none to all; pages change hands between."""
-    pair = DraftingPair.drafting(model, backend, steps)
+    pair = DraftingPair.drafting(model, backend, steps, tolerance)
     pair.begin({3: 30, 1: 1})
     pair.round({3: 0, 1: steps})
     pair.each(lambda bench: bench.finish(3))
