@@ -16,6 +16,7 @@ from sglang.srt.configs.model_config import (
 )
 from sglang.srt.layers.pooler import CrossEncodingPooler, Pooler
 from sglang.srt.layers.sparse_pooler import SparsePooler
+from sglang.srt.runtime_context import attention_backends
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.discovery import attention_layers, sees_what_follows
@@ -119,6 +120,12 @@ def _drafts_with_states(configurator: Any) -> bool:
     return draft_layers.has_recurrent_layers()
 
 
+def _kernels_draft_over_states(configurator: Any) -> bool:
+    if not _drafts(configurator) or configurator.mambaish_config is None:
+        return False
+    return flags.TORCH_BACKEND not in attention_backends()
+
+
 def _drafts_beside_encoder(configurator: Any) -> bool:
     has_encoder = getattr(configurator.model_config, "is_encoder_decoder", False)
     return bool(has_encoder) and _drafts(configurator)
@@ -151,6 +158,10 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("attention to tokens that follow", _sees_what_follows),
     ("pools of SGLang's that are not sized by layers", _is_sized_otherwise),
     ("a draft model with recurrent layers", _drafts_with_states),
+    (
+        "recurrent layers, whose drafts --attention-backend jenga_torch alone verifies",
+        _kernels_draft_over_states,
+    ),
     ("an encoder, and drafts (--speculative-algorithm)", _drafts_beside_encoder),
     ("a draft model with latent attention of other rows", _drafts_of_other_latent_rows),
 )

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from jenga_sglang.adapter.discovery import attention_layers
 from jenga_sglang.adapter.hooks.arguments import _model_adjustments
-from jenga_sglang.adapter.start import draft_layers
+from jenga_sglang.adapter.start import draft_layers, refused_models
 from jenga_sglang.adapter.start.build import build_pools
 from jenga_sglang.adapter.start.refused_models import refuse_models
 
@@ -203,6 +203,20 @@ def test_a_draft_model_with_recurrent_layers(
     line = refusal(configurator(**vars(with_latent_rows("Target", None)), **fields))
     assert ("a draft model with recurrent layers" in line) == is_refused
     assert ("latent attention of other rows" in line) != is_refused
+
+
+@pytest.mark.parametrize(("backend", "is_refused"), [("triton", True), ("jenga_torch", False)])
+def test_drafts_over_states_through_kernels(
+    backend: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refused_models, "attention_backends", lambda: (backend, backend))
+    hybrid = configurator(
+        architecture="Hybrid", spec_algorithm=DRAFTS, mambaish_config=SimpleNamespace()
+    )
+    if not is_refused:
+        return refuse_models(hybrid)
+    line = refusal(hybrid)
+    assert "Hybrid has recurrent layers, whose drafts --attention-backend jenga_torch alone" in line
 
 
 def test_drafts_behind_an_encoder() -> None:
