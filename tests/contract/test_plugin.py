@@ -574,7 +574,9 @@ class TestModelLists:
     def test_a_stock_server_is_seen_as_it_is(self) -> None:
         assert self.seen("unified") == ("flashinfer", ("flashinfer", "flashinfer"))
 
-    def test_recurrent_layers_are_not_captured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_prompts_of_recurrent_layers_are_not_captured(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from sglang.srt.arg_groups import model_hook
         from sglang.srt.configs import hybrid_arch
         from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
@@ -599,12 +601,12 @@ class TestModelLists:
             "declare_resolution": lambda *args, **fields: declared.update(fields),
         }.items():
             monkeypatch.setattr(model_hook, name, value)
-        for states, backend in ((None, None), (Namespace(), "disabled")):
+        for states, backends in ((None, None), (Namespace(), ("full", "disabled"))):
             monkeypatch.setattr(hybrid_arch, "mambaish_config", lambda config, s=states: s)
             _model_adjustments(lambda server_args: None, view)
             found = declared.get("cuda_graph_config")
-            phases = {found.decode.backend, found.prefill.backend} if found else {None}
-            assert phases == {backend}
+            phases = (found.decode.backend, found.prefill.backend) if found else None
+            assert phases == backends
 
     def test_every_list_has_that_name(self) -> None:
         """Where a list of accepted backends begins with Triton or FA3, the name follows."""
