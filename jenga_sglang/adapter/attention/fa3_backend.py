@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flashinfer_ext.layout import FP8_DTYPES
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.views import KV
 from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
@@ -67,8 +66,11 @@ class JengaFA3Backend(DeviceBackend):
     def check_layer(self, layer: RadixAttention) -> None:
         if layer.xai_temperature_len > 0:
             raise ValueError(f"layer {layer.layer_id} scales logits by position")
-        if self.pool.dtype in FP8_DTYPES:
-            raise ValueError("with fp8 KV its kernel wants queries in fp8")
+        if self.kv_dtype(layer) != self.q_dtype:
+            raise ValueError(
+                f"its kernel reads KV of the queries' dtype {self.q_dtype}, "
+                f"not {self.kv_dtype(layer)}"
+            )
         group = self.pool.groups[self.pool.place[layer.layer_id].group]
         dims = (layer.qk_head_dim - group.latent_dim, layer.v_head_dim)
         if not has_dims(*dims):

@@ -156,7 +156,10 @@ def test_fa3_refuses_fp8() -> None:
         return said[0]
 
     line = refusal(Model(("full",), store_dtype=torch.float8_e4m3fn))
-    assert "fp8" in line and "choose --attention-backend flashinfer, triton or jenga_torch" in line
+    assert (
+        "not torch.float8_e4m3fn" in line
+        and "choose --attention-backend flashinfer, triton or jenga_torch" in line
+    )
 
 
 def test_fa3_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
