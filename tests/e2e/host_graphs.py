@@ -68,6 +68,7 @@ class HostGraphs:
 
 def decode_in_graphs(scheduler: Any) -> None:
     """For a `Job` to do before: decodes of up to eight requests are replayed."""
+    from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner as module
 
     @contextmanager
@@ -81,6 +82,8 @@ def decode_in_graphs(scheduler: Any) -> None:
     torch.cpu.is_current_stream_capturing = lambda: False  # type: ignore[attr-defined]
     torch.cpu.Event = Event  # type: ignore[attr-defined]
     runner = scheduler.tp_worker.model_runner
+    most = max(CAPTURED)
+    runner.graph_shared_output = GraphSharedOutput(device=torch.device("cpu"), max_rows=most)
     runner.decode_cuda_graph_runner = module.DecodeCudaGraphRunner(runner)
 
 

@@ -174,7 +174,8 @@ class DeviceBackend(AttentionBackend):
                 raise refuse(
                     f"--attention-backend {self.name}",
                     "reads no latent (MLA) rows in Jenga pages yet; choose "
-                    f"--attention-backend {flags.TRITON_BACKEND} or {flags.TORCH_BACKEND}",
+                    f"--attention-backend {flags.TRITON_BACKEND}, {flags.FA3_BACKEND} or "
+                    f"{flags.TORCH_BACKEND}",
                 )
             try:
                 trim_of(self.pool.manager.dependencies[group], self.entry_tokens)

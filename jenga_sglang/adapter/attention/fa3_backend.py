@@ -33,7 +33,7 @@ ARCHITECTURES = (8, 9)
 def load_kernel() -> Callable[..., torch.Tensor]:
     """SGLang's `flash_attn_with_kvcache`. Raises ``SystemExit`` with one line without it."""
     try:
-        from sgl_kernel.flash_attn import flash_attn_with_kvcache
+        from sgl_kernel.flash_attn import flash_attn_with_kvcache  # type: ignore[import-untyped]
     except ImportError as error:
         raise refuse(
             "--attention-backend fa3", f"needs sgl_kernel ({error}); choose flashinfer or triton"
@@ -55,9 +55,16 @@ class JengaFA3Backend(DeviceBackend):
         super().__init__(runner)
         self._attention = load_kernel()
         # Offsets of queries where every request has one, and those of each group's rows in a step.
-        most = max(self.max_batch, runner.req_to_token_pool.size)
-        self._ones = torch.arange(most + 1, dtype=torch.int32, device=self.device)
+        self._ones = self._one_each(self.max_batch)
         self._queries: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def _one_each(self, batch: int) -> torch.Tensor:
+        return torch.arange(batch + 1, dtype=torch.int32, device=self.device)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        super().init_cuda_graph_state(max_bs, max_num_tokens)
+        # Graphs may be larger than any batch is, and keep the address.
+        self._ones = self._one_each(max(max_bs, self.max_batch))
 
     def kernels(self, group: int) -> Sequence[str]:
         is_latent = self.pool.layouts[group].is_latent

@@ -189,7 +189,7 @@ def test_flashinfer_sends_latent_rows_to_triton(host: Host) -> None:
     def refused(runner: Any) -> Any:
         with pytest.raises(SystemExit, match="latent") as stop:
             JengaFlashInferBackend(runner)
-        assert "--attention-backend triton or jenga_torch" in str(stop.value)
+        assert "--attention-backend triton, fa3 or jenga_torch" in str(stop.value)
 
     Bench(LATENT["latent rows"], refused)
 
