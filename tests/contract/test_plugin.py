@@ -339,9 +339,9 @@ class TestFlag:
         "field", ["attention_backend", "prefill_attention_backend", "decode_attention_backend"]
     )
     def test_an_attention_backend_that_cannot_read_the_pages_is_refused(self, field: str) -> None:
-        values = {"memory_backend": "jenga", field: "fa3"}
+        values = {"memory_backend": "jenga", field: "fa4"}
         line = refusal(lambda: flags.apply_flag(values))
-        assert f"--{field.replace('_', '-')} fa3" in line
+        assert f"--{field.replace('_', '-')} fa4" in line
         assert "flashinfer, triton, jenga_torch" in line
 
     def test_two_attention_backends_at_once_are_refused(self) -> None:

@@ -33,7 +33,7 @@ ARCHITECTURES = (8, 9)
 def load_kernel() -> Callable[..., torch.Tensor]:
     """SGLang's `flash_attn_with_kvcache`. Raises ``SystemExit`` with one line without it."""
     try:
-        from sgl_kernel.flash_attn import flash_attn_with_kvcache  # type: ignore[import-untyped]
+        from sgl_kernel.flash_attn import flash_attn_with_kvcache
     except ImportError as error:
         raise refuse(
             "--attention-backend fa3", f"needs sgl_kernel ({error}); choose flashinfer or triton"

@@ -451,6 +451,8 @@ def serve_two_dtypes(backend: Any, scale: float | None, tolerance: float) -> Non
 
 
 def test_groups_of_two_dtypes(backend: Any) -> None:
+    if backend is JengaFA3Backend:
+        pytest.skip("reads the queries' dtype only")
     # SGLang's Triton kernels round queries to the dtype of what they read.
     serve_two_dtypes(backend, None, 0.1 if backend is JengaTritonBackend else 1e-5)
 
