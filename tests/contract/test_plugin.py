@@ -342,7 +342,7 @@ class TestFlag:
         values = {"memory_backend": "jenga", field: "fa4"}
         line = refusal(lambda: flags.apply_flag(values))
         assert f"--{field.replace('_', '-')} fa4" in line
-        assert "flashinfer, triton, jenga_torch" in line
+        assert "flashinfer, fa3, triton, jenga_torch" in line
 
     def test_two_attention_backends_at_once_are_refused(self) -> None:
         values = {
