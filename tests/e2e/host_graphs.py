@@ -18,13 +18,6 @@ CAPTURED = [1, 2, 4, 8]
 REPLAYS: Counter[tuple[int, int]] = Counter()  # by size of the graph, and of the batch
 
 
-class Event:
-    """What the scheduler waits for on a device."""
-
-    def record(self) -> None:
-        pass
-
-
 class HostGraphs:
     """A backend of SGLang's graph runner."""
 
@@ -80,7 +73,6 @@ def decode_in_graphs(scheduler: Any) -> None:
     module.get_batch_sizes_to_capture = lambda *args, **kwargs: (CAPTURED, [])
     module.resolve_decode_backend = HostGraphs
     torch.cpu.is_current_stream_capturing = lambda: False  # type: ignore[attr-defined]
-    torch.cpu.Event = Event  # type: ignore[attr-defined]
     runner = scheduler.tp_worker.model_runner
     most = max(CAPTURED)
     runner.graph_shared_output = GraphSharedOutput(device=torch.device("cpu"), max_rows=most)
