@@ -593,6 +593,7 @@ class TestModelLists:
             chunked_prefill_size=None,
             enable_dp_attention=False,
             attn_dp_size=1,
+            speculative_algorithm=None,
         )
         for name, value in {
             "resolved_view": lambda server_args: view,
@@ -601,7 +602,13 @@ class TestModelLists:
             "declare_resolution": lambda *args, **fields: declared.update(fields),
         }.items():
             monkeypatch.setattr(model_hook, name, value)
-        for states, backends in ((None, None), (Namespace(), ("full", "disabled"))):
+        some = Namespace()
+        for states, drafts, backends in (
+            (None, None, None),
+            (some, None, ("full", "disabled")),
+            (some, "NGRAM", ("disabled", "disabled")),
+        ):
+            view.speculative_algorithm = drafts
             monkeypatch.setattr(hybrid_arch, "mambaish_config", lambda config, s=states: s)
             _model_adjustments(lambda server_args: None, view)
             found = declared.get("cuda_graph_config")

@@ -62,6 +62,8 @@ class JengaFA3Backend(DeviceBackend):
         return torch.arange(batch + 1, dtype=torch.int32, device=self.device)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        if max_num_tokens != max_bs:
+            raise NotImplementedError("CUDA graphs of drafts with --attention-backend fa3")
         super().init_cuda_graph_state(max_bs, max_num_tokens)
         # Graphs may be larger than any batch is, and keep the address.
         self._ones = self._one_each(max(max_bs, self.max_batch))
@@ -152,7 +154,7 @@ class JengaFA3Backend(DeviceBackend):
         offsets, longest = self._queries[place.group]
         window_left = self.trim(place.group).window_left
         result = self._attention(
-            page_table=tables.block_tables[place.stripe],
+            page_table=tables.block_tables[self.table_of(place)],
             cache_seqlens=tables.kv_lens,
             cu_seqlens_q=offsets,
             max_seqlen_q=longest,

@@ -19,6 +19,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from flashinfer_ext import variants
 from flashinfer_ext.host_modules import Host, flashinfer_on_host
+from jenga_sglang import draft_flags
 from jenga_sglang.adapter.attention import fa3_backend, flashinfer_backend, triton_backend
 from jenga_sglang.adapter.attention.fa3_backend import JengaFA3Backend
 from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
@@ -206,14 +207,22 @@ def test_layers_over_what_rows_expand_to_are_none_of_the_pools(host: Host) -> No
     assert [layer.qk_head_dim for layer in backend.layers[0]] == [24] * 3
 
 
+@pytest.fixture
+def drafter(backend: Any) -> Any:
+    """A backend that serves drafts."""
+    if backend.name not in draft_flags.ALGORITHMS:
+        pytest.skip("drafts are refused")
+    return backend
+
+
 DRAFTING = [name for name in MODELS if not name.startswith("cross")]
 
 
 @pytest.mark.parametrize("name", DRAFTING)
-def test_chains_of_drafts(name: str, backend: Any) -> None:
+def test_chains_of_drafts(name: str, drafter: Any) -> None:
     model = MODELS[name]
-    skip_what_xqa_lacks(model, backend)
-    chains_of_drafts(model, backend, 3)
+    skip_what_xqa_lacks(model, drafter)
+    chains_of_drafts(model, drafter, 3)
 
 
 def test_chains_longer_than_pages_windows_and_chunks(host: Host) -> None:
@@ -234,11 +243,11 @@ def chains_of_drafts(model: Model, backend: Any, steps: int) -> None:
 
 @pytest.mark.parametrize("name", DRAFTING)
 def test_captured_chains_of_drafts_follow_lengths_pages_and_padding(
-    name: str, backend: Any
+    name: str, drafter: Any
 ) -> None:
     model = MODELS[name]
-    skip_what_xqa_lacks(model, backend)
-    pair = DraftingPair.drafting(model, backend, 2)
+    skip_what_xqa_lacks(model, drafter)
+    pair = DraftingPair.drafting(model, drafter, 2)
     ours, tokens = pair.checked, pair.steps + 1
     ours.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH * tokens)
     pair.checked_steps.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH)
@@ -264,14 +273,14 @@ def test_captured_chains_of_drafts_follow_lengths_pages_and_padding(
 
 
 def test_all_backends_of_a_pool_have_one_copy_of_its_tables_and_one_workspace(
-    backend: Any,
+    drafter: Any,
 ) -> None:
-    pair = DraftingPair.drafting(MODELS["windows"], backend, 4)
+    pair = DraftingPair.drafting(MODELS["windows"], drafter, 4)
     backends = [pair.checked.backend, *pair.checked_steps.attn_backends]
     assert len(backends) == 4
     assert len({id(b._shared) for b in backends}) == 1
     assert len({b._workspace.data_ptr() for b in backends if hasattr(b, "_workspace")}) <= 1
-    other = Bench(MODELS["windows"], backend)
+    other = Bench(MODELS["windows"], drafter)
     assert other.backend._shared is not pair.checked.backend._shared
 
 
@@ -285,8 +294,8 @@ def test_layers_of_two_models_in_the_same_groups(backend: Any) -> None:
     assert stripes == [3, 2] and sum(inside.stripes(pair.checked.manager)) == 5
 
 
-def test_a_batch_of_another_width_than_the_graphs_is_refused(backend: Any) -> None:
-    pair = DraftingPair.drafting(MODELS["windows"], backend, 3)
+def test_a_batch_of_another_width_than_the_graphs_is_refused(drafter: Any) -> None:
+    pair = DraftingPair.drafting(MODELS["windows"], drafter, 3)
     pair.checked.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH * 4)
     batch = verified_batch(pair.checked, [], 5, GRAPH_BATCH)
     with pytest.raises(ValueError, match="a step in a CUDA graph"):
