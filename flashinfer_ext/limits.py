@@ -17,6 +17,7 @@ from .views import check_buffer
 ALIGN_BYTES = 16
 INT32_END = 2**31
 HALF_DTYPES = (torch.float16, torch.bfloat16)
+FA3_PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ KERNELS = {
     "fa2_decode": KernelLimits("page", True, (64, 128, 256, 512)),
     "fa2_prefill": KernelLimits("page", False, (64, 128, 192, 256, 512)),
     "fa3_prefill": KernelLimits("page", True, (64, 128, 256)),
+    # sgl_kernel's own FA3. Pages as large as its tiles would be fetched by TMA, which fetches what
+    # lies behind a history's end with it; smaller ones row by row.
+    "fa3_kvcache": KernelLimits(
+        "page", False, tuple(range(8, 257, 8)), page_sizes=FA3_PAGE_SIZES, dtypes=HALF_DTYPES
+    ),
+    "fa3_kvcache_mla": KernelLimits(
+        "page", False, page_sizes=FA3_PAGE_SIZES, dtypes=HALF_DTYPES, latent=True
+    ),
     "xqa": KernelLimits(
         "page", True, tuple(range(16, 513, 16)), page_sizes=(16, 32, 64, 128), whole_heads=True
     ),

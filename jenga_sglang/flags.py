@@ -21,8 +21,9 @@ RADIX_CACHE_BACKEND = "jenga"
 TORCH_BACKEND = "jenga_torch"
 FLASHINFER_BACKEND = "flashinfer"
 TRITON_BACKEND = "triton"
+FA3_BACKEND = "fa3"
 PAGE_SIZES = "a power of two from 1 to 256"
-ATTENTION_BACKENDS = (FLASHINFER_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
+ATTENTION_BACKENDS = (FLASHINFER_BACKEND, FA3_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
 # By field of `settings.Settings`.
 _OF_LAYERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "kv_dtype": (KV_DTYPE_FLAG, KvDtypes.parse),

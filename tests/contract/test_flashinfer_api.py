@@ -1,11 +1,15 @@
 """What this project calls of FlashInfer and of SGLang's kernels is there, as it was when read."""
 
+import ast
 import inspect
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import fa3_on_host
 import pytest
 
 with warnings.catch_warnings(action="ignore"):
@@ -202,3 +206,18 @@ def test_sglang_asks_a_backend_for_what_ours_answer() -> None:
     for name in ("forward_extend", "forward_decode"):
         for owner in (AttentionBackend, DeviceBackend):
             assert list(inspect.signature(getattr(owner, name)).parameters)[:7] == first
+
+
+def test_sglangs_fa3_takes_what_ours_gives_it() -> None:
+    """Read, not imported: its package loads compiled code for a GPU."""
+    spec = find_spec("sgl_kernel")
+    assert spec is not None and spec.submodule_search_locations
+    tree = ast.parse((Path(spec.submodule_search_locations[0]) / "flash_attn.py").read_text())
+    (kernel,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "flash_attn_with_kvcache"
+    )
+    theirs = [argument.arg for argument in kernel.args.args]
+    ours = inspect.signature(fa3_on_host.flash_attn_with_kvcache).parameters
+    assert theirs[:3] == list(ours)[:3] and set(ours) <= set(theirs)

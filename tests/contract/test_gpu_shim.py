@@ -13,7 +13,7 @@ SHIM = Path(__file__).parents[1] / "gpu" / "shim"
 NAMES = {
     "srt.constants": ["GPU_MEMORY_TYPE_KV_CACHE"],
     "srt.environ": ["envs"],
-    "srt.layers.attention.base_attn_backend": ["AttentionBackend"],
+    "srt.layers.attention.base_attn_backend": ["AttentionBackend", "SharedReadEnds"],
     "srt.layers.radix_attention": ["AttentionType", "RadixAttention"],
     "srt.mem_cache.memory_pool": ["KVCache", "MambaPool", "ReqToTokenPool"],
     "srt.model_executor.forward_batch_info": ["ForwardMode"],
@@ -50,6 +50,12 @@ def test_it_has_every_name_and_sglang_too(real: Any, shim: Any) -> None:
         for name in names:
             assert hasattr(shim[module], name) and hasattr(real[module], name), name
         assert str(SHIM) in shim[module].__file__ and str(SHIM) not in real[module].__file__
+
+
+def test_shared_reads_end_where_sglang_says(real: Any, shim: Any) -> None:
+    module = "srt.layers.attention.base_attn_backend"
+    ours, theirs = (side[module].SharedReadEnds for side in (shim, real))
+    assert {end.name: end.value for end in ours} == {end.name: end.value for end in theirs}
 
 
 def test_calls_take_what_sglangs_take(real: Any, shim: Any) -> None:

@@ -339,10 +339,10 @@ class TestFlag:
         "field", ["attention_backend", "prefill_attention_backend", "decode_attention_backend"]
     )
     def test_an_attention_backend_that_cannot_read_the_pages_is_refused(self, field: str) -> None:
-        values = {"memory_backend": "jenga", field: "fa3"}
+        values = {"memory_backend": "jenga", field: "fa4"}
         line = refusal(lambda: flags.apply_flag(values))
-        assert f"--{field.replace('_', '-')} fa3" in line
-        assert "flashinfer, triton, jenga_torch" in line
+        assert f"--{field.replace('_', '-')} fa4" in line
+        assert "flashinfer, fa3, triton, jenga_torch" in line
 
     def test_two_attention_backends_at_once_are_refused(self) -> None:
         values = {
@@ -574,7 +574,9 @@ class TestModelLists:
     def test_a_stock_server_is_seen_as_it_is(self) -> None:
         assert self.seen("unified") == ("flashinfer", ("flashinfer", "flashinfer"))
 
-    def test_recurrent_layers_are_not_captured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_prompts_of_recurrent_layers_are_not_captured(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from sglang.srt.arg_groups import model_hook
         from sglang.srt.configs import hybrid_arch
         from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
@@ -591,6 +593,7 @@ class TestModelLists:
             chunked_prefill_size=None,
             enable_dp_attention=False,
             attn_dp_size=1,
+            speculative_algorithm=None,
         )
         for name, value in {
             "resolved_view": lambda server_args: view,
@@ -599,12 +602,18 @@ class TestModelLists:
             "declare_resolution": lambda *args, **fields: declared.update(fields),
         }.items():
             monkeypatch.setattr(model_hook, name, value)
-        for states, backend in ((None, None), (Namespace(), "disabled")):
+        some = Namespace()
+        for states, drafts, backends in (
+            (None, None, None),
+            (some, None, ("full", "disabled")),
+            (some, "NGRAM", ("disabled", "disabled")),
+        ):
+            view.speculative_algorithm = drafts
             monkeypatch.setattr(hybrid_arch, "mambaish_config", lambda config, s=states: s)
             _model_adjustments(lambda server_args: None, view)
             found = declared.get("cuda_graph_config")
-            phases = {found.decode.backend, found.prefill.backend} if found else {None}
-            assert phases == {backend}
+            phases = (found.decode.backend, found.prefill.backend) if found else None
+            assert phases == backends
 
     def test_every_list_has_that_name(self) -> None:
         """Where a list of accepted backends begins with Triton or FA3, the name follows."""

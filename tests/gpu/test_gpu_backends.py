@@ -12,6 +12,7 @@ from backend_bench import Bench, Layer, Model, Pair
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from jenga_sglang.adapter.attention import flashinfer_backend, triton_backend
+from jenga_sglang.adapter.attention.fa3_backend import JengaFA3Backend
 from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
 from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 
@@ -28,10 +29,12 @@ MODELS = {
     "shared KV": Model(("window 17", "again", "full", "again")).on_gpu(),
     "cross": Model(("full", "cross", "window 17", "cross")).on_gpu(),
     "fp8": Model(("full",) * 2, store_dtype=torch.float8_e4m3fn, scale=2.0).on_gpu(),
+    "latent rows": replace(Model(("full",) * 2).on_gpu(dim=576), dim_v=512, is_latent=True),
 }
 KERNELS = {
     "flashinfer": JengaFlashInferBackend,
     "flashinfer, XQA and FA3": JengaFlashInferBackend,
+    "fa3": JengaFA3Backend,
     "triton": JengaTritonBackend,
 }
 
@@ -55,6 +58,12 @@ def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, is_hop
             pytest.skip("needs sm_90, and is built for one model")
         monkeypatch.setenv(flashinfer_backend.DECODE_VARIABLE, "xqa")
         monkeypatch.setenv(flashinfer_backend.PREFILL_VARIABLE, "fa3")
+    if kernel == "fa3":
+        pytest.importorskip("sgl_kernel", exc_type=ImportError)
+        if not is_hopper or name == "fp8":
+            pytest.skip("is compiled for sm_90, and for KV of the queries' dtype")
+    if kernel.startswith("flashinfer") and name == "latent rows":
+        pytest.skip("latent rows are refused")
     if kernel == "triton" and name == "fp8":
         pytest.skip("its kernels round the queries to fp8, plain torch does not")
     return Pair.of(MODELS[name], KERNELS[kernel], "cuda", TOLERANCE)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from flashinfer_ext import check_kernel_limits
 from flashinfer_ext.kv_write import Fp8Scales, KvWriter
@@ -173,7 +174,8 @@ class DeviceBackend(AttentionBackend):
                 raise refuse(
                     f"--attention-backend {self.name}",
                     "reads no latent (MLA) rows in Jenga pages yet; choose "
-                    f"--attention-backend {flags.TRITON_BACKEND} or {flags.TORCH_BACKEND}",
+                    f"--attention-backend {flags.TRITON_BACKEND}, {flags.FA3_BACKEND} or "
+                    f"{flags.TORCH_BACKEND}",
                 )
             try:
                 trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
@@ -233,8 +235,6 @@ class DeviceBackend(AttentionBackend):
     # -- CUDA graphs --------------------------------------------------------------------------
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        if self.pool.states is not None:
-            raise NotImplementedError("CUDA graphs of recurrent layers under Jenga")
         queries, odd = divmod(max_num_tokens, max_bs)
         if odd:
             raise ValueError(
@@ -254,6 +254,14 @@ class DeviceBackend(AttentionBackend):
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         # A padding request reads one token of the null page; no kernel needs an empty history.
         return 1
+
+    def shared_read_ends(self, fm: ForwardMode) -> SharedReadEnds:
+        """What the scheduler may write over is read once, while the tables are built: request rows
+        and lengths. Where there is an encoder, the model reads more of it."""
+        if fm in (ForwardMode.DECODE, ForwardMode.EXTEND) and not self._has_encoder:
+            return SharedReadEnds.PRE_REPLAY
+        ends: SharedReadEnds = super().shared_read_ends(fm)
+        return ends
 
     # -- drafts -------------------------------------------------------------------------------
 

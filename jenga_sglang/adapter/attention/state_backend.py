@@ -28,6 +28,7 @@ from sglang.srt.model_executor.forward_context import get_attn_backend
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.attention.drafts import trees_of
+from jenga_sglang.adapter.attention.state_graphs import StateGraphs
 from jenga_sglang.adapter.attention.state_rounds import (
     Piece,
     Places,
@@ -70,7 +71,7 @@ class Drafts:
     layers: dict[int, Callable[[Round], Any]] = dataclasses.field(default_factory=dict)
 
 
-class StateRounds:
+class StateRounds(StateGraphs):
     """Mixed into one of SGLang's linear-attention backends: the same steps, in rounds, on the
     states of a Jenga pool."""
 
@@ -87,7 +88,7 @@ class StateRounds:
     _layer_id: int
 
     def __init__(self, runner: ModelRunner) -> None:
-        super().__init__(runner)  # type: ignore[call-arg]
+        super().__init__(runner)
         self.pool = runner.token_to_kv_pool
         self.rows = runner.req_to_token_pool
         self.states = present(self.pool.states, "a pool without recurrent states")
@@ -106,6 +107,7 @@ class StateRounds:
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         # Without attention layers nobody else does.
         self.pool.poison_freed()
+        self.leave_buffers()
         self._rounds, self._drafts = [], None
         if forward_batch.forward_mode.is_idle():
             return
@@ -132,6 +134,14 @@ class StateRounds:
             self._round(forward_batch, all_running, pieces, whole=whole) for pieces in rounds
         ]
         self._order = None if whole else self._order_of([p for pieces in rounds for p in pieces])
+
+    def init_forward_metadata_out_graph(
+        self, forward_batch: ForwardBatch, in_capture: bool = False
+    ) -> None:
+        self.pool.poison_freed()
+        metadata = self.graph_metadata(forward_batch, in_capture)
+        self._rounds = [Round(forward_batch, None, [], [], metadata=metadata)]
+        self._order = self._drafts = None
 
     def _start(self, all_running: list[Running]) -> None:
         starts = [start for running in all_running for start in running.take_starts()]
@@ -193,7 +203,7 @@ class StateRounds:
             index = torch.arange(len(pieces), device=self.device) if on_copies else pages
             self.rows.state_index = index.to(torch.int32)
             super().init_forward_metadata(result.batch)  # type: ignore[misc]
-            result.metadata.append({n: getattr(self, n) for n in STEP_FIELDS if hasattr(self, n)})
+            result.metadata.append(self.step_fields())
         return result
 
     def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
@@ -390,12 +400,14 @@ BACKENDS: dict[type, type[StateRounds]] = {
 
 
 def refuse_graphs() -> None:
-    """Raise ``SystemExit`` with one line where steps would be captured: rounds differ each time."""
-    if all(check_cuda_graph_backend(phase, Backend.DISABLED) for phase in Phase.ALL):
+    """Raise ``SystemExit`` with one line where prompts would be captured: their rounds differ each
+    time."""
+    if check_cuda_graph_backend(Phase.PREFILL, Backend.DISABLED):
         return
     raise refuse(
         f"{flags.FLAG} jenga",
-        "recurrent layers do not run in CUDA graphs yet; add --disable-cuda-graph",
+        "prompts of recurrent layers do not run in CUDA graphs; add "
+        "--cuda-graph-backend-prefill disabled",
     )
 
 
@@ -422,6 +434,12 @@ def replace_linear_backend(hybrid: Any, runner: ModelRunner) -> None:
         hybrid.short_conv_backend = ours
 
 
+def recurrent_backend(attn_backend: Any) -> StateRounds | None:
+    """The part of a model's attention backend that runs its recurrent layers, if it is ours."""
+    backend = getattr(attn_backend, "linear_attn_backend", attn_backend)
+    return backend if isinstance(backend, StateRounds) else None
+
+
 def convolution_backend() -> JengaShortConvBackend | None:
     """The short-convolution backend of the forward pass in progress, if it is ours."""
     backend = getattr(get_attn_backend(), "linear_attn_backend", None)
@@ -442,16 +460,6 @@ def accept_drafts(
         cache.save_states(req, start, min(start + count, end))
     cache.run_copies()
     backend.accept([places[:count] for places, count in zip(index, counts, strict=True)])
-
-
-# What SGLang's backends keep of the current step.
-STEP_FIELDS = (
-    "forward_metadata",
-    "_has_initial_state",
-    "_slot_ids_cpu",
-    "_has_prefix_cpu",
-    "_cache_indices",
-)
 
 
 def _host(host: Any, device: torch.Tensor) -> list[int]:

@@ -66,15 +66,17 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
 
 
 def _forbid_graphs_of_states(server_args: Any) -> None:
-    """Recurrent layers read their page tables on the host for every batch, which no captured graph
-    can do."""
+    """Recurrent layers cut a prompt at the snapshots that are due, each at other places, which no
+    captured graph can do. A decode has one token a request, and nothing to cut; drafts are
+    verified on copies that are made anew."""
     from sglang.srt.configs.hybrid_arch import mambaish_config
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 
     if mambaish_config(model_hook.model_config_of(server_args)) is None:
         return
-    config = model_hook.resolving_view(server_args).cuda_graph_config
-    for phase in Phase.ALL:
+    view = model_hook.resolving_view(server_args)
+    config = view.cuda_graph_config
+    for phase in Phase.ALL if view.speculative_algorithm else (Phase.PREFILL,):
         config = with_phase(config, phase, backend=Backend.DISABLED)
     model_hook.declare_resolution(server_args, "jenga", cuda_graph_config=config)
 

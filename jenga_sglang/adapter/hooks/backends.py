@@ -40,6 +40,7 @@ def register_backends() -> None:
     for name, build in (
         (flags.TRITON_BACKEND, _build_triton_backend),
         (flags.FLASHINFER_BACKEND, _build_flashinfer_backend),
+        (flags.FA3_BACKEND, _build_fa3_backend),
     ):
         register_attention_backend(name)(_on_jenga_pages(build, ATTENTION_BACKENDS[name]))
 
@@ -86,6 +87,12 @@ def _build_flashinfer_backend(runner: Any) -> Any:
     from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
 
     return JengaFlashInferBackend(runner)
+
+
+def _build_fa3_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.attention.fa3_backend import JengaFA3Backend
+
+    return JengaFA3Backend(runner)
 
 
 def _on_jenga_pages(build: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -97,6 +97,34 @@ def _build_attention_backends(backends: Any, *, model_runner: Any) -> Any:
 
 
 @hook(
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.execute",
+    ("self", "forward_batch", "pp_proxy_tensors"),
+    AROUND,
+    until="a backend is told of the host's rows before a replay, and of its end",
+)
+def _execute_graph(
+    original: Callable[..., Any], runner: Any, forward_batch: Any, *rest: Any, **named: Any
+) -> Any:
+    """A request's state is found by its row, which backends get on the device only; and snapshots
+    of states are copied behind the replay that has brought them there."""
+    backend = _recurrent_backend(runner.attn_backend)
+    if backend is None:
+        return original(runner, forward_batch, *rest, **named)
+    backend.before_replay(forward_batch)
+    output = original(runner, forward_batch, *rest, **named)
+    backend.after_replay()
+    return output
+
+
+def _recurrent_backend(attn_backend: Any) -> Any:
+    if not isinstance(getattr(attn_backend, "req_to_token_pool", None), JengaReqToTokenPool):
+        return None
+    from jenga_sglang.adapter.attention.state_backend import recurrent_backend
+
+    return recurrent_backend(attn_backend)
+
+
+@hook(
     f"{CONVOLUTION}.causal_conv1d_fn",
     (
         *("x", "weight", "bias", "query_start_loc", "cache_indices"),

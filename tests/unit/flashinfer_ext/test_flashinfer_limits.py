@@ -35,12 +35,12 @@ def problems(layout: GroupLayout, *kernels: str, pages: int = 2) -> str:
 
 def test_a_common_layout_suits_every_kernel_but_the_latent_one() -> None:
     layout = layout_of()
-    assert problems(layout, *(name for name in KERNELS if name != "mla")) == ""
+    assert problems(layout, *(name for name, limits in KERNELS.items() if not limits.latent)) == ""
 
 
 def test_a_latent_layout_suits_the_latent_kernel() -> None:
     layout = layout_of(num_kv_heads=1, head_dim_k=576, head_dim_v=0)
-    assert problems(layout, "mla", "row", "block") == ""
+    assert problems(layout, "mla", "fa3_kvcache_mla", "row", "block") == ""
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def test_a_latent_layout_suits_the_latent_kernel() -> None:
         ({"small_page_bytes": 2**15 + 16}, "row", "no row grid"),
         ({"small_page_bytes": 2**15 + 512}, "block", "no block grid"),
         ({}, "mla", "expected a latent cache"),
+        ({"page_size_tokens": 128}, "fa3_kvcache", "page_size_tokens: expected one of"),
+        ({"dtype": torch.float8_e4m3fn}, "fa3_kvcache", "dtype: expected one of"),
     ],
 )
 def test_a_kernel_refuses_what_it_would_misread(

@@ -1,6 +1,7 @@
 """Each backend against `jenga_torch`, which reads the page tables on the host: same outputs of
 every layer, same bytes in the pool, in every kind of batch SGLang makes."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,12 +12,16 @@ import pytest
 import torch
 from backend_bench import Bench, Model, Pair
 from drafting_bench import DraftingPair, TwoModels, drafting_batch, verified_batch
+from fa3_on_host import flash_attn_with_kvcache
+from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from flashinfer_ext import variants
 from flashinfer_ext.host_modules import Host, flashinfer_on_host
-from jenga_sglang.adapter.attention import flashinfer_backend, triton_backend
+from jenga_sglang import draft_flags
+from jenga_sglang.adapter.attention import fa3_backend, flashinfer_backend, triton_backend
+from jenga_sglang.adapter.attention.fa3_backend import JengaFA3Backend
 from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
 from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 
@@ -52,7 +57,9 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(flashinfer_backend, "max_prefill_buffer_tokens", lambda: 64)
     monkeypatch.setattr(flashinfer_backend, "get_cuda_graph_max_batch_size", lambda size: size)
     # The kernels want half precision and whole cache lines; the reference does not.
-    monkeypatch.setattr(JengaFlashInferBackend, "kernels", lambda self, group: ())
+    for of_gpus in (JengaFlashInferBackend, JengaFA3Backend):
+        monkeypatch.setattr(of_gpus, "kernels", lambda self, group: ())
+    monkeypatch.setattr(fa3_backend, "load_kernel", lambda: flash_attn_with_kvcache)
     monkeypatch.setitem(variants.DTYPE_NAMES, torch.float32, "f32")
     execution = SimpleNamespace(kernel=SimpleNamespace(triton_attention_num_kv_splits=2))
     monkeypatch.setattr(triton_backend, "get_exec", lambda: execution)
@@ -60,11 +67,14 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         yield made
 
 
-@pytest.fixture(params=["flashinfer", "flashinfer with XQA", "triton"])
+BACKENDS = {"fa3": JengaFA3Backend, "triton": JengaTritonBackend}
+
+
+@pytest.fixture(params=["flashinfer", "flashinfer with XQA", "fa3", "triton"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, host: Host) -> Any:
     if request.param == "flashinfer with XQA":
         monkeypatch.setenv(flashinfer_backend.DECODE_VARIABLE, "xqa")
-    return JengaTritonBackend if request.param == "triton" else JengaFlashInferBackend
+    return BACKENDS.get(request.param, JengaFlashInferBackend)
 
 
 def skip_what_xqa_lacks(model: Model, backend: Any) -> None:
@@ -110,10 +120,57 @@ def test_a_rank_whose_batches_are_padded_to_anothers(name: str, backend: Any) ->
     Pair.of(model, backend).serve_padded()
 
 
+@pytest.mark.parametrize("of", BACKENDS)
 @pytest.mark.parametrize("name", LATENT)
-def test_latent_rows(name: str, host: Host) -> None:
-    Pair.of(LATENT[name], JengaTritonBackend, tolerance=1e-4).serve()
-    captured_decodes(LATENT[name], JengaTritonBackend, tolerance=1e-4)
+def test_latent_rows(name: str, of: str, host: Host) -> None:
+    Pair.of(LATENT[name], BACKENDS[of], tolerance=1e-4).serve()
+    captured_decodes(LATENT[name], BACKENDS[of], tolerance=1e-4)
+
+
+def test_fa3_takes_latent_queries_and_rows_in_two_parts(host: Host) -> None:
+    """As SGLang's DeepSeek layers give them to a backend of that name."""
+    bench = Bench(LATENT["latent rows"], JengaFA3Backend)
+    bench.start(1)
+    bench.grow(1, 6)
+    batch = bench.batch(EXTEND, {1: 6})
+    whole = Pair.of(LATENT["latent rows"], JengaFA3Backend).inputs(6)[0]
+    layer, outs = bench.layers[0], []
+    bench.backend.init_forward_metadata(batch)
+    q = whole.q.view(6, -1, 24)
+    parts = [q[..., :16].reshape(6, -1), whole.k[..., :16], whole.v]
+    rope = {"q_rope": q[..., 16:], "k_rope": whole.k[..., 16:]}
+    for given, named in ((parts, rope), ([whole.q, whole.k, whole.v], {})):
+        outs.append(bench.backend.forward_extend(*given, layer, batch, True, **named))
+    assert torch.equal(*outs) and outs[0].any()
+
+
+def test_fa3_refuses_fp8() -> None:
+    def refusal(model: Model) -> str:
+        said: list[str] = []
+
+        def refused(runner: Any) -> Any:
+            with pytest.raises(SystemExit) as stop:
+                JengaFA3Backend(runner)
+            said.append(str(stop.value))
+
+        Bench(model.on_gpu(), refused)
+        return said[0]
+
+    line = refusal(Model(("full",), store_dtype=torch.float8_e4m3fn))
+    assert (
+        "not torch.float8_e4m3fn" in line
+        and "choose --attention-backend flashinfer, triton or jenga_torch" in line
+    )
+
+
+def test_fa3_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sgl_kernel", None)
+    with pytest.raises(SystemExit, match="--attention-backend fa3: needs sgl_kernel"):
+        fa3_backend.load_kernel()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    with pytest.raises(SystemExit, match="this one has 10; choose flashinfer or triton"):
+        fa3_backend.check_gpu()
 
 
 @pytest.mark.parametrize(("store", "scales"), [("float8_e4m3fn", (4.0, 4.0)), ("float32", (1, 1))])
@@ -133,7 +190,7 @@ def test_flashinfer_sends_latent_rows_to_triton(host: Host) -> None:
     def refused(runner: Any) -> Any:
         with pytest.raises(SystemExit, match="latent") as stop:
             JengaFlashInferBackend(runner)
-        assert "--attention-backend triton or jenga_torch" in str(stop.value)
+        assert "--attention-backend triton, fa3 or jenga_torch" in str(stop.value)
 
     Bench(LATENT["latent rows"], refused)
 
@@ -150,14 +207,22 @@ def test_layers_over_what_rows_expand_to_are_none_of_the_pools(host: Host) -> No
     assert [layer.qk_head_dim for layer in backend.layers[0]] == [24] * 3
 
 
+@pytest.fixture
+def drafter(backend: Any) -> Any:
+    """A backend that serves drafts."""
+    if backend.name not in draft_flags.ALGORITHMS:
+        pytest.skip("drafts are refused")
+    return backend
+
+
 DRAFTING = [name for name in MODELS if not name.startswith("cross")]
 
 
 @pytest.mark.parametrize("name", DRAFTING)
-def test_chains_of_drafts(name: str, backend: Any) -> None:
+def test_chains_of_drafts(name: str, drafter: Any) -> None:
     model = MODELS[name]
-    skip_what_xqa_lacks(model, backend)
-    chains_of_drafts(model, backend, 3)
+    skip_what_xqa_lacks(model, drafter)
+    chains_of_drafts(model, drafter, 3)
 
 
 def test_chains_longer_than_pages_windows_and_chunks(host: Host) -> None:
@@ -182,11 +247,11 @@ def chains_of_drafts(model: Model, backend: Any, steps: int, tolerance: float = 
 
 @pytest.mark.parametrize("name", DRAFTING)
 def test_captured_chains_of_drafts_follow_lengths_pages_and_padding(
-    name: str, backend: Any
+    name: str, drafter: Any
 ) -> None:
     model = MODELS[name]
-    skip_what_xqa_lacks(model, backend)
-    pair = DraftingPair.drafting(model, backend, 2)
+    skip_what_xqa_lacks(model, drafter)
+    pair = DraftingPair.drafting(model, drafter, 2)
     ours, tokens = pair.checked, pair.steps + 1
     ours.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH * tokens)
     pair.checked_steps.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH)
@@ -212,14 +277,14 @@ def test_captured_chains_of_drafts_follow_lengths_pages_and_padding(
 
 
 def test_all_backends_of_a_pool_have_one_copy_of_its_tables_and_one_workspace(
-    backend: Any,
+    drafter: Any,
 ) -> None:
-    pair = DraftingPair.drafting(MODELS["windows"], backend, 4)
+    pair = DraftingPair.drafting(MODELS["windows"], drafter, 4)
     backends = [pair.checked.backend, *pair.checked_steps.attn_backends]
     assert len(backends) == 4
     assert len({id(b._shared) for b in backends}) == 1
     assert len({b._workspace.data_ptr() for b in backends if hasattr(b, "_workspace")}) <= 1
-    other = Bench(MODELS["windows"], backend)
+    other = Bench(MODELS["windows"], drafter)
     assert other.backend._shared is not pair.checked.backend._shared
 
 
@@ -233,8 +298,8 @@ def test_layers_of_two_models_in_the_same_groups(backend: Any) -> None:
     assert stripes == [3, 2] and sum(inside.stripes(pair.checked.manager)) == 5
 
 
-def test_a_batch_of_another_width_than_the_graphs_is_refused(backend: Any) -> None:
-    pair = DraftingPair.drafting(MODELS["windows"], backend, 3)
+def test_a_batch_of_another_width_than_the_graphs_is_refused(drafter: Any) -> None:
+    pair = DraftingPair.drafting(MODELS["windows"], drafter, 3)
     pair.checked.backend.init_cuda_graph_state(GRAPH_BATCH, GRAPH_BATCH * 4)
     batch = verified_batch(pair.checked, [], 5, GRAPH_BATCH)
     with pytest.raises(ValueError, match="a step in a CUDA graph"):
@@ -273,6 +338,29 @@ def addresses_of(backend: Any) -> list[int]:
     if not step.is_decode:
         tensors += [offsets for offsets, _ in getattr(backend, "_q_offsets", {}).values()]
     return [tensor.data_ptr() for tensor in tensors]
+
+
+@pytest.mark.parametrize("name", ["windows", "cross"])
+def test_rows_may_change_once_the_tables_are_built(name: str, backend: Any) -> None:
+    """The scheduler is told so, and writes the next step's while a forward pass is at work. Of an
+    encoder, which the model itself reads too, nothing is said."""
+    pair = Pair.of(MODELS[name], backend)
+    pair.each(lambda bench: bench.start(1))
+    theirs, ours = pair.expected, pair.checked
+    for mode, new in ((EXTEND, 25), (DECODE, 1)):
+        ends = ours.backend.shared_read_ends(mode)
+        assert (ends is SharedReadEnds.PRE_REPLAY) == (name == "windows")
+        pair.each(lambda bench, new=new: bench.grow(1, new))
+        inputs = pair.inputs(new, theirs.new_encoder_tokens([1]))
+        batches = [bench.batch(mode, {1: new}) for bench in (theirs, ours)]
+        for bench, batch in zip((theirs, ours), batches, strict=True):
+            bench.backend.init_forward_metadata(batch)
+        kept = ours.req_to_token.clone()
+        for shared in (ours.req_to_token, batches[1].seq_lens, batches[1].req_pool_indices):
+            shared.fill_(-1)
+        pair.compare(*(b.run(x, inputs) for b, x in zip((theirs, ours), batches, strict=True)))
+        ours.req_to_token.copy_(kept)
+        pair.each(lambda bench: setattr(bench.requests[1], "encoder_cached", True))
 
 
 def test_a_flushed_cache_begins_with_new_tables(backend: Any) -> None:
@@ -331,11 +419,13 @@ def test_hopper_prefills_by_fa3_where_the_group_fits(
 @pytest.mark.parametrize("has_sinks", [False, True])
 def test_unequal_heads_of_k_and_v(has_sinks: bool, host: Host) -> None:
     model = Model(("window 9", "full"), dim_v=8, has_sinks=has_sinks)
-    Pair.of(model, JengaFlashInferBackend).serve()
+    for backend in (JengaFlashInferBackend, JengaFA3Backend):
+        Pair.of(model, backend).serve()
 
 
-def test_captured_decodes_of_unequal_heads(host: Host) -> None:
-    captured_decodes(Model(("window 9", "full"), dim_v=8), JengaFlashInferBackend)
+@pytest.mark.parametrize("backend", [JengaFlashInferBackend, JengaFA3Backend])
+def test_captured_decodes_of_unequal_heads(backend: Any, host: Host) -> None:
+    captured_decodes(Model(("window 9", "full"), dim_v=8), backend)
 
 
 @pytest.mark.parametrize("kernel", ["fa2", "xqa"])
@@ -374,6 +464,8 @@ def serve_two_dtypes(backend: Any, scale: float | None, tolerance: float) -> Non
 
 
 def test_groups_of_two_dtypes(backend: Any) -> None:
+    if backend is JengaFA3Backend:
+        pytest.skip("reads the queries' dtype only")
     # SGLang's Triton kernels round queries to the dtype of what they read.
     serve_two_dtypes(backend, None, 0.1 if backend is JengaTritonBackend else 1e-5)
 

@@ -1,0 +1,204 @@
+"""FlashAttention 3 on Jenga pages, through the kernel that SGLang brings for Hopper.
+
+    flash_attn_with_kvcache(q, K pages, V pages, page_table, cache_seqlens, …)
+
+It takes dense page tables and lengths and no plan, so the host has nothing to do for a step but the
+tables, and a captured step replays as it stands. Of the pages' strides its Python asks only that
+the last is 1. Of latent rows (MLA) the part that rotates is K, and the rest of the row V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flashinfer_ext.table_spec import TableSpec
+from flashinfer_ext.views import KV
+from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
+from jenga_sglang.adapter.attention.step_tables import Rows
+from jenga_sglang.adapter.staged import to_device
+from jenga_sglang.refusal import refuse
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+# Major compute capabilities that the kernel is compiled for.
+ARCHITECTURES = (8, 9)
+
+
+def load_kernel() -> Callable[..., torch.Tensor]:
+    """SGLang's `flash_attn_with_kvcache`. Raises ``SystemExit`` with one line without it."""
+    try:
+        from sgl_kernel.flash_attn import flash_attn_with_kvcache
+    except ImportError as error:
+        raise refuse(
+            "--attention-backend fa3", f"needs sgl_kernel ({error}); choose flashinfer or triton"
+        ) from error
+    kernel: Callable[..., torch.Tensor] = flash_attn_with_kvcache
+    return kernel
+
+
+class JengaFA3Backend(DeviceBackend):
+    """`--attention-backend fa3` under Jenga."""
+
+    name = "fa3"
+    instead = "flashinfer, triton or jenga_torch"
+    reads_latent_rows = True
+
+    def __init__(self, runner: ModelRunner) -> None:
+        check_gpu()
+        self.entry_tokens = runner.page_size
+        super().__init__(runner)
+        self._attention = load_kernel()
+        # Offsets of queries where every request has one, and those of each group's rows in a step.
+        self._ones = self._one_each(self.max_batch)
+        self._queries: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def _one_each(self, batch: int) -> torch.Tensor:
+        return torch.arange(batch + 1, dtype=torch.int32, device=self.device)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        if max_num_tokens != max_bs:
+            raise NotImplementedError("CUDA graphs of drafts with --attention-backend fa3")
+        super().init_cuda_graph_state(max_bs, max_num_tokens)
+        # Graphs may be larger than any batch is, and keep the address.
+        self._ones = self._one_each(max(max_bs, self.max_batch))
+
+    def kernels(self, group: int) -> Sequence[str]:
+        is_latent = self.pool.layouts[group].is_latent
+        return ("fa3_kvcache_mla" if is_latent else "fa3_kvcache",)
+
+    def check_layer(self, layer: RadixAttention) -> None:
+        if layer.xai_temperature_len > 0:
+            raise ValueError(f"layer {layer.layer_id} scales logits by position")
+        if self.kv_dtype(layer) != self.q_dtype:
+            raise ValueError(
+                f"its kernel reads KV of the queries' dtype {self.q_dtype}, "
+                f"not {self.kv_dtype(layer)}"
+            )
+        group = self.pool.groups[self.pool.place[layer.layer_id].group]
+        dims = (layer.qk_head_dim - group.latent_dim, layer.v_head_dim)
+        if not has_dims(*dims):
+            raise ValueError(f"its kernel has no head dims {dims}")
+
+    def table_spec(self, group: int) -> TableSpec:
+        return TableSpec(self.trim(group), 1, write_mul=self.page_size, csr=False)
+
+    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
+        return Rows.whole(kv_lens, q_lens)
+
+    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
+        return Rows.parts(kv_lens, q_lens, chunk_tokens)
+
+    def cache(self, layer_id: int) -> KV:
+        k, v = self.pool.get_kv_buffer(layer_id)
+        is_latent = self.pool.layouts[self.pool.place[layer_id].group].is_latent
+        return k, v[..., :0] if is_latent else v
+
+    def begin(self, step: Step) -> None:
+        if step.is_decode:
+            one_each = (self._ones[: step.num_tokens + 1], 1)
+            self._queries = dict.fromkeys(self.groups, one_each)
+        else:
+            self._queries = {g: self._offsets(step.groups[g].rows) for g in self.groups}
+
+    def _offsets(self, rows: Rows) -> tuple[torch.Tensor, int]:
+        """Where the queries of each row begin, (rows + 1,) int32 on the device, and the most
+        queries of one."""
+        offsets = torch.zeros(len(rows) + 1, dtype=torch.int32)
+        torch.cumsum(rows.queries, 0, out=offsets[1:])
+        return to_device(offsets, self.device), int(rows.queries.max())
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
+        q_rope: torch.Tensor | None = None,
+        k_rope: torch.Tensor | None = None,
+        **unknown: Any,
+    ) -> torch.Tensor:
+        """SGLang's DeepSeek layers give queries and rows in two parts."""
+        rope_dim = layer.qk_head_dim - layer.v_head_dim
+        if q_rope is not None:
+            parts = (q.view(-1, layer.tp_q_head_num, layer.v_head_dim), q_rope)
+            q = torch.cat([parts[0], parts[1].view(-1, layer.tp_q_head_num, rope_dim)], -1)
+        if k is not None and k_rope is not None:
+            k = torch.cat([k.view(-1, 1, layer.v_head_dim), k_rope.view(-1, 1, rope_dim)], -1)
+        return super().forward_extend(
+            q, k, v, layer, forward_batch, save_kv_cache, sinks, **unknown
+        )
+
+    forward_decode = forward_extend
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        step: Step,
+        sinks: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        place = self.pool.place[layer.layer_id]
+        tables = step.groups[place.group].tables
+        offsets, longest = self._queries[place.group]
+        window_left = self.trim(place.group).window_left
+        result = self._attention(
+            page_table=tables.block_tables[self.table_of(place)],
+            cache_seqlens=tables.kv_lens,
+            cu_seqlens_q=offsets,
+            max_seqlen_q=longest,
+            softmax_scale=layer.scaling,
+            causal=not layer.is_cross_attention,
+            window_size=(window_left, 0 if window_left >= 0 else -1),
+            softcap=layer.logit_cap,
+            sinks=sinks,
+            out=out,
+            **self._inputs(q, layer),
+        )
+        if result.data_ptr() != out.data_ptr():
+            out.copy_(result)
+
+    def _inputs(self, q: torch.Tensor, layer: RadixAttention) -> dict[str, torch.Tensor]:
+        """Queries and pages by the kernel's names."""
+        k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
+        latent_dim = self.pool.groups[self.pool.place[layer.layer_id].group].latent_dim
+        if not latent_dim:
+            return {"q": q.contiguous(), "k_cache": k_pages, "v_cache": v_pages}
+        return {
+            "q": q[..., latent_dim:].contiguous(),
+            "qv": q[..., :latent_dim].contiguous(),
+            "k_cache": k_pages[..., latent_dim:],
+            "v_cache": v_pages,
+        }
+
+
+def has_dims(dim_qk: int, dim_v: int) -> bool:
+    """Whether the kernel is compiled for head dims that may differ (FlashAttention's
+    `hopper/flash_api.cpp`); V's is a part of its own where queries have one for it."""
+    if dim_qk == dim_v:
+        return True
+    return (128 < dim_qk <= 192 and 96 < dim_v <= 128) or (dim_qk <= 64 and dim_v <= 512)
+
+
+def check_gpu() -> None:
+    """Raise ``SystemExit`` with one line for a GPU that the kernel is not compiled for."""
+    if not torch.cuda.is_available():
+        return
+    major = torch.cuda.get_device_capability()[0]
+    if torch.version.hip or major not in ARCHITECTURES:
+        raise refuse(
+            "--attention-backend fa3",
+            f"is for NVIDIA GPUs of compute capability {ARCHITECTURES}, this one has {major}; "
+            "choose flashinfer or triton",
+        )

@@ -1,0 +1,49 @@
+"""Recurrent layers in decode graphs: SGLang's graph runner on a CPU gives the answers of eager
+decodes, from states that move on in place and snapshots that are left behind a replay."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from e2e.checks import EXACT_STATES, POISON, STATES, assert_same_answers, server_flags
+from e2e.engine import Job, run_jobs
+from e2e.host_graphs import decode_in_graphs, replays
+from e2e.interpreted.test_interpreted_answers import PREPARE
+from e2e.stream import Request
+
+PROMPTS = [[7 + n * n % (23 + end) for n in range(end)] for end in (40, 21, 33)]
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "lfm2",
+        pytest.param("qwen3_5", marks=pytest.mark.long),
+        pytest.param("falcon_h1", marks=pytest.mark.long),
+        pytest.param("falcon_mamba", marks=pytest.mark.long),
+    ],
+)
+def test_replayed_decodes_move_states_on(
+    architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    turns = [Request(prompt, 20, ignore_eos=True) for prompt in PROMPTS]
+    flags = server_flags(tiny_model(architecture), 16) | STATES | {"memory_backend": "jenga"}
+    env = EXACT_STATES | POISON | {"JENGA_POLICIES": "answer_state_tokens=16"}
+    graphs = flags | {"attention_backend": "flashinfer"}
+    eager = Job(flags, turns * 2, concurrency=3, env=env)
+    replayed = Job(
+        graphs,
+        turns * 2,
+        concurrency=3,
+        env=env,
+        prepare=PREPARE["flashinfer"],
+        before=decode_in_graphs,
+        after=replays,
+    )
+    reports = run_jobs({"eager": eager, "replayed": replayed}, tmp_path)
+    assert_same_answers(architecture, reports["eager"].answers, reports["replayed"].answers)
+    seen = reports["replayed"].after
+    assert any(size > batch for size, batch in seen) and sum(seen.values()) > 30
+    for report in reports.values():
+        assert report.cached_tokens > 0 and report.state["saved_snapshots"] > 3
+    assert reports["replayed"].state == reports["eager"].state
