@@ -68,7 +68,11 @@ class Runs:
         return run_jobs(jobs, self._folder)
 
 
-CASES = [("llama", {}), ("gemma3", {}), ("falcon_h1", STATES)]
+CASES = [
+    ("gemma3", {}),
+    pytest.param("llama", {}, marks=pytest.mark.long),
+    pytest.param("falcon_h1", STATES, marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize(("architecture", "flags"), CASES)
@@ -94,7 +98,14 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("policy", ["timeout", "best_effort", "wait_complete"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "timeout",
+        pytest.param("best_effort", marks=pytest.mark.long),
+        pytest.param("wait_complete", marks=pytest.mark.long),
+    ],
+)
 def test_storage_that_fails_and_is_slow_changes_no_answer(
     policy: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
