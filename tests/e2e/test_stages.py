@@ -45,7 +45,6 @@ class Split:
 
 # gpt-oss has windows on layers 0 and 2: no full attention on the first stage.
 UNEVEN = Split("gpt_oss", (1, 3))
-SMALL = StreamShape(num_requests=16, longest_prompt=200, longest_answer=120)
 LONG = [
     Split("llama", (2, 2), memory="default"),
     Split("gpt_oss", (2, 2), ranks=2),
@@ -64,8 +63,8 @@ LONG = [
 def test_stages_answer_as_one_process_does(
     split: Split, tmp_path: Path, start_server: Callable[..., Any]
 ) -> None:
-    shape = SMALL if split is UNEVEN else StreamShape(num_requests=150, longest_prompt=300)
-    requests = make_stream(shape, seed=3)
+    size = 30 if split is UNEVEN else 150
+    requests = make_stream(StreamShape(num_requests=size, longest_prompt=300), seed=3)
     kind = RELEASED.get(split.model) or ARCHITECTURES[split.model]
     model = write_model(tmp_path / "model", kind, seed=0)
     flags = server_flags(model, page_size=16) | (STATES if kind.has_states else {})
