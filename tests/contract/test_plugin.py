@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from flashinfer_ext import toolchain
 from jenga_sglang import command_line, flags, plugin, settings, versions
 from jenga_sglang import hook as hooking
+from jenga_sglang.core.recency import Order
 from jenga_sglang.hook import Hook, always, hooks_of, install
 from jenga_sglang.platform import activate
 from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS, REFUSED_BETWEEN_STAGES
@@ -313,6 +314,14 @@ class TestFlag:
         assert why in line and "leave one of the two out" in line
         for value in others:
             assert flags.apply_flag({"memory_backend": "jenga", field: value})
+
+    def test_every_eviction_policy_of_sglangs_is_an_order_or_refused(self) -> None:
+        from sglang.srt.arg_groups.choices import RADIX_EVICTION_POLICY_CHOICES
+
+        refused = REFUSED["radix_eviction_policy"]
+        orders = {order.value for order in Order}
+        assert orders == {refused.off, *refused.others}
+        assert orders | {"tlru"} == set(RADIX_EVICTION_POLICY_CHOICES)
 
     @pytest.mark.parametrize("field", REFUSED_BETWEEN_SERVERS)
     def test_what_is_not_sent_between_servers_is_refused_there_only(self, field: str) -> None:
