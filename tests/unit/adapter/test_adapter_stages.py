@@ -9,8 +9,10 @@ import torch
 from adapter_builders import make_cache, make_scheduler
 from core_builders import begin, make_manager, tokens
 
+from jenga_sglang.adapter.cache import batch_alloc
 from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.adapter.hooks.scheduling import _retract_decode
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.start.stages import OfStage, Stages
 from jenga_sglang.adapter.states import DiscoveredStates, StatePart
@@ -177,3 +179,24 @@ def test_room_is_left_for_what_other_batches_still_decode() -> None:
         assert JengaPrefillBudget(cache.admission, num_mixed_decode_tokens=3).total_offset == 49
     with cache.admission.passing(make_scheduler()):
         assert JengaPrefillBudget(cache.admission).total_offset == 0
+
+
+@pytest.mark.parametrize(
+    ("stages", "others_run", "waits"), [(2, True, True), (2, False, False), (1, True, False)]
+)
+def test_the_last_request_of_a_batch_waits_for_those_of_others(
+    stages: int, others_run: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang has retracted one and would abort the last; alone it would never fit."""
+    monkeypatch.setattr(batch_alloc, "get_parallel", lambda: SimpleNamespace(pp_size=stages))
+    cache = make_cache(make_manager(Full(), num_large=40, page_size=PAGE))
+    if others_run:
+        begin(cache.manager, tokens(range(10)))
+    last = SimpleNamespace(to_finish="out of memory")
+    answer = _retract_decode(
+        lambda batch: (["other"], 0.5, [last]), SimpleNamespace(tree_cache=cache)
+    )
+    if waits:
+        assert answer == (["other", last], 0.5, []) and last.to_finish is None
+    else:
+        assert answer == (["other"], 0.5, [last]) and last.to_finish == "out of memory"
