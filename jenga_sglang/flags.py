@@ -11,7 +11,12 @@ from typing import Any
 from jenga_sglang import draft_flags, settings, storage_flags
 from jenga_sglang.layer_flags import KEEP_FLAG, KV_DTYPE_FLAG, Keep, KvDtypes
 from jenga_sglang.refusal import refuse
-from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS
+from jenga_sglang.refused_flags import (
+    REFUSED,
+    REFUSED_BETWEEN_SERVERS,
+    REFUSED_BETWEEN_STAGES,
+    RefusedValue,
+)
 from jenga_sglang.settings import WINDOWS
 
 FLAG = "--memory-backend"
@@ -93,14 +98,19 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
         if values.get("radix_cache_backend") == RADIX_CACHE_BACKEND:
             raise refuse("--radix-cache-backend jenga", f"is set by {FLAG} jenga; use that flag")
         return False
-    for field, (flag, off, why) in REFUSED.items():
+    for field, (flag, off, why, _, others) in REFUSED.items():
         value = values.get(field, off)
-        if value not in (off, None, False):
+        if value not in (off, None, False, *others):
             shown = flag if value is True else f"{flag} {value}"
             raise refuse(
                 shown, f"does not work with {FLAG} jenga yet: {why}; leave one of the two out"
             )
-    _check_between_servers(values)
+    mode, stages = values.get("disaggregation_mode"), values.get("pp_size") or 1
+    if mode not in (None, "null"):
+        _check_beside(f"--disaggregation-mode {mode}", REFUSED_BETWEEN_SERVERS, values)
+    if stages > 1:
+        asked = {f"jenga_{field}": text for field, text in of_layers.items()}
+        _check_beside(f"--pp-size {stages}", REFUSED_BETWEEN_STAGES, {**values, **asked})
     storage_flags.check(values)
     radix = values.get("radix_cache_backend")
     if radix not in (None, RADIX_CACHE_BACKEND):
@@ -127,16 +137,15 @@ def _check_layers(of_layers: Mapping[str, str]) -> None:
             raise refuse(f"{flag} {text}", str(error)) from error
 
 
-def _check_between_servers(values: Mapping[str, Any]) -> None:
-    mode = values.get("disaggregation_mode", "null")
-    if mode in (None, "null"):
-        return
-    for field, (flag, works, why) in REFUSED_BETWEEN_SERVERS.items():
+def _check_beside(
+    beside: str, refused: Mapping[str, RefusedValue], values: Mapping[str, Any]
+) -> None:
+    for field, (flag, works, why) in refused.items():
         value = values.get(field, works[0])
         if value not in works:
             shown = flag if value is True else f"{flag} {value}"
             raise refuse(
-                f"{shown} with --disaggregation-mode {mode}",
+                f"{shown} with {beside}",
                 f"does not work with {FLAG} jenga yet: {why}; leave it out",
             )
 

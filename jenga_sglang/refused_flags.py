@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 
 class RefusedFlag(NamedTuple):
-    """A flag as the user sees it, the value that means "off", and why no other works."""
+    """A flag as the user sees it, the value that means "off", why no other works but the
+    ``others``, and what it would take."""
 
     flag: str
     off: Any
     why: str
+    takes: str
+    others: tuple[Any, ...] = ()
 
 
 _DRAFTS = "drafts are chains of one length, made by one model with SGLang's default settings"
@@ -29,71 +32,132 @@ _KERNELS = "its kernels read SGLang's own pools by token ids"
 _OVERLAP = "runs two attention batches at once; page tables are made for one"
 _BATCH = "needs attention that does not depend on the batch, which our backends do not promise"
 
+# What it would take.
+_MORE_DRAFTS = "pages for drafts of changing length, and tests on the backends that verify them"
+_CHECK = "a test against the same flag without Jenga"
+_STORE = "host memory as a buffer only, and prefixes that are read into the pool when they are hit"
+_OTHER_TIER = "the same tier behind another connector, which copies small pages by group"
+_NOTHING = "nothing: Jenga brings its own"
+_RANGES = "books in which a rank has a part of every sequence, and kernels that merge the parts"
+_TABLES = "kernels that read page tables by group"
+_TWO_TABLES = "page tables in two sets, one for each batch"
+_SPLITS = (
+    "splits and tiles of fixed sizes in our Triton and FlashInfer plans, prompts cut where hits "
+    "end, and a device to compare bits on"
+)
+_HELD = "a lock that outlives its request, with its row, and a hook where SGLang asks for its tree"
+
 # By field of SGLang's ServerArgs.
 REFUSED: dict[str, RefusedFlag] = {
-    "speculative_adaptive": RefusedFlag("--speculative-adaptive", False, _DRAFTS),
-    "enable_multi_layer_eagle": RefusedFlag("--enable-multi-layer-eagle", False, _DRAFTS),
-    "speculative_draft_window_size": RefusedFlag("--speculative-draft-window-size", None, _DRAFTS),
+    "speculative_adaptive": RefusedFlag("--speculative-adaptive", False, _DRAFTS, _MORE_DRAFTS),
+    "enable_multi_layer_eagle": RefusedFlag(
+        "--enable-multi-layer-eagle", False, _DRAFTS, _MORE_DRAFTS
+    ),
+    "speculative_draft_window_size": RefusedFlag(
+        "--speculative-draft-window-size", None, _DRAFTS, "a group with a window for the draft"
+    ),
     "speculative_draft_attention_backend": RefusedFlag(
-        "--speculative-draft-attention-backend", None, "drafts are read as all other tokens are"
+        "--speculative-draft-attention-backend",
+        None,
+        "drafts are read as all other tokens are",
+        "two backends that share their page tables",
     ),
     "speculative_draft_kv_cache_dtype": RefusedFlag(
-        "--speculative-draft-kv-cache-dtype", None, "layers of a draft model have the pool's dtype"
+        "--speculative-draft-kv-cache-dtype",
+        None,
+        "layers of a draft model have the pool's dtype",
+        "groups of another dtype in a pool",
     ),
     "speculative_use_rejection_sampling": RefusedFlag(
-        "--speculative-use-rejection-sampling", False, "is not tested"
+        "--speculative-use-rejection-sampling", False, "is not tested", _CHECK
     ),
-    "hicache_host_memory_mode": RefusedFlag("--hicache-host-memory-mode", "cache", _STORAGE),
+    "hicache_host_memory_mode": RefusedFlag(
+        "--hicache-host-memory-mode", "cache", _STORAGE, _STORE
+    ),
     "hicache_host_memory_fraction": RefusedFlag(
         "--hicache-host-memory-fraction",
         0.8,
         "what is free differs by rank, and ranks decide alike only with as much each: give "
         "`--hicache-size` or `--hicache-ratio`",
+        "ranks that agree on the least of what is free",
     ),
     "enable_unified_cache_external_linker": RefusedFlag(
-        "--enable-unified-cache-external-linker", False, _TIER
+        "--enable-unified-cache-external-linker", False, _TIER, _OTHER_TIER
     ),
-    "enable_lmcache": RefusedFlag("--enable-lmcache", False, _TIER),
-    "enable_flexkv": RefusedFlag("--enable-flexkv", False, _TIER),
-    "enable_unified_memory": RefusedFlag("--enable-unified-memory", False, _LAYOUT),
-    "enable_page_major_kv_layout": RefusedFlag("--enable-page-major-kv-layout", False, _LAYOUT),
-    "enable_kv_cache_sharding": RefusedFlag("--enable-kv-cache-sharding", False, _SPLIT),
+    "enable_lmcache": RefusedFlag("--enable-lmcache", False, _TIER, _OTHER_TIER),
+    "enable_flexkv": RefusedFlag("--enable-flexkv", False, _TIER, _OTHER_TIER),
+    "enable_unified_memory": RefusedFlag("--enable-unified-memory", False, _LAYOUT, _NOTHING),
+    "enable_page_major_kv_layout": RefusedFlag(
+        "--enable-page-major-kv-layout", False, _LAYOUT, _NOTHING
+    ),
+    "enable_kv_cache_sharding": RefusedFlag("--enable-kv-cache-sharding", False, _SPLIT, _RANGES),
     "enable_hisparse": RefusedFlag(
-        "--enable-hisparse", False, "sparse attention needs an index of keys beside the KV"
+        "--enable-hisparse",
+        False,
+        "sparse attention needs an index of keys beside the KV",
+        "a group for the index, and kernels that read it by page",
     ),
-    "enable_streaming_session": RefusedFlag("--enable-streaming-session", False, _SESSION),
-    "enable_session_radix_cache": RefusedFlag("--enable-session-radix-cache", False, _SESSION),
-    "enable_int8_mamba_checkpoint": RefusedFlag("--enable-int8-mamba-checkpoint", False, _STATES),
-    "enable_linear_replayssm": RefusedFlag("--enable-linear-replayssm", False, _STATES),
-    "mamba_max_states_per_path": RefusedFlag("--mamba-max-states-per-path", -1, _STATES),
-    "enable_pdmux": RefusedFlag("--enable-pdmux", False, _OVERLAP),
-    "enable_pd_role_switch": RefusedFlag("--enable-pd-role-switch", False, _ROLES),
-    "enable_prefill_cp": RefusedFlag("--enable-prefill-cp", False, _SPLIT),
+    "enable_streaming_session": RefusedFlag("--enable-streaming-session", False, _SESSION, _HELD),
+    "enable_session_radix_cache": RefusedFlag(
+        "--enable-session-radix-cache",
+        False,
+        _SESSION,
+        "kept lengths that count as used while their session is open",
+    ),
+    "enable_int8_mamba_checkpoint": RefusedFlag(
+        "--enable-int8-mamba-checkpoint", False, _STATES, "snapshots in a group of their own dtype"
+    ),
+    "enable_linear_replayssm": RefusedFlag(
+        "--enable-linear-replayssm", False, _STATES, "pages for the tokens that are replayed"
+    ),
+    "mamba_max_states_per_path": RefusedFlag(
+        "--mamba-max-states-per-path", -1, _STATES, "a limit of snapshots for each history"
+    ),
+    "enable_pdmux": RefusedFlag("--enable-pdmux", False, _OVERLAP, _TWO_TABLES),
+    "enable_pd_role_switch": RefusedFlag(
+        "--enable-pd-role-switch", False, _ROLES, "rows and components for both roles at once"
+    ),
+    "enable_prefill_cp": RefusedFlag("--enable-prefill-cp", False, _SPLIT, _RANGES),
     "enable_mis": RefusedFlag(
-        "--enable-mis", False, "needs a mask inside the sequence, which our backends lack"
+        "--enable-mis",
+        False,
+        "needs a mask inside the sequence, which our backends lack",
+        "a mask in our FlashInfer plans, and a device to test it on",
     ),
     "enable_deterministic_inference": RefusedFlag(
-        "--enable-deterministic-inference", False, _BATCH
+        "--enable-deterministic-inference", False, _BATCH, _SPLITS
     ),
-    "rl_on_policy_target": RefusedFlag("--rl-on-policy-target", None, _BATCH),
-    "enable_nvidia_megakernel": RefusedFlag("--enable-nvidia-megakernel", False, _KERNELS),
-    "enable_amd_monokernel": RefusedFlag("--enable-amd-monokernel", False, _KERNELS),
-    "kv_canary": RefusedFlag("--kv-canary", "none", _KERNELS),
-    "enable_two_batch_overlap": RefusedFlag("--enable-two-batch-overlap", False, _OVERLAP),
-    "enable_single_batch_overlap": RefusedFlag("--enable-single-batch-overlap", False, _OVERLAP),
+    "rl_on_policy_target": RefusedFlag("--rl-on-policy-target", None, _BATCH, _SPLITS),
+    "enable_nvidia_megakernel": RefusedFlag("--enable-nvidia-megakernel", False, _KERNELS, _TABLES),
+    "enable_amd_monokernel": RefusedFlag("--enable-amd-monokernel", False, _KERNELS, _TABLES),
+    "kv_canary": RefusedFlag("--kv-canary", "none", _KERNELS, _TABLES),
+    "enable_two_batch_overlap": RefusedFlag(
+        "--enable-two-batch-overlap", False, _OVERLAP, _TWO_TABLES
+    ),
+    "enable_single_batch_overlap": RefusedFlag(
+        "--enable-single-batch-overlap", False, _OVERLAP, _TWO_TABLES
+    ),
     "prefill_only_disable_kv_cache": RefusedFlag(
-        "--prefill-only-disable-kv-cache", False, "leaves no KV cache for Jenga to manage"
+        "--prefill-only-disable-kv-cache",
+        False,
+        "leaves no KV cache for Jenga to manage",
+        "nothing: leave one of the two out",
     ),
     "dllm_algorithm": RefusedFlag(
-        "--dllm-algorithm", None, "a diffusion model rewrites tokens that pages already hold"
+        "--dllm-algorithm",
+        None,
+        "a diffusion model rewrites tokens that pages already hold",
+        "blocks that stay private until they are final",
     ),
-    "dcp_size": RefusedFlag("--dcp-size", 1, _SPLIT),
-    "attn_cp_size": RefusedFlag("--attn-cp-size", 1, _SPLIT),
-    "pp_size": RefusedFlag(
-        "--pp-size", 1, "stages have different layer groups, and do not yet decide alike"
-    ),
+    "dcp_size": RefusedFlag("--dcp-size", 1, _SPLIT, _RANGES),
+    "attn_cp_size": RefusedFlag("--attn-cp-size", 1, _SPLIT, _RANGES),
     "radix_eviction_policy": RefusedFlag(
-        "--radix-eviction-policy", "lru", "eviction follows logical time in every layer group"
+        "--radix-eviction-policy",
+        "lru",
+        "tlru tells how much of a history is worth keeping by its tokens in one pool; a window "
+        "keeps the end and what lasts the beginning, so no one number does",
+        "a budget for each layer group",
+        others=("lfu", "slru", "priority"),
     ),
 }
 
@@ -142,20 +206,50 @@ REFUSED_BETWEEN_SERVERS: dict[str, RefusedValue] = {
     "enable_dp_attention": RefusedValue("--enable-dp-attention", (None, False), _UNTRIED),
 }
 
+# By field, where a model's layers are divided between the stages of a pipeline (--pp-size).
+REFUSED_BETWEEN_STAGES: dict[str, RefusedValue] = {
+    "disaggregation_mode": RefusedValue("--disaggregation-mode", (None, "null"), _UNTRIED),
+    "speculative_algorithm": RefusedValue("--speculative-algorithm", (None,), _UNTRIED),
+    "enable_hierarchical_cache": RefusedValue(
+        "--enable-hierarchical-cache", (None, False), _UNTRIED
+    ),
+    "enable_dp_attention": RefusedValue("--enable-dp-attention", (None, False), _UNTRIED),
+    "enable_dynamic_chunking": RefusedValue("--enable-dynamic-chunking", (None, False), _UNTRIED),
+    "kv_events_config": RefusedValue("--kv-events-config", (None,), _UNTRIED),
+    "jenga_kv_dtype": RefusedValue("--jenga-kv-dtype", ("",), _UNTRIED),
+    "jenga_keep": RefusedValue("--jenga-keep", ("",), _UNTRIED),
+}
+
 
 def refused_table() -> list[str]:
     """The rows of `docs/features.md`, in order of this module."""
-    return [f"| `{refused.flag}` | {refused.why} |" for refused in REFUSED.values()]
+    return [
+        f"| `{refused.flag}`{_but(refused.others)} | {refused.why} | {refused.takes} |"
+        for refused in REFUSED.values()
+    ]
+
+
+def _but(others: tuple[Any, ...]) -> str:
+    return f" (works: {', '.join(f'`{value}`' for value in others)})" if others else ""
 
 
 def refused_between_servers_table() -> list[str]:
     """The rows of `docs/disaggregation.md`, in order of this module."""
+    return _values_table(REFUSED_BETWEEN_SERVERS)
+
+
+def refused_between_stages_table() -> list[str]:
+    """The rows of `docs/disaggregation.md` on stages, in order of this module."""
+    return _values_table(REFUSED_BETWEEN_STAGES)
+
+
+def _values_table(refused_values: dict[str, RefusedValue]) -> list[str]:
     return [
         f"| `{refused.flag}` | {_words(refused.works)} | {refused.why} |"
-        for refused in REFUSED_BETWEEN_SERVERS.values()
+        for refused in refused_values.values()
     ]
 
 
 def _words(values: tuple[Any, ...]) -> str:
-    given = [f"`{value}`" for value in values if value not in (None, False)]
+    given = [f"`{value}`" for value in values if value not in (None, False, "null", "")]
     return ", ".join(given) or "off"

@@ -75,7 +75,7 @@ def free_port() -> Callable[[], int]:
 def start_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., RunningServer]]:
-    """A function `(*flags, env={}) -> RunningServer`; the module's servers stop with it."""
+    """A function `(*flags, env={}, port=…) -> RunningServer`; the module's servers stop with it."""
     yield from server_starter(tmp_path_factory)
 
 
@@ -92,9 +92,11 @@ def server_starter(
 ) -> Iterator[Callable[..., RunningServer]]:
     with contextlib.ExitStack() as stack:
 
-        def start(*flags: str, env: dict[str, str] | None = None) -> RunningServer:
+        def start(
+            *flags: str, env: dict[str, str] | None = None, port: int | None = None
+        ) -> RunningServer:
             log_path = tmp_path_factory.mktemp("server") / "log"
-            return stack.enter_context(running_server(flags, env or {}, log_path))
+            return stack.enter_context(running_server(flags, env or {}, log_path, port))
 
         yield start
 
@@ -107,10 +109,10 @@ def find_free_port() -> int:
 
 @contextlib.contextmanager
 def running_server(
-    flags: tuple[str, ...], env: dict[str, str], log_path: Path
+    flags: tuple[str, ...], env: dict[str, str], log_path: Path, port: int | None = None
 ) -> Iterator[RunningServer]:
     """Start `sglang.launch_server`, wait until it is healthy, and stop its whole process group."""
-    port = find_free_port()
+    port = port or find_free_port()
     command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -31,10 +32,9 @@ def refuse_what_is_not_sent(configurator: Any) -> None:
     """End a start, with one line, whose prompts cannot be sent to another server."""
     from sglang.srt.disaggregation.base.conn import StateType
     from sglang.srt.environ import envs
-    from sglang.srt.runtime_context import get_disagg, get_schedule
+    from sglang.srt.runtime_context import get_disagg
 
-    disagg, saves = get_disagg(), (None, "cpu_tensor")
-    mode = disagg.disaggregation_mode
+    mode = get_disagg().disaggregation_mode
     if mode == "null":
         return
     flag = f"--disaggregation-mode {mode}"
@@ -45,18 +45,6 @@ def refuse_what_is_not_sent(configurator: Any) -> None:
             f"SGLANG_DISAGG_STAGING_BUFFER with {flag}",
             "staging buffers cut SGLang's own rows, which --memory-backend jenga does not have; "
             "unset it",
-        )
-    if (
-        mode == "decode"
-        and configurator.mambaish_config is not None
-        and disagg.disaggregation_decode_retraction_backup in saves
-        and not get_schedule().disable_overlap_schedule
-    ):
-        raise refuse(
-            f"{flag} of a model with recurrent layers",
-            "a request that gives way cannot be saved under --memory-backend jenga while the next "
-            "step changes its state; add --disable-overlap-schedule, or "
-            "--disaggregation-decode-retraction-backup none to have such requests aborted",
         )
     if configurator.model_config.is_encoder_decoder:
         raise refuse(
@@ -168,6 +156,53 @@ def ensure_same_layout(
         ready |= one_ready
         remaining += one_remaining
     return ready, remaining
+
+
+class StepInFlight:
+    """While a decode server chooses its next batch: whether a request would have to give way with
+    a step in flight that changes its recurrent state. Then nobody decodes in this pass; in the next
+    one the state is what the request's tokens say.
+
+    ``waiting`` is the batch that was to be decoded.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+        self._changes_states = pool.states is not None and bool(_results(scheduler))
+        self.waiting: Any = None
+
+    def update(self, batch: Any) -> Any:
+        """`Scheduler.update_running_batch`, or an empty batch to wait."""
+        from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+        if not (self._changes_states and self._lacks_room(batch)):
+            return type(self._scheduler).update_running_batch(self._scheduler, batch)
+        self.waiting = batch
+        return ScheduleBatch(reqs=[], batch_is_full=False)
+
+    def _lacks_room(self, batch: Any) -> bool:
+        # As SGLang does before it asks.
+        batch.filter_batch(reqs_to_exclude=self._scheduler._reqs_finishing_inflight(batch))
+        return not batch.is_empty() and not batch.check_decode_mem()
+
+
+def _results(scheduler: Any) -> Any:
+    """Of steps that have been started; a scheduler without overlap keeps none."""
+    return getattr(scheduler, "result_queue", ())
+
+
+def next_decode_batch(original: Callable[..., Any], scheduler: Any, running_batch: Any) -> Any:
+    """`get_next_disagg_decode_batch_to_run`, but that nobody gives way in the middle of a step."""
+    step = StepInFlight(scheduler)
+    scheduler.update_running_batch = step.update
+    try:
+        plan = original(scheduler, running_batch=running_batch)
+    finally:
+        del scheduler.update_running_batch
+    if step.waiting is not None:
+        plan = msgspec.structs.replace(plan, running_batch=step.waiting)
+    return plan
 
 
 def _check_layout(kv_manager: Any, address: str) -> None:

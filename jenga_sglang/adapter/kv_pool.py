@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,9 @@ from flashinfer_ext.views import page_views
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.states import DiscoveredStates, StateViews
 from jenga_sglang.adapter.transfer import Components
-from jenga_sglang.core.cut.geometry import GroupGeometry
+from jenga_sglang.core.books.corrupt import CorruptPool
+from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry
+from jenga_sglang.core.cut.stages import StageCut, StageGroup
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.live_groups import fitting_cut, register_group, retire_group
 from jenga_sglang.core.manager import Manager
@@ -49,22 +51,26 @@ class JengaKVPool(KVCache):
     def __init__(
         self,
         manager: Manager,
-        groups: list[DiscoveredGroup],
+        groups: Sequence[DiscoveredGroup | None],
         states: DiscoveredStates | None = None,
         *,
+        cut: Geometry | StageCut | None = None,
         dtype: torch.dtype,
         device: str,
         enable_memory_saver: bool,
         poison_freed: bool = False,
         draft_layers: Collection[int] = (),
     ) -> None:
-        geometry = manager.geometry
-        specs = [cut.spec for cut in geometry.groups]
+        self.manager = manager
+        # A stage of a pipeline has bytes of its own under shared books.
+        self._stage_cut = cut if isinstance(cut, StageCut) else None
+        held = self.cut
+        specs = [of_group.spec for of_group in held.groups if of_group]
         rows = [spec for spec in specs if not spec.is_state] or specs
         layer_ids = sorted(layer for spec in rows for layer in spec.layers)
         super().__init__(
-            size=manager.memory.num_virtual * geometry.page_size,
-            page_size=geometry.page_size,
+            size=manager.memory.num_virtual * held.page_size,
+            page_size=held.page_size,
             dtype=dtype,
             layer_num=len(layer_ids),
             device=device,
@@ -72,12 +78,11 @@ class JengaKVPool(KVCache):
             start_layer=layer_ids[0],
             end_layer=layer_ids[-1],
         )
-        self.manager = manager
         # Groups of rows and their layouts by number; groups may come and go.
         self.groups: dict[int, DiscoveredGroup] = {}
         self.layouts: dict[int, GroupLayout] = {}
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
-            self.buffer = torch.zeros(geometry.pool_bytes, dtype=torch.uint8, device=device)
+            self.buffer = torch.zeros(held.pool_bytes, dtype=torch.uint8, device=device)
         # Ids of layers of a draft model, which are in the groups as all others are.
         self.draft_layers = frozenset(draft_layers)
         # Attention backends that verify chains of drafts alone say so.
@@ -92,15 +97,26 @@ class JengaKVPool(KVCache):
         self.k_pages: dict[int, torch.Tensor] = {}
         self.v_pages: dict[int, torch.Tensor] = {}
         num_rows = len(groups)
-        for g, (cut, group) in enumerate(zip(geometry.groups[:num_rows], groups, strict=True)):
-            self._place(g, group, cut)
+        for g, group in enumerate(groups):
+            if group is not None:
+                self._place(g, group, self._cut_of(g))
         # Recurrent states come after the groups of rows that a pool begins with.
         self.state_group = num_rows if states else None
-        self.states = StateViews(self.buffer, states, geometry.groups[-1]) if states else None
-        self.mem_usage = geometry.pool_bytes / GiB
+        self.states = StateViews(self.buffer, states, self._cut_of(num_rows)) if states else None
+        self.mem_usage = held.pool_bytes / GiB
         self._poison_freed = poison_freed
         if poison_freed:
             manager.memory.journal.record_freed()
+
+    def _cut_of(self, group: int) -> GroupGeometry | StageGroup:
+        if (cut := self.cut.groups[group]) is None:
+            raise CorruptPool(f"group {group} has layers here and no bytes")
+        return cut
+
+    @property
+    def cut(self) -> Geometry | StageCut:
+        """How this process's bytes are cut."""
+        return self._stage_cut or self.manager.geometry
 
     def add_group(self, group: DiscoveredGroup) -> int:
         """Make room in the live pool for one more group of rows; returns its number.
@@ -112,6 +128,8 @@ class JengaKVPool(KVCache):
         Raises ``ValueError`` and changes nothing for layer ids that the pool has already and for
         rows that no cut fits into the pool's large page.
         """
+        if self._stage_cut is not None:
+            raise ValueError(f"group {group.spec.name}: stages of a pipeline get no more groups")
         if known := sorted(self.place.keys() & set(group.spec.layers)):
             raise ValueError(f"group {group.spec.name}: the pool has layers {known} already")
         cut = fitting_cut(self.manager.geometry, group.spec)
@@ -130,7 +148,7 @@ class JengaKVPool(KVCache):
                 del book[layer_id]
         del self.layouts[number]
 
-    def _place(self, number: int, group: DiscoveredGroup, cut: GroupGeometry) -> None:
+    def _place(self, number: int, group: DiscoveredGroup, cut: GroupGeometry | StageGroup) -> None:
         """Take note of a group that the manager knows, and view its layers' pages."""
         layout = GroupLayout(
             num_layers=cut.layers_per_stripe,
@@ -194,7 +212,7 @@ class JengaKVPool(KVCache):
     def zero_null_pages(self) -> None:
         """Make small page 0 of every group, and the row that names it, read as zeros again: memory
         that a memory saver has given back and taken again does not keep them."""
-        self.buffer[: self.manager.geometry.large_page_bytes].zero_()
+        self.buffer[: self.cut.large_page_bytes].zero_()
         if self.req_to_token is not None:
             self.req_to_token[0].zero_()
 
@@ -203,7 +221,9 @@ class JengaKVPool(KVCache):
         if not self._poison_freed:
             return
         for group, small in self.manager.memory.journal.take_freed():
-            size = self.manager.geometry.groups[group].small_page_bytes
+            if (cut := self.cut.groups[group]) is None:
+                continue
+            size = cut.small_page_bytes
             pages = torch.from_numpy(small.astype(np.int64)).to(self.device)
             flat = self.buffer[: len(self.buffer) // size * size]
             flat.view(-1, size)[pages] = 0xFF  # NaN in every float format
@@ -248,7 +268,7 @@ class JengaKVPool(KVCache):
         specs = [group.spec for group in self.groups.values()]
         k_bytes = sum(len(spec.layers) * spec.k_bytes for spec in specs)
         v_bytes = sum(len(spec.layers) * spec.v_bytes for spec in specs)
-        total = self.manager.geometry.pool_bytes
+        total = self.cut.pool_bytes
         # A pool of states only counts as K.
         k_share = total * k_bytes // (k_bytes + v_bytes) if specs else total
         return k_share, total - k_share

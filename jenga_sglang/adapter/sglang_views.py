@@ -19,6 +19,7 @@ class SamplingView(Protocol):
     """`SamplingParams`."""
 
     max_new_tokens: int
+    ignore_eos: bool
 
 
 class TimesView(Protocol):
@@ -78,6 +79,7 @@ class SchedulerView(Protocol):
 
     waiting_queue: list[ReqView]
     running_batch: BatchView
+    last_batch: BatchView | None
     chunked_req: ReqView | None
     chunked_prefill_size: int
     max_prefill_tokens: int

@@ -7,6 +7,7 @@ views of the one buffer.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from sglang.srt.mem_cache.memory_pool import MambaPool, ReqToTokenPool
 from flashinfer_ext.states import StateLayout, StatePart, state_view
 from jenga_sglang.core.books.corrupt import agree, present
 from jenga_sglang.core.cut.geometry import GroupGeometry, LayerGroupSpec
+from jenga_sglang.core.cut.stages import StageGroup
 from jenga_sglang.core.dependency import LastState
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.running import Running, StateCopy
@@ -31,19 +33,23 @@ class DiscoveredStates:
     conv: tuple[StatePart, ...]
     temporal: StatePart
 
-    def layout(self, cut: GroupGeometry) -> StateLayout:
+    def layout(self, cut: GroupGeometry | StageGroup) -> StateLayout:
         parts = tuple(part for part in (*self.conv, self.temporal) if part.num_bytes)
         return StateLayout(cut.layers_per_stripe, parts, cut.small_page_bytes)
 
 
-def discover_states(config: Any) -> DiscoveredStates:
-    """The group of recurrent layers, as the model's SGLang config describes them for this rank."""
+def discover_states(config: Any, own: Container[int]) -> DiscoveredStates | None:
+    """The group of those recurrent layers that are among a stage's ``own``, as the model's SGLang
+    config describes them for this rank."""
     params = config.mamba2_cache_params
+    layers = tuple(layer for layer in sorted(params.layers) if layer in own)
+    if not layers:
+        return None
     conv = tuple(StatePart(tuple(shape), params.dtype.conv) for shape in params.shape.conv)
     temporal = StatePart(tuple(params.shape.temporal), params.dtype.temporal)
     spec = LayerGroupSpec(
         name="states",
-        layers=tuple(sorted(params.layers)),
+        layers=layers,
         dependency=LastState(),
         state_bytes=tuple(p.num_bytes for p in (*conv, temporal) if p.num_bytes),
     )
@@ -57,7 +63,9 @@ class StateViews:
     kernels take: ``conv`` tensors (pages, *shape) and ``temporal`` (pages, *shape).
     """
 
-    def __init__(self, buffer: torch.Tensor, states: DiscoveredStates, cut: GroupGeometry) -> None:
+    def __init__(
+        self, buffer: torch.Tensor, states: DiscoveredStates, cut: GroupGeometry | StageGroup
+    ) -> None:
         layout = states.layout(cut)
         self.discovered = states
         self.group_layers = states.spec.layers

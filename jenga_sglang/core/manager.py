@@ -35,7 +35,7 @@ from jenga_sglang.core.needs import History, Needs
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.prefixes import Prefixes
 from jenga_sglang.core.publisher import Publisher
-from jenga_sglang.core.recency import Recency
+from jenga_sglang.core.recency import Order, Recency
 from jenga_sglang.core.recount import check_memory, check_pins, check_retired, check_tree_pages
 from jenga_sglang.core.recurrent import Snapshots
 from jenga_sglang.core.running import Counters, Hit, Running
@@ -53,6 +53,7 @@ class Manager(Prefixes):
         prefix_cache: bool = True,
         policy: CachePolicy | None = None,
         tail_tokens: int = 0,
+        order: Order = Order.LRU,
     ) -> None:
         self.geometry = geometry
         self.page_size = geometry.page_size
@@ -62,6 +63,7 @@ class Manager(Prefixes):
         self.tail_tokens = tail_tokens
         self.prefix_cache = prefix_cache
         self.policy = policy or CachePolicy()
+        self.order = order
         self.needs = Needs(geometry, max_length)
         self.counters = Counters()
         self.changes = 0  # never the same number twice, so that a recount is known to be of now
@@ -77,7 +79,7 @@ class Manager(Prefixes):
         books, policy, counters = (self.memory, self.needs), self.policy, self.counters
         self.holding = Holding(*books, policy, counters)
         self.snapshots = Snapshots(*books, self.evictor, policy, counters)
-        self.recency = Recency(self.memory, policy)
+        self.recency = Recency(self.memory, policy, self.order)
         self.publisher = Publisher(self.memory, self.tree)
         self.changes += 1
         self._histories: dict[int, History] = {}
@@ -224,6 +226,7 @@ class Manager(Prefixes):
         running.touched = True
         num_tokens = running.num_pages * self.page_size
         running.keep_hit(num_tokens, shared=self.tree.goes_on(running.hit.path))
+        self.recency.count_hit(running)
         self.recency.touch(running, running.num_pages)
         self.counters.lost_hit(running.hit, self.page_size)
 

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
-from jenga_sglang.core.books.memory import Memory
+from jenga_sglang.core.books.memory import MOST_WEIGHT, Memory
 from jenga_sglang.core.ids import Ids, without_repeats
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.running import Running
 
+# Priorities of requests are weights from 1 on; this is the weight of priority 0.
+MIDDLE_WEIGHT = 1 << 19
+
+
+class Order(Enum):
+    """What of all that no running request needs is evicted first (`--radix-eviction-policy`)."""
+
+    LRU = "lru"  # what was used longest ago; decides among equals below
+    LFU = "lfu"  # what the fewest requests have hit
+    SLRU = "slru"  # what no request has hit
+    PRIORITY = "priority"  # what only requests of low priority have used
+
 
 @dataclass(frozen=True)
 class Recency:
-    """Gives pages their times. One time for all groups, unless the policy is not balanced."""
+    """Gives pages their times. One time for all groups, unless the policy is not balanced. In
+    other orders than LRU a weight counts before the time (`Memory.weights`)."""
 
     memory: Memory
     policy: CachePolicy
+    order: Order = Order.LRU
+
+    def __post_init__(self) -> None:
+        self.memory.is_weighing = self.order is not Order.LRU
+
+    def count_hit(self, running: Running) -> None:
+        """``running`` hits all that is in its row."""
+        weights, row = self.memory.weights, running.row
+        if self.order is Order.LFU:
+            weights[row] = np.minimum(weights[row] + 1, MOST_WEIGHT)
+        elif self.order is Order.SLRU:
+            weights[row] = 1
 
     def touch(self, running: Running, num_pages: int) -> None:
         """A new time, in every group, for all that hits of the lengths that ``running`` keeps need
@@ -27,6 +53,9 @@ class Recency:
         self.memory.tick()
         row, history, kept = running.pages[:num_pages], running.history, running.kept
         balanced, touch = self.policy.balanced, self.memory.touch
+        if self.order is Order.PRIORITY:
+            weight = min(max(1, running.priority + MIDDLE_WEIGHT), MOST_WEIGHT)
+            self.memory.weights[row] = np.maximum(self.memory.weights[row], weight)
         for g in history.needs.groups:
             if not balanced:
                 self.memory.tick()
@@ -39,7 +68,10 @@ class Recency:
         for ids in large:
             if not self.policy.balanced:
                 self.memory.tick()
-            self.memory.lru.touch(ids, self.memory.now)
+            if self.memory.is_weighing:
+                self.memory.lru.no_older(ids, self.memory.now)
+            else:
+                self.memory.lru.touch(ids, self.memory.now)
 
     def large_pages(self, history: History, pages: Ids) -> list[Ids]:
         """The large pages of every group in which what a hit of all ``pages`` needs lies, hardly

@@ -78,6 +78,7 @@ class Running:
     to_publish_pages: int = 0
     waiting_slide_pages: int = 0
     touched: bool = False
+    priority: int = 0
     # Pinned as well, but given up before a reservation fails: what other requests may ask for.
     held_for_others: list[list[Range]] = field(init=False)
     # Lengths at which this request used a hit or wants one kept: refreshed together, to its end.
@@ -109,6 +110,10 @@ class Running:
     def row(self) -> Ids:
         """Virtual pages of the request's history, first page first."""
         return self.pages[: self.num_pages]
+
+    def serves(self, priority: int) -> None:
+        """The request has this priority; the highest is served first, and kept longest."""
+        self.priority = priority
 
     def of(self, ranges: Sequence[Range]) -> list[Ids]:
         """The virtual pages of each of the page ``ranges``."""

@@ -21,9 +21,10 @@ from transformers import PreTrainedConfig
 from flashinfer_ext import toolchain
 from jenga_sglang import command_line, flags, plugin, settings, versions
 from jenga_sglang import hook as hooking
+from jenga_sglang.core.recency import Order
 from jenga_sglang.hook import Hook, always, hooks_of, install
 from jenga_sglang.platform import activate
-from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS
+from jenga_sglang.refused_flags import REFUSED, REFUSED_BETWEEN_SERVERS, REFUSED_BETWEEN_STAGES
 
 SELF = __name__
 NEW_IN_0_5_23 = {"enable_amd_monokernel", "enable_nvidia_megakernel"}
@@ -305,12 +306,22 @@ class TestFlag:
 
     @pytest.mark.parametrize("field", REFUSED)
     def test_a_combination_that_does_not_work_is_refused(self, field: str) -> None:
-        flag, off, why = REFUSED[field]
+        flag, off, why, _, others = REFUSED[field]
         value = {bool: True, int: 2}.get(type(off), "something")
         values = {"memory_backend": "jenga", field: value}
         line = refusal(lambda: flags.apply_flag(values))
         assert flag in line and "does not work with --memory-backend jenga" in line
         assert why in line and "leave one of the two out" in line
+        for value in others:
+            assert flags.apply_flag({"memory_backend": "jenga", field: value})
+
+    def test_every_eviction_policy_of_sglangs_is_an_order_or_refused(self) -> None:
+        from sglang.srt.arg_groups.choices import RADIX_EVICTION_POLICY_CHOICES
+
+        refused = REFUSED["radix_eviction_policy"]
+        orders = {order.value for order in Order}
+        assert orders == {refused.off, *refused.others}
+        assert orders | {"tlru"} == set(RADIX_EVICTION_POLICY_CHOICES)
 
     @pytest.mark.parametrize("field", REFUSED_BETWEEN_SERVERS)
     def test_what_is_not_sent_between_servers_is_refused_there_only(self, field: str) -> None:
@@ -323,6 +334,15 @@ class TestFlag:
             assert flags.apply_flag(values)
         one_server = {"memory_backend": "jenga", "disaggregation_mode": "null", field: works[0]}
         assert flags.apply_flag(one_server)
+
+    @pytest.mark.parametrize("field", REFUSED_BETWEEN_STAGES)
+    def test_what_stages_do_not_do_is_refused_there_only(self, field: str) -> None:
+        flag, works, why = REFUSED_BETWEEN_STAGES[field]
+        values: dict[str, Any] = {"memory_backend": "jenga", field: "something", "pp_size": 2}
+        line = refusal(lambda: flags.apply_flag(values))
+        assert f"{flag} something with --pp-size 2" in line and why in line
+        for value in works:
+            assert flags.apply_flag({"memory_backend": "jenga", "pp_size": 2, field: value})
 
     @pytest.mark.parametrize("page_size", [0, -1, 3, 48, 512])
     def test_a_page_size_that_cannot_be_is_refused(self, page_size: int) -> None:

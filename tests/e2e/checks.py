@@ -38,6 +38,16 @@ def server_flags(model: Path, page_size: int | None) -> dict[str, Any]:
     }
 
 
+def command_line(flags: dict[str, Any]) -> list[str]:
+    """Fields of `ServerArgs` as the flags of `launch_server`."""
+    words = []
+    for name, value in flags.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
+    return words
+
+
 def absorb_latent_rows() -> None:
     """SGLang's own torch backend reads latent rows (MLA), but its DeepSeek layers do not ask."""
     from sglang.srt.models.deepseek_common import attention_backend_handler as handler

@@ -6,11 +6,12 @@ what a server runs: its event loop with overlap, the model, the pools, the leak 
 
 import multiprocessing
 import os
+import signal
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from unittest import mock
 
 from e2e import images
 from e2e.answers import Answer
+from e2e.queues import is_in
 from e2e.stream import Request
 
 PRELOADED = (
@@ -45,9 +47,10 @@ class Job:
     """A stream for one scheduler. ``flags`` are fields of SGLang's `ServerArgs`; ``prepare`` runs
     in the process before anything is built, ``before`` once its pools exist, ``after`` when all is
     done; its answer is in the report. SGLang mixes prompts and decodes in a batch only where nobody
-    asks for ``logprobs``. With a ``bootstrap_port`` prompts are computed by one server and answered
-    by another, which meet there. ``aborts`` are requests, by number, that are aborted so many
-    passes of the event loop after they came."""
+    asks for ``logprobs``. With ``bootstrap_ports`` prompts are computed by one server and answered
+    by another, which meet there, in turn; ``rooms`` tells requests apart, by default their
+    numbers. ``aborts`` are requests, by number, that are aborted so many passes of the event loop
+    after they came, ``aborts_in`` as soon as they are in a queue of this name (`e2e.queues`)."""
 
     flags: dict[str, Any]
     requests: Sequence[Request]
@@ -59,8 +62,10 @@ class Job:
     logprobs: bool = True
     # What to ask for instead of tokens: "embedding", or the logprobs of these tokens.
     asks: str | list[int] | None = None
-    bootstrap_port: int | None = None
+    bootstrap_ports: Sequence[int] = ()
+    rooms: Sequence[int] = ()
     aborts: Mapping[int, int] = field(default_factory=dict)
+    aborts_in: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class RunningJob:
         context = multiprocessing.get_context("forkserver")
         _start_fork_server(context)
         self._log_path = log_path
-        self._results, sender = context.Pipe(duplex=False)
+        self.results, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=_child, args=(job, log_path, sender), daemon=True)
         self._process.start()
         sender.close()
@@ -98,10 +103,15 @@ class RunningJob:
         """End the process if it still runs."""
         self._process.kill()
 
+    def signal(self) -> int:
+        """Wait for the end, and say which signal ended the process; 0 for none."""
+        self._process.join()
+        return max(0, -(self._process.exitcode or 0))
+
     def result(self) -> Report:
         """Wait for the end; fail with what went wrong and the end of the log."""
         try:
-            report = self._results.recv()
+            report = self.results.recv()
         except EOFError:
             report = "the process died"
         self._process.join()
@@ -110,11 +120,23 @@ class RunningJob:
         raise AssertionError(f"{report}\n{self._log_path.read_text(errors='replace')[-4000:]}")
 
 
-def run_jobs(jobs: Mapping[str, Job], log_dir: Path) -> dict[str, Report]:
-    """Run named jobs side by side; when one fails, the others are ended."""
+def run_jobs(
+    jobs: Mapping[str, Job], log_dir: Path, *, killed: Collection[str] = ()
+) -> dict[str, Report]:
+    """Run named jobs side by side; when one fails, the others are ended. Those that are to be
+    ``killed`` must end so, and have no report."""
     running = {name: RunningJob(job, log_dir / name) for name, job in jobs.items()}
+    reports: dict[str, Report] = {}
     try:
-        return {name: job.result() for name, job in running.items()}
+        # Whoever ends first says first what went wrong: others may wait for it.
+        while waiting := [n for n in running if n not in reports and n not in killed]:
+            ready = connection.wait([running[name].results for name in waiting])
+            for name in waiting:
+                if running[name].results in ready:
+                    reports[name] = running[name].result()
+        for name in killed:
+            assert running[name].signal() == signal.SIGKILL, f"{name} was not killed"
+        return {name: reports[name] for name in jobs if name not in killed}
     finally:
         for job in running.values():
             job.stop()
@@ -194,7 +216,8 @@ def _build(job: Job) -> tuple[Any, "Feed"]:
     module.publish(server_args, role="scheduler", ranks=ranks)
     SchedulerIpcChannels.create = channels
     module.Scheduler.init_idle_sleeper = lambda self: setattr(self, "idle_sleeper", None)
-    return module.Scheduler(server_args, ports), feed
+    feed.scheduler = module.Scheduler(server_args, ports)
+    return feed.scheduler, feed
 
 
 def _count_batches(scheduler: Any) -> Counter[str]:
@@ -238,8 +261,11 @@ class Feed:
         self._room = job.concurrency
         self._logprobs = job.logprobs
         self._asks = job.asks
-        self._bootstrap_port = job.bootstrap_port
+        self._bootstrap_ports = job.bootstrap_ports
+        self._rooms = job.rooms
         self._aborts = dict(job.aborts)
+        self._aborts_in = dict(job.aborts_in)
+        self.scheduler: Any = None
         self._passes_left: dict[int, int] = {}
         self._partial = [_Partial() for _ in job.requests]
 
@@ -253,6 +279,10 @@ class Feed:
         """The next tokenized request, as the tokenizer process would send it."""
         import zmq
 
+        for number, queue in self._aborts_in.items():
+            if is_in(self.scheduler, queue, str(number)):
+                del self._aborts_in[number]
+                return _abort(number)
         if not self._waiting or not self._room:
             for number in self._passes_left:
                 self._passes_left[number] -= 1
@@ -269,10 +299,10 @@ class Feed:
         if self._asks:
             return scored(number, request, self._asks)
         message = tokenized(number, request, logprobs=self._logprobs)
-        if self._bootstrap_port is not None:
+        if ports := self._bootstrap_ports:
             message.bootstrap_host = "127.0.0.1"
-            message.bootstrap_port = self._bootstrap_port
-            message.bootstrap_room = FIRST_ROOM + number
+            message.bootstrap_port = ports[number % len(ports)]
+            message.bootstrap_room = FIRST_ROOM + (self._rooms or range(number + 1))[number]
         return message
 
     def send_pyobj(self, output: Any, flags: int = 0, protocol: int = -1) -> None:

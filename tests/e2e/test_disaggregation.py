@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from e2e.engine import Job, run_jobs
-from e2e.loopback import ENVIRONMENT, pair_jobs
+from e2e.loopback import ENVIRONMENT, Wire, jobs_of_which_one_dies, pair_jobs
+from e2e.queues import DECODE, PREFILL
 from e2e.stream import TOKENS, Request
 
 PAGE = 16
+STOCK_FIRST = ("stock", "jenga")
 CHUNK = 128
 WINDOW = 48  # of the tiny models that have one
 # page ± 1, window ± 1, chunk edges, and a prompt in several chunks
@@ -49,15 +51,6 @@ def run_three(
     return reports["prefill"], reports["decode"], reports["alone"]
 
 
-RECURRENT = ("lfm2", "falcon_h1", "qwen3_5", "falcon_mamba")
-
-
-def answering(kind: str, **flags: Any) -> dict[str, Any]:
-    """Flags of a server that answers: a state moves on in place, so a step in flight would have it
-    one token ahead of what is saved of a request that gives way."""
-    return flags | ({"disable_overlap_schedule": True} if kind in RECURRENT else {})
-
-
 @pytest.mark.parametrize(
     "kind", ["llama", "gemma3", "falcon_h1", "lfm2", "qwen3_5", "minicpm3", "falcon_mamba"]
 )
@@ -65,7 +58,7 @@ def test_a_pair_answers_as_one_server_does(
     kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     requests = prompts(LENGTHS, seed=1)
-    smaller = answering(kind, max_total_tokens=3072)
+    smaller = {"max_total_tokens": 3072}
     prefill, decode, alone = run_three(tmp_path, tiny_model(kind), requests, decode=smaller)
     for number, (pair, one) in enumerate(zip(decode.answers, alone.answers, strict=True)):
         assert pair.tokens == one.tokens, (number, len(requests[number].prompt))
@@ -99,9 +92,7 @@ def test_a_request_that_gives_way_goes_on_where_it_was(
         for i in range(8)
     ]
     scarce = {"max_total_tokens": 512, "num_reserved_decode_tokens": 1, "max_mamba_cache_size": 10}
-    _, decode, alone = run_three(
-        tmp_path, tiny_model(kind), requests, decode=answering(kind, **scarce)
-    )
+    _, decode, alone = run_three(tmp_path, tiny_model(kind), requests, decode=scarce)
     assert [a.tokens for a in decode.answers] == [a.tokens for a in alone.answers]
     assert decode.retractions > 0
 
@@ -118,6 +109,84 @@ def test_aborts_leave_nothing_behind(tiny_model: Callable[[str], Path], tmp_path
             assert pair.tokens == one.tokens[: len(pair.tokens)]
     reasons = [decode.answers[number].finish_reason for number in aborts]
     assert "abort" in reasons
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_pair_sends_no_more_than_stocks_pair(
+    kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The same tokens; all layers of Llama keep everything, and are sent byte for byte as much. Of
+    Gemma-3 stock keeps full rows on every layer, and sends them."""
+    flags = {**FLAGS, "model_path": str(tiny_model(kind)), "max_total_tokens": 4096}
+    requests = prompts((17, 64, 129, 300, 600), seed=6)
+    memory = {"disaggregation_decode_retraction_backup": "cpu_tensor", "hicache_ratio": 1}
+    stock = flags | memory | {"memory_backend": "default"}
+    jobs = {f"jenga {name}": job for name, job in pair_jobs(flags, requests).items()}
+    jobs |= {f"stock {name}": job for name, job in pair_jobs(stock, requests).items()}
+    reports = run_jobs(jobs, tmp_path)
+    tokens = {who: [a.tokens for a in reports[f"{who} decode"].answers] for who in STOCK_FIRST}
+    assert tokens["jenga"] == tokens["stock"]
+    sent = {who: reports[f"{who} prefill"].after.sent_bytes for who in STOCK_FIRST}
+    assert sent["stock"] > 0
+    if kind == "llama":
+        assert sent["jenga"] == sent["stock"]
+    else:
+        assert sent["jenga"] < sent["stock"] / 2
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+def test_an_abort_in_any_queue_leaves_nothing_behind(
+    side: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One server aborts a request in each of its queues; the other learns of it, or is done."""
+    # A prompt waits while the one before it is computed; at the decode server, for a row.
+    queues, first, rows = {"prefill": (PREFILL, 1, 8), "decode": (DECODE, 5, 2)}[side]
+    requests = [Request(r.prompt, 60, ignore_eos=True) for r in prompts((300,) * 8, seed=7)[:8]]
+    aborts = {side: dict(enumerate(queues, start=first))}
+    flags = {**FLAGS, "model_path": str(tiny_model("gemma3")), "max_total_tokens": 4096}
+    few = {"max_running_requests": rows}
+    jobs = pair_jobs(flags, requests, wire=Wire(seconds=0.3), aborts_in=aborts, decode=few)
+    jobs["alone"] = Job(flags, requests, logprobs=False)
+    reports = run_jobs(jobs, tmp_path)
+    ended = [answer.finish_reason for answer in reports[side].answers]
+    assert [n for n, reason in enumerate(ended) if reason == "abort"] == [*aborts[side]]
+    for number, alone in enumerate(reports["alone"].answers):
+        if number not in aborts[side]:
+            assert reports["decode"].answers[number].tokens == alone.tokens
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_a_server_killed_in_mid_transfer_takes_only_its_own_requests_along(
+    mode: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One of two dies with half of an item on the wire; whoever served both goes on with the other,
+    and its leak checks find nothing."""
+    flags = {**FLAGS, "model_path": str(tiny_model("gemma3")), "max_total_tokens": 4096}
+    requests = prompts((300, 310, 129, 140, 600, 590, 48, 50, 33, 40), seed=8)[:10]
+    jobs = jobs_of_which_one_dies(flags, requests, mode=mode, items=5)
+    alone = run_jobs({"alone": Job(flags, requests, logprobs=False)}, tmp_path)["alone"].answers
+    reports = run_jobs(jobs, tmp_path, killed=["doomed"])
+    for number, answer in enumerate(reports["other"].answers):
+        served = answer if mode == "prefill" else reports["spare"].answers[number // 2]
+        if number % 2:
+            assert served.tokens == alone[number].tokens, number
+        else:
+            assert answer.finish_reason in ("abort", "length")
+    ended = [reports["other"].answers[n].finish_reason for n in range(0, len(requests), 2)]
+    assert "abort" in ended
+
+
+def test_a_decode_server_without_room_says_so_and_goes_on(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that never fits is refused there, and given up by the prefill server; many that fit
+    one by one wait for each other."""
+    monkeypatch.setitem(ENVIRONMENT, "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", "30")
+    requests = prompts((900, 200, 210, 220, 190, 205), seed=9)[:6]
+    scarce = {"max_total_tokens": 384, "num_reserved_decode_tokens": 1}
+    _, decode, alone = run_three(tmp_path, tiny_model("llama"), requests, decode=scarce)
+    assert decode.answers[0].finish_reason == "abort"
+    assert [a.tokens for a in decode.answers[1:]] == [a.tokens for a in alone.answers[1:]]
 
 
 @pytest.mark.parametrize("side", ["prefill", "decode"])

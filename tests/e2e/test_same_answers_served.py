@@ -18,6 +18,7 @@ from e2e.checks import (
     assert_memory_was_short,
     assert_outputs_vary,
     assert_same_answers,
+    command_line,
     server_flags,
 )
 from e2e.client import ask
@@ -87,13 +88,3 @@ def stop(server: Any) -> None:
     """End a server before its fixture would: never more than two at once."""
     server.process.terminate()
     server.process.wait(60)
-
-
-def command_line(flags: dict[str, Any]) -> list[str]:
-    """Fields of `ServerArgs` as the flags of `launch_server`."""
-    words = []
-    for name, value in flags.items():
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words.append(str(value))
-    return words

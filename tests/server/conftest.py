@@ -37,10 +37,16 @@ def server(taught_model: Path, start_session_server: Callable[..., Any]) -> Clie
 
 @pytest.fixture(scope="module")
 def start_jenga(start_server: Callable[..., Any], taught_model: Path) -> Callable[..., Client]:
-    """A function `(*flags, model=…, env={}) -> Client`; the server stops with the module."""
+    """`(*flags, model=…, env={}, port=…) -> Client`; the server stops with the module."""
 
-    def start(*flags: str, model: Path = taught_model, env: dict[str, str] | None = None) -> Client:
-        started = start_server("--model-path", str(model), *JENGA, *flags, env=STRICT | (env or {}))
+    def start(
+        *flags: str,
+        model: Path = taught_model,
+        env: dict[str, str] | None = None,
+        port: int | None = None,
+    ) -> Client:
+        env = STRICT | (env or {})
+        started = start_server("--model-path", str(model), *JENGA, *flags, env=env, port=port)
         return Client(started.port, started.process, started.log_path)
 
     return start

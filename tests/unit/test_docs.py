@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from jenga_sglang.cli import main
-from jenga_sglang.refused_flags import refused_between_servers_table, refused_table
+from jenga_sglang.refused_flags import (
+    refused_between_servers_table,
+    refused_between_stages_table,
+    refused_table,
+)
 
 ROOT = Path(__file__).parents[2]
 FRONT = (ROOT / "README.md").read_text()
@@ -54,14 +58,15 @@ def test_the_front_page_stays_short() -> None:
 
 def test_refused_flags_are_listed_with_the_codes_reasons() -> None:
     page = (ROOT / "docs" / "features.md").read_text()
-    table = page.split("| flag | why |\n|---|---|\n")[1].split("\n\n")[0]
+    table = page.split("| flag | why | what it would take |\n|---|---|---|\n")[1].split("\n\n")[0]
     assert table.splitlines() == refused_table()
 
 
-def test_flags_refused_between_servers_are_listed_with_the_codes_reasons() -> None:
+def test_flags_refused_between_servers_and_stages_are_listed_with_the_codes_reasons() -> None:
     page = (ROOT / "docs" / "disaggregation.md").read_text()
     head = "| flag | works | why no other value |\n|---|---|---|\n"
-    assert page.split(head)[1].split("\n\n")[0].splitlines() == refused_between_servers_table()
+    tables = [part.split("\n\n")[0].splitlines() for part in page.split(head)[1:]]
+    assert tables == [refused_between_servers_table(), refused_between_stages_table()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

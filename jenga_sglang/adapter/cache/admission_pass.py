@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from jenga_sglang.adapter.cache.keys import Keys, single
 from jenga_sglang.adapter.cache.namespace import history
@@ -67,6 +68,8 @@ class AdmissionPass:
     # A prefix with which the candidate did not even fit alone.
     hindering: Path | None = None
     load_room: LoadRoom | None = None
+    # Tokens that requests of other batches may still decode: SGLang counts one batch.
+    promised_elsewhere: float = 0
 
 
 class Admission:
@@ -90,6 +93,7 @@ class Admission:
         last = self.now
         chunked = scheduler.chunked_req
         self.now = AdmissionPass(scheduler.waiting_queue, _locked_by(chunked), None, last.refusal)
+        self.now.promised_elsewhere = _promised_elsewhere(scheduler)
         self._give_up(last.hindering)
         if chunked is not None:
             self._make_way(chunked, scheduler.chunked_prefill_size)
@@ -166,6 +170,25 @@ class Admission:
         manager = self.manager
         if hindering and not manager.running and manager.tree.is_alive(hindering.node):
             manager.give_up(hindering)
+
+
+def _promised_elsewhere(scheduler: SchedulerView) -> float:
+    """What requests of batches that take turns with this one, in stages of a pipeline, may still
+    decode: estimated as SGLang does for the running batch."""
+    batches = [*getattr(scheduler, "running_mbs", ()), *getattr(scheduler, "mbs", ())]
+    own = (scheduler.running_batch, scheduler.last_batch) if batches else ()
+    others = {
+        req.rid: req
+        for batch in batches
+        if batch is not None and not any(batch is one for one in own)
+        for req in batch.reqs
+    }
+    ratio = scheduler.new_token_ratio_tracker.current if others else 0.0
+    return sum(
+        min(req.sampling_params.max_new_tokens - len(req.output_ids), CLIP_MAX_NEW_TOKENS)
+        * (1.0 if req.sampling_params.ignore_eos else ratio)
+        for req in others.values()
+    )
 
 
 def _locked_by(req: ReqView | None) -> Running | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from sglang.srt.mem_cache.allocation import alloc_req_slots
+from sglang.srt.runtime_context import get_parallel
 
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache, timed_reserve
 from jenga_sglang.adapter.encoder import page_tokens
@@ -163,6 +164,12 @@ def _encoder_tokens(batch: ScheduleBatch) -> np.ndarray[tuple[int], np.dtype[np.
     if not batch.model_config.is_encoder_decoder:
         return None
     return np.fromiter(map(page_tokens, batch.reqs), np.int64, len(batch.reqs))
+
+
+def others_hold_pages(cache: JengaPrefixCache) -> bool:
+    """Whether requests of another batch run, where stages of a pipeline have several."""
+    running = cache.manager.running
+    return get_parallel().pp_size > 1 and bool(running)
 
 
 def _reserve(cache: JengaPrefixCache, demands: list[tuple[Running, int]]) -> None:

@@ -33,7 +33,7 @@ class JengaPrefillBudget:
     def __init__(self, admission: Admission, *, num_mixed_decode_tokens: int = 0) -> None:
         self.manager = manager = admission.manager
         self.page_size = manager.page_size
-        self.total_offset: float = num_mixed_decode_tokens
+        self.total_offset = num_mixed_decode_tokens + admission.now.promised_elsewhere
         self.admission = admission
         self._pass = admission.now
         self._pass.load_room = self

@@ -169,6 +169,7 @@ class JengaPrefixCache(BasePrefixCache):
             miss = self.manager.miss(history(req, req))
             req.lock = TreeLock(miss, self.manager.lock(miss))
         running: Running = req.lock.receipt
+        running.serves(req.priority or 0)
         self.running_of_row[req.kv.req_pool_idx] = running
         return running
 

@@ -7,6 +7,7 @@ would meet that has not been sent is worked out with the same budget and the sam
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ def queue_facts(scheduler: SchedulerView) -> dict[str, Any]:
     """Requests that run and wait, and the one that is next with the reason why it is not in."""
     waiting = scheduler.waiting_queue
     return {
-        "running_requests": len(scheduler.running_batch.reqs) + _is_chunking(scheduler),
+        "running_requests": sum(map(len, _running(scheduler))) + _is_chunking(scheduler),
         "max_running_requests": scheduler.max_running_requests,
         "waiting_requests": len(waiting),
         "grammar_requests": len(scheduler.grammar_manager.grammar_queue),
@@ -193,7 +194,13 @@ def _no_row(scheduler: SchedulerView) -> Verdict | None:
 
 def _is_chunking(scheduler: SchedulerView) -> bool:
     req = scheduler.chunked_req
-    return req is not None and req not in scheduler.running_batch.reqs
+    return req is not None and not any(req in reqs for reqs in _running(scheduler))
+
+
+def _running(scheduler: SchedulerView) -> list[Sequence[ReqView]]:
+    """Requests that decode, by batch: a stage of a pipeline has as many as there are stages."""
+    batches = getattr(scheduler, "running_mbs", None) or [scheduler.running_batch]
+    return [batch.reqs for batch in batches]
 
 
 def _words(manager: Manager, weighing: Weighing) -> str:

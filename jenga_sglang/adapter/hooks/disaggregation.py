@@ -133,6 +133,20 @@ def _send_kv_metadata(
 
 
 @hook(
+    f"{DECODE}.SchedulerDisaggregationDecodeMixin.get_next_disagg_decode_batch_to_run",
+    ("self", "running_batch"),
+    AROUND,
+    until="SGLang saves no state that a step in flight changes",
+)
+def _get_next_disagg_decode_batch_to_run(
+    original: Callable[..., Any], scheduler: Any, running_batch: Any
+) -> Any:
+    """A request that gives way is saved with its recurrent state, which moves on in place: with a
+    step in flight it would be a token ahead, so that step ends first."""
+    return disagg.next_decode_batch(original, scheduler, running_batch)
+
+
+@hook(
     f"{QUEUE}._ensure_prefill_info",
     ("self", "addr_to_reqs"),
     AROUND,

@@ -66,3 +66,20 @@ def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
 def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
     """Pages are placed per request; `alloc_decode` does not name the requests."""
     return batch_alloc.alloc_for_decode(batch, token_per_req)
+
+
+@hook(
+    f"{BATCH}.ScheduleBatch.retract_decode",
+    ("self",),
+    AROUND,
+    until="SGLang retracts the last request of a stage's batch",
+)
+def _retract_decode(original: Callable[..., Any], batch: Any) -> Any:
+    """With stages (`--pp-size`) several batches take turns. SGLang aborts the last request of one
+    that has no room; where requests of the others hold what it lacks, it waits for them."""
+    retracted, ratio, aborted = original(batch)
+    if batch_alloc.others_hold_pages(batch.tree_cache):
+        for req in aborted:
+            req.to_finish = None
+        retracted, aborted = [*retracted, *aborted], []
+    return retracted, ratio, aborted

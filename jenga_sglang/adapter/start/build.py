@@ -42,12 +42,15 @@ from jenga_sglang.adapter.observe.report import log_start
 from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.adapter.start.host_tier import make_manager
 from jenga_sglang.adapter.start.refused_models import refuse_model, refuse_models
-from jenga_sglang.adapter.states import JengaReqToTokenPool, discover_states
+from jenga_sglang.adapter.start.stages import Stages, least_of_stages, tell_stages
+from jenga_sglang.adapter.states import DiscoveredStates, JengaReqToTokenPool, discover_states
 from jenga_sglang.core.admission import fleeting_share, longest_request
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.cut.planner import plan_geometry
+from jenga_sglang.core.cut.stages import StageCut
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.recency import Order
 from jenga_sglang.refusal import refuse
 
 logger = logging.getLogger(__name__)
@@ -83,31 +86,36 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         kv_dtypes=asked.kv_dtype,
         keep=asked.keep,
     )
-    config = configurator.mambaish_config
-    states = discover_states(config) if config is not None else None
+    states = _states(configurator)
     if not groups and states is None:
         raise refuse_model(configurator.model_config, "no layer that keeps anything")
-    specs = tuple(g.spec for g in (*groups, states) if g)
     # SGLang's own pool of a draft model has as many tokens as the target's, and a padding page.
     draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size
     draft_bytes = row_bytes_of(groups, drafting) * draft_tokens
     draft_ids = [layer.layer_id for layer in drafting]
-    geometry = geometry_beside_tables(configurator, sizes, specs, draft_bytes, draft_ids)
+    pool_bytes = stock_pool_bytes(configurator, sizes) + draft_bytes
+    stages = tell_stages(groups, states, pool_bytes)
+    books, held = cut_beside_tables(configurator, sizes, stages, draft_ids)
+    if isinstance(held, StageCut):
+        share = 100 * held.padding_share
+        logger.info("This stage pads %.1f %% of its pool, for stages with more layers", share)
     manager = make_manager(
-        geometry,
+        books,
         device=configurator.device,
         max_requests=sizes.max_running_requests + arriving_requests(),
         max_length=max_length,
         prefix_cache=not get_memory().disable_radix_cache,
         policy=settings.current().policies,
         tail_tokens=tail_tokens(),
+        order=Order(get_memory().radix_eviction_policy),
     )
     _shorten_chunks(manager)
     _refuse_pool_without_room(manager)
     pool = JengaKVPool(
         manager,
-        groups,
-        states,
+        stages.groups,
+        stages.states,
+        cut=held,
         dtype=configurator.kv_cache_dtype,
         device=configurator.device,
         enable_memory_saver=get_exec().features.enable_memory_saver,
@@ -142,6 +150,15 @@ def _request_rows(configurator: Any, sizes: Any, pool: JengaKVPool) -> ReqToToke
     )
 
 
+def _states(configurator: Any) -> DiscoveredStates | None:
+    """The group of this stage's recurrent layers."""
+    config = configurator.mambaish_config
+    if config is None:
+        return None
+    own = configurator.layer_info
+    return discover_states(config, range(own.start_layer, own.end_layer))
+
+
 def tail_tokens() -> int:
     """The most tokens behind those that a request has for good that SGLang asks room for: all that
     a step may draft, and as many again, for in an overlapped server the step before is not over."""
@@ -154,47 +171,42 @@ def row_bytes_of(groups: Sequence[DiscoveredGroup], layers: Sequence[RadixAttent
     return sum(len(ids & {*g.spec.layers}) * g.spec.row_bytes for g in groups)
 
 
-def geometry_beside_tables(
-    configurator: Any,
-    sizes: Any,
-    specs: tuple[LayerGroupSpec, ...],
-    draft_bytes: int = 0,
-    draft_ids: Collection[int] = (),
-) -> Geometry:
-    """How the pool is cut: of the bytes of SGLang's own pools, ``draft_bytes`` for the layers
-    ``draft_ids`` of a draft model among them, but for what tables of captured steps take beyond
-    SGLang's own. A user who gives a number of tokens gets their bytes.
+def cut_beside_tables(
+    configurator: Any, sizes: Any, stages: Stages, draft_ids: Collection[int] = ()
+) -> tuple[Geometry, Geometry | StageCut]:
+    """The books, and how the pool is cut under them: of the bytes of SGLang's own pools, but for
+    what tables of captured steps take beyond SGLang's own, those of the layers ``draft_ids`` of a
+    draft model among them. A user who gives a number of tokens gets their bytes.
 
     Raises ``SystemExit`` when they are too few to cut at all.
     """
     max_length = configurator.model_config.context_len
-    pool_bytes = stock_pool_bytes(configurator, sizes) + draft_bytes
 
-    def cut(given_bytes: int) -> Geometry:
-        layout = settings.current().layout
-        planned = given_bytes
+    def cut(less_bytes: int) -> tuple[Geometry, Geometry | StageCut]:
+        planned = stages.least_bytes - less_bytes
         if get_disagg().disaggregation_mode != "null":
-            planned = max(planned_bytes(specs, max_length), SMALLEST_PLANNED_BYTES)
-        geometry = choose_geometry(specs, configurator.page_size, planned, max_length, layout)
+            planned = max(planned_bytes(stages.specs, max_length), SMALLEST_PLANNED_BYTES)
+        layout = settings.current().layout
+        books = choose_geometry(stages.specs, configurator.page_size, planned, max_length, layout)
         try:
-            return geometry.resized(given_bytes)
+            return stages.cut(books, less_bytes)
         except ValueError as error:
             raise _too_small(str(error)) from error
 
-    geometry = cut(pool_bytes)
+    books, held = cut(0)
     captured = captured_requests(sizes.max_running_requests)
     if not captured or get_schedule().max_total_tokens is not None:
-        return geometry
+        return books, held
     longest = max_length + get_req_to_token_extra_context_len()
     drafting = Drafting.of_server(draft_ids)
-    excess_bytes = token_table_excess_bytes(geometry.groups, captured, longest, drafting)
+    excess_bytes = token_table_excess_bytes(books.groups, captured, longest, drafting)
     if not excess_bytes:
-        return geometry
+        return books, held
     logger.info(
         "Page tables of captured steps take %s more than SGLang's: the pool is smaller by that",
         human_bytes(excess_bytes),
     )
-    return cut(pool_bytes - excess_bytes)
+    return cut(excess_bytes)
 
 
 def planned_bytes(specs: tuple[LayerGroupSpec, ...], max_length: int) -> int:
@@ -284,13 +296,16 @@ def stock_token_bytes(configurator: Any) -> int:
     row *= configurator.kv_cache_dtype.itemsize
     if configurator.mambaish_config is None:
         return int(configurator.layer_info.num_effective_layers * row)
-    return int(len(configurator.mambaish_config.full_attention_layer_ids) * row)
+    own = configurator.layer_info
+    full = configurator.mambaish_config.full_attention_layer_ids
+    return sum(own.start_layer <= layer < own.end_layer for layer in full) * int(row)
 
 
 def most_working_states(configurator: Any, token_capacity: int) -> int:
-    """Requests whose states fit into the bytes of SGLang's own pools for ``token_capacity``."""
-    params = configurator.mambaish_config.mamba2_cache_params
-    return int(_stock_hybrid_bytes(configurator, token_capacity) // params.mamba_cache_per_req)
+    """Requests whose states fit into the bytes of SGLang's own pools for ``token_capacity``, on
+    every stage of a pipeline."""
+    own_bytes = _stock_hybrid_bytes(configurator, token_capacity)
+    return least_of_stages(own_bytes // max(1, _bytes_of_states(configurator)))
 
 
 def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
@@ -322,7 +337,14 @@ def _stock_state_bytes(configurator: Any) -> int:
     if configurator.mambaish_config is None:
         return 0
     slots = get_schedule().max_mamba_cache_size + 1 + _stock_draft_states(configurator)
-    return int(slots * configurator.mambaish_config.mamba2_cache_params.mamba_cache_per_req)
+    return int(slots) * _bytes_of_states(configurator)
+
+
+def _bytes_of_states(configurator: Any) -> int:
+    """Bytes of one request's states in this stage's recurrent layers."""
+    params, own = configurator.mambaish_config.mamba2_cache_params, configurator.layer_info
+    layers = sum(own.start_layer <= layer < own.end_layer for layer in params.layers)
+    return int(params.mamba_cache_per_req) // len(params.layers) * layers
 
 
 def _stock_draft_states(configurator: Any) -> int:

@@ -85,6 +85,10 @@ class LruBuckets:
         """Give ``large`` pages the time ``now``; what is queued is found stale later."""
         self.time[large] = now
 
+    def no_older(self, large: Ids, times: Ids | int) -> None:
+        """Give ``large`` pages these times, or leave them later ones; some may be named twice."""
+        np.maximum.at(self.time, large, times)
+
     def add(self, large: Ids) -> None:
         """Queue ``large`` pages at their own times; those queued as early stay where they are."""
         if not len(large):

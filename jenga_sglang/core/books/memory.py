@@ -29,6 +29,10 @@ from jenga_sglang.core.dependency import reads_everything
 from jenga_sglang.core.groups import Groups, Parts
 from jenga_sglang.core.ids import Ids, ceil_div, each_once
 
+# A logical time, with the weight of a page above it.
+TIME_BITS = 42
+MOST_WEIGHT = (1 << 20) - 1
+
 
 class Memory(Groups):
     """The pool's books, in host arrays that are the authority for every rank and the device.
@@ -52,6 +56,9 @@ class Memory(Groups):
         self.in_tree = np.zeros(rows, np.bool_)
         # Position of a tree page in its history, in pages; orders eviction among equal times.
         self.depth = np.zeros(rows, np.int64)
+        # Where evictions do not go by time alone: what of a tree page counts before it.
+        self.weights = np.zeros(rows, np.int64)
+        self.is_weighing = False
         # Pages of that history that an encoder made, all in front.
         self.encoder_pages = np.zeros(rows, np.int64)
         # The virtual page that a small page belongs to: the table read backwards.
@@ -199,8 +206,13 @@ class Memory(Groups):
         return cached
 
     def touch(self, group: int, virtual: Ids) -> None:
-        """A hit needed these pages of ``group`` now."""
-        self.lru.touch(self.large_pages(group, virtual), self.now)
+        """A hit needed these pages of ``group`` now. A large page is worth its worthiest page."""
+        large = self.large_pages(group, virtual)
+        if self.is_weighing:
+            times = self.now + (self.weights[virtual] << TIME_BITS)
+            self.lru.no_older(large, np.repeat(times, self.stripes[group]))
+        else:
+            self.lru.touch(large, self.now)
 
     def large_pages(self, group: int, virtual: Ids) -> Ids:
         """The large pages in which these pages of ``group`` lie, one for each stripe."""
@@ -269,6 +281,7 @@ class Memory(Groups):
     def forget(self, virtual: Ids) -> None:
         """Take hollow pages out of the tree and give their virtual ids back."""
         self.in_tree[virtual] = False
+        self.weights[virtual] = 0
         self.num_tree -= len(virtual)
         self._give_back(virtual)
 

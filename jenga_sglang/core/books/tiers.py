@@ -36,7 +36,7 @@ class HostMemory(Memory):
     def no_older(self, group: int, virtual: Ids, times: Ids) -> None:
         """Pages that ``group`` holds here were last used at ``times``, one for each stripe, or
         later."""
-        np.maximum.at(self.lru.time, self.large_pages(group, virtual), times)
+        self.lru.no_older(self.large_pages(group, virtual), times)
 
     def add(self, group: int, virtual: Ids, times: Ids) -> Ids:
         """Back tree pages, last used at ``times``, one for each stripe; returns their small pages.

@@ -34,6 +34,7 @@ from dataclasses import dataclass, replace
 from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.ids import round_up
 
+TOLD_APART = " from layer "
 ALIGN_BYTES = 16  # kernels load 16 bytes at a time, from the first byte of every small page on
 
 
@@ -92,7 +93,7 @@ def told_apart(specs: Iterable[LayerGroupSpec]) -> tuple[LayerGroupSpec, ...]:
     specs = tuple(specs)
     names = [spec.name for spec in specs]
     return tuple(
-        replace(spec, name=f"{spec.name} from layer {spec.layers[0]}")
+        replace(spec, name=f"{spec.name}{TOLD_APART}{spec.layers[0]}")
         if names.count(spec.name) > 1
         else spec
         for spec in specs

@@ -38,6 +38,7 @@ class Served:
         self.hit_tokens: int = hit.device_prefix_len
         self.req: Any = SimpleNamespace(
             rid=str(length),
+            priority=None,
             kv=SimpleNamespace(holds_kv=False, kv_allocated_len=0, kv_committed_len=0),
             lock=cache.lock(hit.last_device_node),
             lora_id=None,

@@ -85,6 +85,7 @@ def test_states_and_those_behind_drafts_are_what_sglang_sets_aside(
     params = SimpleNamespace(layers=[0, 2], mamba_cache_per_req=1 << 20)
     configurator = SimpleNamespace(
         mambaish_config=SimpleNamespace(mamba2_cache_params=params),
+        layer_info=SimpleNamespace(start_layer=0, end_layer=3),
         spec_algorithm=algorithm,
         attn_dp_size=1,
         pp_size=1,

@@ -10,7 +10,9 @@ from backend_bench import MAX_LENGTH, Bench, Model
 from jenga_sglang.adapter.attention import table_bytes, triton_backend
 from jenga_sglang.adapter.attention.table_bytes import captured_requests, token_table_excess_bytes
 from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.start import build
+from jenga_sglang.adapter.start.stages import OfStage, Stages
 from jenga_sglang.core.cut.geometry import LayerGroupSpec
 from jenga_sglang.core.dependency import Full, SlidingWindow
 
@@ -111,12 +113,14 @@ def test_the_pool_leaves_room_for_them_unless_its_size_was_given(
     )
     schedule = SimpleNamespace(max_total_tokens=max_total_tokens)
     monkeypatch.setattr(build, "get_schedule", lambda: schedule)
-    monkeypatch.setattr(build, "stock_pool_bytes", lambda configurator, sizes: 40 << 30)
     monkeypatch.setattr(build, "get_req_to_token_extra_context_len", lambda: 4)
     configurator = SimpleNamespace(page_size=16, model_config=SimpleNamespace(context_len=131072))
     sizes = SimpleNamespace(max_running_requests=256)
-    geometry = build.geometry_beside_tables(configurator, sizes, specs)
-    full, _ = geometry.groups
+    groups = tuple(DiscoveredGroup(spec, 16, 128, 128) for spec in specs)
+    stages = Stages([OfStage(groups, None, 40 << 30)], 0)
+    geometry, held = build.cut_beside_tables(configurator, sizes, stages)
+    assert held is geometry
+    _, full = geometry.groups  # the window's first layer is the model's
     assert full.stripes > 1
     tables = 256 * 8 * (131072 + 4) * (full.stripes - 1)
     spare = (40 << 30) - geometry.pool_bytes
