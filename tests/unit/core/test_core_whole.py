@@ -20,6 +20,7 @@ PAGE = 4
         (8, 16, 16),
         (24, 8, 8),
         (0, 60, 60),  # the prompt has 40
+        (24, 17, 17),  # to the prompt's end, and not to a page before it
     ],
 )
 def test_by_hand(start: int, most: int, expected: int) -> None:
