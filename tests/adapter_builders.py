@@ -21,7 +21,7 @@ from jenga_sglang.core.tiered_manager import TieredManager
 
 def make_cache(manager: Manager, draft_layers: Collection[int] = ()) -> JengaPrefixCache:
     """The prefix cache of ``manager`` as SGLang's scheduler has it, with four rows."""
-    pool = SimpleNamespace(running_of_row={}, draft_layers=draft_layers)
+    pool = SimpleNamespace(running_of_row={}, draft_layers=draft_layers, whole_images=None)
     return JengaPrefixCache(_params(manager, pool), manager)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.managers.schedule_batch import Modality
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
@@ -170,6 +171,8 @@ class Bench:
         self.req_to_token = rows.req_to_token
         self.backend = backend(self.runner)
         self.requests: dict[int, Request] = {}
+        # Where the images of a row's text lie, first and last token.
+        self.images: dict[int, list[tuple[int, int]]] = {}
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -229,9 +232,14 @@ class Bench:
             extend_seq_lens_cpu=q_lens,
             extend_prefix_lens=torch.tensor(prefixes, device=self.device),
             extend_prefix_lens_cpu=prefixes,
+            mm_inputs=[self._inputs_of(row) for row in rows],
             out_cache_loc=torch.cat(locs or [self.req_to_token[0, :0]]).to(torch.int64),
             **self._encoder_fields(list(new), padding),
         )
+
+    def _inputs_of(self, row: int) -> Any:
+        item = SimpleNamespace(modality=Modality.IMAGE, offsets=self.images.get(row))
+        return SimpleNamespace(mm_items=[item]) if row in self.images else None
 
     def _encoder_fields(self, rows: list[int], padding: int) -> dict[str, Any]:
         """Of padding, and of a graph's capture, SGLang keeps no lengths on the host."""

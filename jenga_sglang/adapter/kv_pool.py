@@ -18,6 +18,7 @@ from flashinfer_ext.views import page_views
 from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.states import DiscoveredStates, StateViews
 from jenga_sglang.adapter.transfer import Components
+from jenga_sglang.adapter.whole_images import WholeImages
 from jenga_sglang.core.books.corrupt import CorruptPool
 from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.cut.stages import StageCut, StageGroup
@@ -89,6 +90,9 @@ class JengaKVPool(KVCache):
         self.drafts_are_chains = False
         # SGLang's rows of virtual tokens, whose row 0 is that of requests that pad a batch.
         self.req_to_token: torch.Tensor | None = None
+        # How the model sees images, where it is not as text and the attention backend can do it:
+        # the backend says so.
+        self.whole_images: WholeImages | None = None
         # The pages of the request in each req_to_token row; the prefix cache keeps it.
         self.running_of_row: dict[int, Running] = {}
         # The numbers of storage below the pool's host memory; the prefix cache keeps it.

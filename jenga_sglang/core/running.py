@@ -32,11 +32,13 @@ OUTPUT_WEIGHT = 1 / 64  # of the last output in the running mean
 @dataclass(frozen=True)
 class Hit:
     """A prefix that every group can continue from. ``matched_pages`` is what the tree knows of
-    the history at all; the difference was cut off by the group ``cut_by``."""
+    the history at all; the difference was cut off by the group ``cut_by``. ``whole`` are stretches
+    of the prompt's tokens that one step computes to their ends (`core.whole`), in order."""
 
     path: Path
     matched_pages: int
     cut_by: int | None
+    whole: tuple[Range, ...] = ()
 
     @property
     def encoder_pages(self) -> int:

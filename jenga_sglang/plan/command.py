@@ -22,6 +22,7 @@ from jenga_sglang.layer_flags import (
     Keep,
     KvDtypes,
 )
+from jenga_sglang.plan.exact import as_a_server_finds_it
 from jenga_sglang.plan.model import ReadOptions, read_model, with_draft
 from jenga_sglang.plan.render import render
 from jenga_sglang.plan.report import Report, make_report, to_json
@@ -36,7 +37,7 @@ STEPS_OF_TAIL = 2
 
 _DESCRIPTION = """\
 Show how Jenga would cut a model's KV cache and how many requests fit, next to other layouts.
-Reads the model's config.json only: no weights, no GPU, no server."""
+Reads the model's config.json only: no weights, no GPU, no server; with --exact SGLang does."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -124,6 +125,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SIZE",
         help="host memory below the pool, for each GPU (--enable-hierarchical-cache)",
     )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="build SGLang's class without weights and group its layers as a server does, not by "
+        "the config's fields (needs SGLang, takes half a minute)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a figure (PNG, SVG)")
 
@@ -141,6 +148,10 @@ def run(arguments: argparse.Namespace) -> int:
         keep=arguments.jenga_keep,
     )
     model = read_model(arguments.model, options)
+    if arguments.exact:
+        if arguments.draft:
+            raise ValueError("--exact builds one model: leave out --draft, or --exact")
+        model = as_a_server_finds_it(model, arguments.model, options)
     if arguments.draft:
         own = replace(options, image_tokens=None, max_length=model.max_length)
         model = with_draft(model, read_model(arguments.draft, own))

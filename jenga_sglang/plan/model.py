@@ -66,7 +66,8 @@ class Model:
 
     ``image_tokens`` come in front of the text of every request, for cross-attention only.
     ``ignored_window`` is a window in the config that SGLang's class does not apply, and neither
-    do these layers. ``tail_tokens`` are room for drafts behind every request's own.
+    do these layers. ``tail_tokens`` are room for drafts behind every request's own. ``is_exact``:
+    the layers are those of SGLang's class, not read from the config.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Model:
     image_tokens: int = 0
     ignored_window: object = None
     tail_tokens: int = 0
+    is_exact: bool = False
 
     @property
     def specs(self) -> tuple[LayerGroupSpec, ...]:

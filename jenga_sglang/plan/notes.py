@@ -7,6 +7,12 @@ from jenga_sglang.plan.report import Report
 from jenga_sglang.plan.stock import STATES_PER_REQUEST
 from jenga_sglang.units import human_tokens
 
+ESTIMATE = (
+    "An estimate, from the fields of the config: a server reads the loaded model, and prints its "
+    "layer groups when it starts. --exact builds SGLang's class without weights and asks that."
+)
+EXACT = "The layer groups are those of SGLang's class, built without weights: a server's own."
+
 
 def notes(report: Report) -> list[str]:
     """One sentence each; the last says what the numbers are."""
@@ -39,10 +45,7 @@ def notes(report: Report) -> list[str]:
     if report.skipped_lengths:
         skipped = ", ".join(human_tokens(n) for n in report.skipped_lengths)
         found.append(f"Left out, longer than the model's {model.max_length:,} tokens: {skipped}.")
-    found.append(
-        "An estimate, from the fields of the config: a server reads the loaded model, and prints "
-        "its layer groups when it starts."
-    )
+    found.append(EXACT if model.is_exact else ESTIMATE)
     return found
 
 

@@ -45,8 +45,10 @@ from jenga_sglang.adapter.attention.step_tables import (
 from jenga_sglang.adapter.discovery import attention_layers
 from jenga_sglang.adapter.encoder import new_locs
 from jenga_sglang.adapter.kv_pool import JengaKVPool, LayerPlace
+from jenga_sglang.adapter.whole_images import images_of_batch
 from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.cut.explain import human_bytes
+from jenga_sglang.core.ranges import Range
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
@@ -61,12 +63,14 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Step:
     """One forward pass. ``groups`` has an entry per layer group with attention layers, by its
-    number; ``in_graph`` says that kernels may be captured, and tensors must stay in place."""
+    number; ``in_graph`` says that kernels may be captured, and tensors must stay in place.
+    ``images`` are, by request, those whose tokens read one another."""
 
     is_decode: bool
     in_graph: bool
     num_tokens: int
     groups: dict[int, GroupStep]
+    images: Sequence[tuple[Range, ...]] = ()
 
 
 class DeviceBackend(AttentionBackend):
@@ -303,11 +307,14 @@ class DeviceBackend(AttentionBackend):
         is_decode = bool(forward_batch.forward_mode.is_decode())
         kv_lens, q_lens = self._lengths(forward_batch, batch)
         num_tokens = int(q_lens.sum())
+        images: Sequence[tuple[Range, ...]] = ()
         if is_decode:
             rows = [Rows.whole(kv_lens, q_lens)] * (1 + len(self._chunks))
         else:
             rows = [self.rows(kv_lens, q_lens)]
             rows += [self._chunk_rows(kv_lens, q_lens, chunk, in_graph) for chunk in self._chunks]
+            starts, stops = (kv_lens - q_lens).tolist(), kv_lens.tolist()
+            images = images_of_batch(self.pool.whole_images, forward_batch, starts, stops)
         encoder = None
         if self._has_encoder:
             lengths = encoder_lengths(forward_batch, batch)
@@ -323,7 +330,7 @@ class DeviceBackend(AttentionBackend):
             encoder,
         )
         groups = dict(zip(self.groups, steps, strict=True))
-        self._step = Step(is_decode, in_graph, num_tokens, groups)
+        self._step = Step(is_decode, in_graph, num_tokens, groups, images)
         self.begin(self._step)
 
     def _lengths(

@@ -10,6 +10,7 @@ replay, outside the graph.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ from jenga_sglang.refusal import refuse
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
 
 PREFILL_VARIABLE = settings.name_of("prefill_kernel")
 DECODE_VARIABLE = settings.name_of("decode_kernel")
@@ -92,6 +95,7 @@ class JengaFlashInferBackend(DeviceBackend):
         self.entry_tokens = runner.page_size
         self._prefills: dict[int, str] = {}
         super().__init__(runner, drafted)
+        self._see_images_as_text()
         if folder := settings.current().flashinfer_modules:
             use_prebuilt(str(folder))
         size = envs.SGLANG_FLASHINFER_WORKSPACE_SIZE.get()
@@ -110,6 +114,16 @@ class JengaFlashInferBackend(DeviceBackend):
         self._sinks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # A dict for its order: every rank plans in the same one.
         self._graph_keys: dict[Key, None] = {}
+
+    def _see_images_as_text(self) -> None:
+        """No plan here has a mask."""
+        if self.pool.whole_images is not None:
+            self.pool.whole_images = None
+            logger.warning(
+                "The tokens of an image see those before them only with --attention-backend %s; "
+                "this model was trained to see the whole image, as it does with triton.",
+                self.name,
+            )
 
     def _most_queries(self, runner: ModelRunner) -> int:
         """Query rows of the largest batch: a whole prompt where prompts are not cut, and one of

@@ -24,6 +24,7 @@ from jenga_sglang import flags
 from jenga_sglang.adapter.attention.drafts import Tree, trees_of
 from jenga_sglang.adapter.attention.latent_rows import attend_over_rows, has_latent_rows
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.whole_images import images_of_batch
 from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.ids import Ids
@@ -44,12 +45,14 @@ FEWEST_QUERIES = 128
 @dataclass(frozen=True)
 class Row:
     """One request of a batch: tokens ``[start, stop)`` are new, their queries run now. Drafts that
-    do not follow one another, as tokens do, are a ``tree``."""
+    do not follow one another, as tokens do, are a ``tree``. ``images`` are those of the text, in
+    order, whose tokens read one another."""
 
     virtual: Ids
     start: int
     stop: int
     tree: Tree | None = None
+    images: tuple[Range, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,12 +171,13 @@ class JengaTorchBackend(AttentionBackend):
         trees: Sequence[Tree | None] = [None] * len(indices)
         if forward_batch.forward_mode.is_target_verify():
             trees = trees_of(forward_batch.spec_info, starts)
-        batch = list(zip(indices, starts, stops, trees, strict=True))
+        images = images_of_batch(self.pool.whole_images, forward_batch, starts, stops)
+        batch = list(zip(indices, starts, stops, trees, images, strict=True))
         # Without a request is padding, or everything: a warm-up.
         requests = [entry for entry in batch if entry[0] in self.pool.running_of_row]
         rows = [
-            Row(self._virtual(index, stop), start, stop, tree)
-            for index, start, stop, tree in requests or batch
+            Row(self._virtual(index, stop), start, stop, tree, seen)
+            for index, start, stop, tree, seen in requests or batch
         ]
         encoder = None
         if forward_batch.encoder_lens is not None:
@@ -334,18 +338,21 @@ class JengaTorchBackend(AttentionBackend):
     ) -> list[QueryBlock]:
         if row.tree is not None:
             return [self._tree_block(row, row.tree, offset, dependency, key)]
-        whole = row.start == 0 and is_causal(dependency, row.stop)
+        how = self.pool.whole_images
+        images = row.images if how is not None and how.are_seen_by(dependency) else ()
+        whole = row.start == 0 and not images and is_causal(dependency, row.stop)
         reach = row.stop - 1 - dependency.visible(row.stop - 1)[0].start
         step = row.stop if whole else min(max(reach, FEWEST_QUERIES), MOST_QUERIES)
         blocks = []
         for start in range(row.start, row.stop, step):
             stop = min(start + step, row.stop)
-            first, mask = 0, None
+            first, last, mask = 0, stop, None
             if not whole:
-                first, seen = visible(dependency, range(start, stop))
+                first, seen = visible(dependency, range(start, stop), images)
+                last = first + seen.shape[1]
                 mask = self._to_device(seen)
             page = first // self.page_size
-            pages = row.virtual[page : -(-stop // self.page_size)]
+            pages = row.virtual[page : -(-last // self.page_size)]
             q_start = offset + start - row.start
             blocks.append(
                 QueryBlock(
@@ -353,7 +360,7 @@ class JengaTorchBackend(AttentionBackend):
                     q_start + stop - start,
                     self._to_device(self.pool.small_pages(*key, pages)),
                     first - page * self.page_size,
-                    stop - first,
+                    last - first,
                     mask,
                 )
             )
@@ -445,15 +452,23 @@ def is_causal(dependency: Dependency, length: int) -> bool:
     return all(dependency.visible(position) == (Range(0, position + 1),) for position in queries)
 
 
-def visible(dependency: Dependency, queries: range) -> tuple[int, NDArray[np.bool_]]:
+def visible(
+    dependency: Dependency, queries: range, images: Sequence[Range] = ()
+) -> tuple[int, NDArray[np.bool_]]:
     """The first token that any of ``queries`` reads, and a mask (queries, keys) bool: which of the
-    tokens from there to ``queries.stop`` each of them reads."""
+    tokens from there on each of them reads. Keys go to ``queries.stop``, or to the end of one of
+    ``images``, whose tokens read it to its end."""
     read = [dependency.visible(position) for position in queries]
     first = min([ranges[0].start for ranges in read])
-    mask = np.zeros((len(queries), queries.stop - first), np.bool_)
+    seen = [r for r in images if r.start < queries.stop and r.stop > queries.start]
+    last = max([queries.stop, *(r.stop for r in seen)])
+    mask = np.zeros((len(queries), last - first), np.bool_)
     for row, ranges in zip(mask, read, strict=True):
         for start, stop in ranges:
             row[start - first : stop - first] = True
+    for image in seen:
+        for position in range(max(image.start, queries.start), min(image.stop, queries.stop)):
+            mask[position - queries.start, position - first : image.stop - first] = True
     return first, mask
 
 

@@ -26,6 +26,7 @@ from jenga_sglang.adapter.attention.latent_rows import has_latent_rows
 from jenga_sglang.adapter.attention.step_tables import Rows
 from jenga_sglang.adapter.kv_pool import LayerPlace
 from jenga_sglang.core.books.corrupt import present
+from jenga_sglang.core.ranges import Range
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -56,6 +57,62 @@ class Partial:
         )
 
 
+# Further than any token is from another.
+FAR = 1 << 30
+
+
+@dataclass(frozen=True)
+class ImageMask:
+    """What each new token of a batch reads, request by request: ``cells`` (all,) uint8 are rows of
+    keys, a request's begin at ``indptr`` (requests + 1,) int64. The keys are those of its table and
+    the new ones; or, where it ``is_of_new``, the new ones alone, and ``shifts`` (requests,) int32
+    tell the kernel, which counts those of the table, by how much its rows are shorter."""
+
+    cells: torch.Tensor | None = None
+    indptr: torch.Tensor | None = None
+    shifts: torch.Tensor | None = None
+    is_of_new: bool = True
+
+
+NO_MASK = ImageMask()
+
+
+def image_mask(
+    requests: Sequence[tuple[int, int, int, Sequence[Range]]], window: int, device: torch.device
+) -> ImageMask:
+    """The mask of ``requests``: where each one's new tokens start and stop, how many tokens before
+    them its table has, and its images. ``window`` tokens before a query are read, or all for -1.
+
+    A window is in the mask, for that of the kernel would end in front of the end of an image too.
+    Without one the table is read whole, which may be too long for a mask.
+    """
+    has_window = window >= 0
+    masks = []
+    for start, stop, kept, images in requests:
+        first = start - kept if has_window else start
+        q = torch.arange(start, stop, device=device)[:, None]
+        k = torch.arange(first, stop, device=device)[None]
+        mask = k <= q
+        if has_window:
+            mask &= k >= q - window
+        for image in images:
+            begin = max(image.start, start)
+            part = (
+                slice(begin - start, image.stop - start),
+                slice(begin - first, image.stop - first),
+            )
+            mask[part] |= (k > q)[part]
+        masks.append(mask)
+    sizes = torch.tensor([0, *(mask.numel() for mask in masks)])
+    shifts = torch.tensor([-kept for _, _, kept, _ in requests], dtype=torch.int32)
+    return ImageMask(
+        torch.cat([mask.flatten() for mask in masks]).to(torch.uint8),
+        sizes.cumsum(0).to(device),
+        None if has_window else shifts.to(device),
+        is_of_new=not has_window,
+    )
+
+
 class JengaTritonBackend(DeviceBackend):
     """`--attention-backend triton` under Jenga."""
 
@@ -78,6 +135,7 @@ class JengaTritonBackend(DeviceBackend):
         self._partial: dict[tuple[int, int], Partial] = {}
         self._graph_partial: dict[tuple[int, int], Partial] = {}
         self._q_offsets: dict[int, tuple[torch.Tensor, int]] = {}
+        self._masks: dict[int, ImageMask | None] = {}
         self._graph_offsets: dict[int, torch.Tensor] = {}
 
     def _row_views(self, place: LayerPlace) -> KV:
@@ -140,6 +198,7 @@ class JengaTritonBackend(DeviceBackend):
             self._partial = self._graph_partial if step.in_graph else {}
         else:
             self._q_offsets = {g: self._offsets(step, g) for g in self.groups}
+            self._masks = {g: self._mask(step, g) for g in self.groups}
 
     def attend(
         self,
@@ -237,6 +296,26 @@ class JengaTritonBackend(DeviceBackend):
         # What a launch is made for must not depend on where chunks end.
         return kept, present(self._captured, "there is a graph").queries
 
+    def _window(self, group: int, mask: ImageMask) -> int:
+        """The kernel's: -1 is none. It has regard to a mask's shifts only beside a window."""
+        if mask.cells is None:
+            return int(self.trim(group).window_left)
+        return FAR if mask.is_of_new else -1
+
+    def _mask(self, step: Step, group: int) -> ImageMask | None:
+        """What the group's queries read, where some read an image whole."""
+        how = self.pool.whole_images
+        if how is None or not any(step.images):
+            return None
+        if not how.are_seen_by(self.pool.manager.dependencies[group]):
+            return None
+        of_group = step.groups[group]
+        starts = of_group.rows.kv_lens.tolist()
+        stops = (of_group.rows.kv_lens + of_group.rows.queries).tolist()
+        kept = of_group.counts.indptr_cpu.diff().tolist()
+        spans = list(zip(starts, stops, kept, step.images, strict=True))
+        return image_mask(spans, self.trim(group).window_left, self.device)
+
     def _extend(
         self,
         q: torch.Tensor,
@@ -259,6 +338,7 @@ class JengaTritonBackend(DeviceBackend):
             slots = self.write_slots(step, place).clamp(min=0)
             k, v = k_rows[slots], v_rows[slots]
         offsets, longest = self._q_offsets[place.group]
+        mask = self._masks[place.group] or NO_MASK
         extend_attention_fwd(
             q.contiguous(),
             k.contiguous(),
@@ -269,14 +349,17 @@ class JengaTritonBackend(DeviceBackend):
             offsets,
             tables.indptr,
             tables.indices[self.table_of(place)],
-            None,
-            not layer.is_cross_attention,
-            None,
+            mask.cells,
+            # Causal, the kernel would not look behind a block of queries.
+            not layer.is_cross_attention and mask.cells is None,
+            mask.indptr,
             longest,
             *self.descales(layer),
             layer.scaling,
             logit_cap=layer.logit_cap,
-            sliding_window_size=self.trim(place.group).window_left,
+            skip_prefix_custom_mask=mask.is_of_new,
+            sliding_window_size=self._window(place.group, mask),
+            window_kv_offsets=mask.shifts,
             skip_extend=layer.is_cross_attention,
             sinks=sinks,
             xai_temperature_len=layer.xai_temperature_len,

@@ -24,6 +24,7 @@ from jenga_sglang.core.ids import common_length
 from jenga_sglang.core.lookahead import MAX_REQUESTS, Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
+from jenga_sglang.core.whole import longest_step, shortest_step
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.sglang_views import ReqView, SchedulerView
@@ -159,10 +160,9 @@ class Admission:
         # A prompt that is not put into the tree has not been slid yet.
         self.manager.slide(running, running.length)
         left = len(chunked.full_untruncated_fill_ids) - running.length
+        step = min(left, next_chunk(running, left, chunk_tokens))
         # As a reservation would, it gives up what is held for others where that is in the way.
-        self.manager.make_way(
-            self.manager.new_pages(running, running.length + min(left, chunk_tokens))
-        )
+        self.manager.make_way(self.manager.new_pages(running, running.length + step))
 
     def _give_up(self, hindering: Path | None) -> None:
         """Evict the prefix altogether, or its request would be merged with it as it is computed.
@@ -189,6 +189,15 @@ def _promised_elsewhere(scheduler: SchedulerView) -> float:
         * (1.0 if req.sampling_params.ignore_eos else ratio)
         for req in others.values()
     )
+
+
+def next_chunk(running: Running, left: int, most: int) -> int:
+    """Tokens that the next step may compute of a prompt of which ``left`` are to come: ``most``, or
+    as many as end before an image that they would cut, or with one that is longer."""
+    start, whole = running.length, running.hit.whole
+    page_size = running.history.needs.page_size
+    step = longest_step(start, most, start + left, whole, page_size)
+    return step or shortest_step(start, start + left, whole, page_size)
 
 
 def _locked_by(req: ReqView | None) -> Running | None:

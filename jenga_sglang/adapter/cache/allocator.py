@@ -23,6 +23,7 @@ from jenga_sglang.core.admission import (
 )
 from jenga_sglang.core.books.corrupt import CorruptPool, present
 from jenga_sglang.core.ids import ceil_div
+from jenga_sglang.core.whole import longest_of
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -45,7 +46,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
             need_sort=False,
         )
         self._checked_at = -1
-        self._asked_encoder_tokens = 0
+        self._asked_encoder_tokens = self._asked_step_tokens = 0
         self.watchdog = Watchdog(settings.current().watchdog_seconds)
         self._logs_digest = settings.current().log_digest
 
@@ -63,14 +64,18 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         )
 
     @contextmanager
-    def asking_with(self, encoder_tokens: int) -> Iterator[None]:
+    def asking_with(self, encoder_tokens: int, inputs: Any = None) -> Iterator[None]:
         """Meanwhile `why_refused` and `max_new_tokens_for_memory` are about a request of which an
-        encoder makes the first ``encoder_tokens``: SGLang does not pass that on."""
+        encoder makes the first ``encoder_tokens``, and with these multimodal ``inputs``: SGLang
+        does not pass that on."""
+        images = self._kvcache.whole_images
+        whole = images.of_prompt(inputs) if images else ()
         self._asked_encoder_tokens = encoder_tokens
+        self._asked_step_tokens = longest_of(whole, self.page_size)
         try:
             yield
         finally:
-            self._asked_encoder_tokens = 0
+            self._asked_encoder_tokens = self._asked_step_tokens = 0
 
     def why_refused(self, input_tokens: int, chunk_size: int | None) -> str | None:
         """Why no request with a prompt of this length can ever be served, or None."""
@@ -88,7 +93,8 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
     def _how_computed(self, input_tokens: int, chunk_size: int | None) -> tuple[int, int]:
         """Tokens of a prompt that one step computes at most, and pages that an encoder makes."""
         # SGLang has -1 for prompts that are not cut.
-        fresh = min(input_tokens, chunk_size) if chunk_size and chunk_size > 0 else input_tokens
+        chunk = chunk_size if chunk_size and chunk_size > 0 else input_tokens
+        fresh = min(input_tokens, max(chunk, self._asked_step_tokens))
         return fresh, self._asked_encoder_tokens // self.page_size
 
     def max_new_tokens_for_memory(

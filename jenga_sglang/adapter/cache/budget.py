@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
-from jenga_sglang.adapter.cache.admission_pass import Admission, Refusal
+from jenga_sglang.adapter.cache.admission_pass import Admission, Refusal, next_chunk
 from jenga_sglang.core.admission import (
     Weighing,
     fits_free,
@@ -23,6 +23,8 @@ from jenga_sglang.core.admission import (
     whole_tokens_left,
 )
 from jenga_sglang.core.books.corrupt import present
+from jenga_sglang.core.running import Running
+from jenga_sglang.core.whole import longest_step, shortest_step
 
 
 class JengaPrefillBudget:
@@ -70,6 +72,8 @@ class JengaPrefillBudget:
         candidate = self._pass.candidate
         encoder_pages = candidate.encoder_pages if candidate else 0
         prefix = input_tokens - extend_input_len
+        if candidate is not None and chunk_limit is not None:
+            chunk_limit = self._first_step(candidate, prefix, chunk_limit, input_tokens)
         fresh = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         if candidate is not None:
             # What is in the host only has to be loaded: it takes room as if it were computed.
@@ -93,6 +97,15 @@ class JengaPrefillBudget:
         else:
             return True, chunk_limit
         return False, None
+
+    def _first_step(self, candidate: Running, prefix: int, most: int, length: int) -> int:
+        """Tokens that a step may compute of the candidate beyond ``prefix``: 0 leaves it to another
+        pass, where it has ``most`` of a chunk that ends inside an image, and others the rest."""
+        whole, page_size = candidate.hit.whole, self.page_size
+        step = longest_step(prefix, most, length, whole, page_size)
+        if step or any(self._pending):
+            return step
+        return shortest_step(prefix, length, whole, page_size)
 
     def _pages_beyond(self, prefix: int) -> list[int]:
         length, fresh, encoder_pages = self._asked
@@ -130,9 +143,11 @@ class JengaPrefillBudget:
         self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
     ) -> int | None:
         """The whole next chunk, or None for this pass."""
+        if (running := self._pass.chunked) is not None:
+            chunk_limit = next_chunk(running, extend_input_len, chunk_limit)
         tokens = min(extend_input_len, chunk_limit)
         pages = -(-tokens // self.page_size)
-        if (running := self._pass.chunked) is not None:
+        if running is not None:
             # Not a page more than it takes: the prompt may be one that fills the pool.
             pages = self.manager.new_pages(running, running.length + tokens)
         self._candidate = step_pages(self.manager, pages)

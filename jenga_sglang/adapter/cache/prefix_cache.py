@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from jenga_sglang.adapter.staged import to_device
 from jenga_sglang.core.books.tree import Node, Tokens
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.running import Hit, Running
 from jenga_sglang.core.stats import describe_room
 
@@ -68,7 +69,7 @@ class JengaPrefixCache(BasePrefixCache):
         self.device = torch.device(self.token_to_kv_pool_allocator.device)
         self.sliding_window_size = None
         rows = self.req_to_token_pool.req_to_token.shape[0]
-        pool = self.token_to_kv_pool_allocator.get_kvcache()
+        pool = self._pool = self.token_to_kv_pool_allocator.get_kvcache()
         # The request of every row in use, shared with the attention backend, and each row's last
         # virtual page for the decode step.
         self.running_of_row: dict[int, Running] = pool.running_of_row
@@ -102,6 +103,8 @@ class JengaPrefixCache(BasePrefixCache):
         """Changes nothing: scheduling policies match the whole queue and then walk the tree, and
         forget whom they do not find there."""
         hit = self.manager.match(history(params.key, params.req), self._keys_of(params.key))
+        if whole := self._whole_images(params.req):
+            hit = replace(hit, whole=whole)
         return MatchResult(
             device_prefix_len=hit.path.num_pages * self.page_size,
             last_device_node=hit,
@@ -109,6 +112,11 @@ class JengaPrefixCache(BasePrefixCache):
             best_match_node=hit,
             full_kv_hit_length=hit.matched_pages * self.page_size,
         )
+
+    def _whole_images(self, req: Req | None) -> tuple[Range, ...]:
+        """Where ``req`` has images that one step must compute to their ends."""
+        images = self._pool.whole_images
+        return images.of_prompt(req.multimodal_inputs) if images and req is not None else ()
 
     def _keys_of(self, key: RadixKey) -> Tokens:
         # Not to be kept: a live view forbids the request to grow its array.

@@ -25,7 +25,7 @@ def _init_req_max_new_tokens(
 ) -> None:
     """A prompt that the pool can never serve is refused with the longest that it can."""
     allocator = scheduler.token_to_kv_pool_allocator
-    with allocator.asking_with(page_tokens(req)):
+    with allocator.asking_with(page_tokens(req), req.multimodal_inputs):
         why = allocator.why_refused(len(req.origin_input_ids), scheduler.chunked_prefill_size)
         if why:
             req.set_finish_with_abort(why)

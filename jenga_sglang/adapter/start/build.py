@@ -44,6 +44,7 @@ from jenga_sglang.adapter.start.host_tier import make_manager
 from jenga_sglang.adapter.start.refused_models import refuse_model, refuse_models
 from jenga_sglang.adapter.start.stages import Stages, least_of_stages, tell_stages
 from jenga_sglang.adapter.states import DiscoveredStates, JengaReqToTokenPool, discover_states
+from jenga_sglang.adapter.whole_images import WholeImages, knows_images_of, whole_images_of
 from jenga_sglang.core.admission import fleeting_share, longest_request
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec, exact_lcm
@@ -70,7 +71,6 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     """
     refuse_models(configurator)
     refuse_what_is_not_sent(configurator)
-    _warn_of_images(configurator)
     max_length = configurator.model_config.context_len
     layers = attention_layers(configurator.model)
     if flags.follows_config_windows():
@@ -122,6 +122,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         poison_freed=settings.current().poison_freed,
         draft_layers=draft_ids,
     )
+    pool.whole_images = _whole_images(configurator)
     token_bytes = stock_token_bytes(configurator) + row_bytes_of(groups, drafting)
     log_start(pool, stock_pages_bytes=token_bytes * configurator.page_size)
     rows = _request_rows(configurator, sizes, pool)
@@ -364,11 +365,19 @@ def _attention_parallel() -> tuple[int, int]:
     return get_parallel().attn_tp_size, get_parallel().attn_dcp_size
 
 
-def _warn_of_images(configurator: Any) -> None:
-    """SGLang has a mask for images only where its own Triton or FA4 backend reads them."""
-    if hasattr(configurator.model, "prepare_attn_masks"):
+def _whole_images(configurator: Any) -> WholeImages | None:
+    """How the model sees images, where it is not as text."""
+    config = configurator.model_config
+    how = whole_images_of(configurator.model, config.hf_text_config)
+    if how is None and config.is_multimodal and _is_masked_otherwise(configurator.model):
         logger.warning(
-            "The tokens of an image see those before them only, under %s jenga as with most of "
-            "SGLang's own attention backends; this model was trained to see the whole image.",
+            "The tokens of an image see those before them only under %s jenga; SGLang has a mask "
+            "for this model's.",
             flags.FLAG,
         )
+    return how
+
+
+def _is_masked_otherwise(model: Any) -> bool:
+    """Whether SGLang's class makes masks for images, and it is none that is known here."""
+    return hasattr(model, "prepare_attn_masks") and not knows_images_of(model)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.configs import InklingMMConfig, InklingModelConfig, ZayaConfig
 from sglang.srt.configs.hybrid_arch import hybrid_lightning_config
 from sglang.srt.configs.model_config import (
     is_deepseek_dsa,
@@ -30,6 +31,8 @@ KV_DTYPES = (
     torch.float8_e4m3fn,
     torch.float8_e5m2,
 )
+# What any other such model meets in `attention.state_backend`, once its weights are loaded.
+_RUNS_CONVOLUTIONS = (InklingMMConfig, InklingModelConfig, ZayaConfig)
 _POOLERS = (Pooler, CrossEncodingPooler, SparsePooler)
 # Classes that write latent rows into SGLang's pool themselves, past the attention backend.
 _WRITES_POOL = frozenset(
@@ -45,10 +48,18 @@ def refuse_configs(model_config: Any) -> None:
             raise refuse_model(model_config, what)
 
 
+def refuse_built(model: torch.nn.Module, model_config: Any) -> None:
+    """The same for a model whose class has been built, with weights or without."""
+    refuse_configs(model_config)
+    _refuse_without_pooler(model, model_config)
+    for what, is_so in _REFUSED_CLASSES:
+        if is_so(model, model_config):
+            raise refuse_model(model_config, what)
+
+
 def refuse_models(configurator: Any) -> None:
     """Raise ``SystemExit`` with one line for a loaded model or a KV dtype that cannot be served."""
-    refuse_configs(configurator.model_config)
-    _refuse_without_pooler(configurator)
+    refuse_built(configurator.model, configurator.model_config)
     for what, is_so in _REFUSED:
         if is_so(configurator):
             raise refuse_model(configurator.model_config, what)
@@ -72,14 +83,14 @@ def _names(model_config: Any) -> str:
     return ", ".join(model_config.hf_config.architectures or ["the model"])
 
 
-def _refuse_without_pooler(configurator: Any) -> None:
+def _refuse_without_pooler(model: torch.nn.Module, model_config: Any) -> None:
     """SGLang tells a model that it asks for an embedding, whether or not its class knows of any:
     the first request would end the server."""
-    if getattr(configurator.model_config, "is_generation", True) or _pools(configurator.model):
+    if getattr(model_config, "is_generation", True) or _pools(model):
         return
     raise refuse(
         "--is-embedding",
-        f"SGLang's class of {_names(configurator.model_config)} makes no embeddings; leave the "
+        f"SGLang's class of {_names(model_config)} makes no embeddings; leave the "
         "flag out, or serve a checkpoint of a class that makes them",
     )
 
@@ -97,15 +108,15 @@ def _writes_pool(model_config: Any) -> bool:
     return not _WRITES_POOL.isdisjoint(model_config.hf_config.architectures or ())
 
 
-def _hides_images(configurator: Any) -> bool:
-    return hasattr(configurator.model, "_build_cross_attention_custom_mask")
+def _hides_images(model: torch.nn.Module, model_config: Any) -> bool:
+    return hasattr(model, "_build_cross_attention_custom_mask")
 
 
-def _sees_what_follows(configurator: Any) -> bool:
+def _sees_what_follows(model: torch.nn.Module, model_config: Any) -> bool:
     """Also an encoder served by the Transformers backend: its layers call themselves
     cross-attention, and there is no encoder whose output they would read."""
-    layers = attention_layers(configurator.model)
-    has_encoder = getattr(configurator.model_config, "is_encoder_decoder", False)
+    layers = attention_layers(model)
+    has_encoder = getattr(model_config, "is_encoder_decoder", False)
     return any(
         sees_what_follows(layer) or (layer.is_cross_attention and not has_encoder)
         for layer in layers
@@ -148,14 +159,20 @@ def _is_sized_otherwise(configurator: Any) -> bool:
 _REFUSED_CONFIGS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("sparse latent attention (DSA)", lambda c: is_deepseek_dsa(c.hf_config)),
     ("lightning attention", lambda c: hybrid_lightning_config(c) is not None),
+    (
+        "several convolutions a layer, which it runs itself",
+        lambda c: isinstance(c.hf_config, _RUNS_CONVOLUTIONS),
+    ),
     ("compressed tokens beside its windows", lambda c: is_deepseek_v4(c.hf_config)),
     ("sparse attention with an index of keys", lambda c: is_minimax_sparse(c.hf_config)),
     ("n-grams and windows of embeddings in its request rows", lambda c: is_qwen4_exp(c.hf_config)),
     ("layers that write to SGLang's pool themselves", _writes_pool),
 )
-_REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+_REFUSED_CLASSES: tuple[tuple[str, Callable[[torch.nn.Module, Any], bool]], ...] = (
     ("cross-attention that shows a token some of the images only", _hides_images),
     ("attention to tokens that follow", _sees_what_follows),
+)
+_REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("pools of SGLang's that are not sized by layers", _is_sized_otherwise),
     ("a draft model with recurrent layers", _drafts_with_states),
     (

@@ -161,6 +161,30 @@ def test_embeddings_of_a_class_that_makes_none(model: torch.nn.Module) -> None:
     refuse_models(configurator(model=Embeds(POOLER), model_config=asked))
 
 
+def test_convolutions_that_a_model_runs_itself() -> None:
+    from sglang.srt.configs import InklingMMConfig, ZayaConfig
+
+    for name, kind in (
+        ("ZayaForCausalLM", ZayaConfig),
+        ("InklingForConditionalGeneration", InklingMMConfig),
+    ):
+        config = kind()
+        config.architectures = [name]
+        line = refusal(configurator(model_config=SimpleNamespace(hf_config=config)))
+        assert f"{name} has several convolutions a layer" in line and line.endswith(WAY_OUT)
+
+
+def test_images_that_are_hidden_from_some_tokens() -> None:
+    """MossVL's class makes a mask of which frames each token sees."""
+
+    class Hiding(torch.nn.Module):
+        def _build_cross_attention_custom_mask(self) -> None:
+            """By the name of SGLang's."""
+
+    line = refusal(configurator(model=Hiding(), architecture="MossVLForConditionalGeneration"))
+    assert "cross-attention that shows a token some of the images only" in line
+
+
 def test_a_window_pool_of_layers_that_sglang_does_not_name() -> None:
     """No list of layers: the bytes of stock's pools, which ours must equal, are unknown."""
     unnamed = SimpleNamespace(full_attention_layer_ids=None, swa_attention_layer_ids=None)

@@ -24,6 +24,7 @@ from jenga_sglang.adapter.attention import fa3_backend, flashinfer_backend, trit
 from jenga_sglang.adapter.attention.fa3_backend import JengaFA3Backend
 from jenga_sglang.adapter.attention.flashinfer_backend import JengaFlashInferBackend
 from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.whole_images import IMAGES, WholeImages
 
 EXTEND, DECODE = ForwardMode.EXTEND, ForwardMode.DECODE
 GRAPH_BATCH = 4
@@ -89,6 +90,20 @@ def test_every_kind_of_batch(name: str, backend: Any) -> None:
     skip_what_xqa_lacks(model, backend)
     pair = Pair.of(model, backend)
     pair.serve()
+
+
+@pytest.mark.parametrize("in_full_layers", [True, False])
+def test_images_that_are_seen_whole(in_full_layers: bool, host: Host) -> None:
+    """Longer than windows and blocks of queries, beside prompts without any, one begun before."""
+    pair = Pair.of(replace(MODELS["windows"], layers=("window 9", "full")), JengaTritonBackend)
+    how = WholeImages(in_full_layers, IMAGES)
+    for bench in (pair.expected, pair.checked):
+        bench.pool.whole_images = how
+        bench.images = {3: [(5, 24), (33, 36), (40, 59)], 5: [(0, 17)], 4: [(3, 178)]}
+    pair.serve()
+    pair.each(lambda bench: bench.finish(1))
+    pair.each(lambda bench: bench.start(4))
+    pair.step(EXTEND, {4: 180})
 
 
 @pytest.mark.parametrize("name", MODELS)
