@@ -112,8 +112,10 @@ def _specs(
         latent=discovery.latent_row(owner),
     )
     recurrent = mambaish_config(config)
-    states = [discover_states(recurrent).spec] if recurrent is not None else []
-    return [*(group.spec for group in groups), *states]
+    states = None
+    if recurrent is not None:
+        states = discover_states(recurrent, range(config.num_hidden_layers))
+    return [group.spec for group in (*groups, states) if group]
 
 
 def _as_json(spec: LayerGroupSpec) -> dict[str, Any]:
