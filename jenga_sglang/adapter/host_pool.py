@@ -56,8 +56,7 @@ class HostPool:
                 self.pool.poison_freed()
                 poisoned = True
             device[torch.from_numpy(copy.device)] = host[torch.from_numpy(copy.host)]
-        if self._poison_freed:
-            self._poison()
+        self.poison_freed()
 
     def bytes_of(self, copies: Iterable[PageCopy]) -> int:
         """How much `run` copies for them."""
@@ -77,8 +76,11 @@ class HostPool:
         size = self.manager.geometry.groups[group].small_page_bytes
         return buffer[: len(buffer) // size * size].view(-1, size)
 
-    def _poison(self) -> None:
-        """Of what was freed, what is still free: its bytes belong to no other group by now."""
+    def poison_freed(self) -> None:
+        """Debug: fill with NaN what was freed and is still free: its bytes belong to no other group
+        by now."""
+        if not self._poison_freed:
+            return
         books = self.manager.memory.host
         for group, small in books.journal.take_freed():
             owner = books.large.owner[books.large.large_of(group, small)]

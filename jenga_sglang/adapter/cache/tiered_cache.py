@@ -120,6 +120,7 @@ class JengaTieredCache(JengaPrefixCache):
     def run_copies(self) -> None:
         copies = self.manager.tiers.take_copies()
         if not copies:
+            self.token_to_kv_pool_host.poison_freed()
             return
         with self._measured.copying(self.token_to_kv_pool_host.bytes_of(copies)):
             self.token_to_kv_pool_host.run(copies)
