@@ -49,7 +49,8 @@ def whole_images_of(model: Any, text_config: Any) -> WholeImages | None:
     if _is(model, GEMMA_3):
         return WholeImages(in_full_layers=True, modalities=IMAGES)
     # Gemma-4's smaller models see images as text.
-    if not _is(model, GEMMA_4) or text_config.use_bidirectional_attention != "vision":
+    sees = getattr(text_config, "use_bidirectional_attention", None)
+    if not _is(model, GEMMA_4) or sees != "vision":
         return None
     return WholeImages(in_full_layers=False, modalities=IMAGES | {Modality.VIDEO})
 
@@ -74,7 +75,8 @@ def images_of_batch(
     mode = batch.forward_mode
     if how is None or batch.mm_inputs is None or mode.is_decode() or mode.is_target_verify():
         return [()] * len(starts)
-    asked = zip(batch.mm_inputs, starts, stops, strict=True)
+    padding = [None] * (len(starts) - len(batch.mm_inputs))  # of data-parallel attention
+    asked = zip([*batch.mm_inputs, *padding], starts, stops, strict=True)
     return [_computed_now(how.of_prompt(one), start, stop) for one, start, stop in asked]
 
 

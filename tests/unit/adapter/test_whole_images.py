@@ -122,6 +122,7 @@ def test_a_step_that_ends_inside_is_an_error() -> None:
     assert images_of_batch(EVERYWHERE, batch, [0], [8]) == [(Range(4, 8),)]
     assert images_of_batch(EVERYWHERE, batch, [8], [12]) == [()]
     assert images_of_batch(EVERYWHERE, batch, [0], [4]) == [()]
+    assert images_of_batch(EVERYWHERE, batch, [0, 0], [8, 1]) == [(Range(4, 8),), ()]  # padded
     assert images_of_batch(None, batch, [0], [6]) == [()]
     batch.forward_mode = ForwardMode.TARGET_VERIFY
     assert images_of_batch(EVERYWHERE, batch, [0, 9], [6, 12]) == [(), ()]  # one pads a graph
