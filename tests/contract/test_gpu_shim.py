@@ -15,6 +15,7 @@ NAMES = {
     "srt.environ": ["envs"],
     "srt.layers.attention.base_attn_backend": ["AttentionBackend", "SharedReadEnds"],
     "srt.layers.radix_attention": ["AttentionType", "RadixAttention"],
+    "srt.managers.schedule_batch": ["Modality"],
     "srt.mem_cache.memory_pool": ["KVCache", "MambaPool", "ReqToTokenPool"],
     "srt.model_executor.forward_batch_info": ["ForwardMode"],
     "srt.runtime_context": ["get_exec", "get_schedule", "max_prefill_buffer_tokens"],

@@ -198,6 +198,16 @@ class DeviceBackend(AttentionBackend):
                     f"--attention-backend {self.instead}",
                 ) from error
 
+    def _see_images_as_text(self) -> None:
+        """For kernels without a mask."""
+        if self.pool.whole_images is not None:
+            self.pool.whole_images = None
+            logger.warning(
+                "The tokens of an image see those before them only with --attention-backend %s; "
+                "this model was trained to see the whole image, as it does with triton.",
+                self.name,
+            )
+
     def trim(self, group: int) -> Any:
         """What the group's table has of a history."""
         return trim_of(self.pool.manager.dependencies[group], self.entry_tokens)

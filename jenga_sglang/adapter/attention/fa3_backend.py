@@ -53,6 +53,7 @@ class JengaFA3Backend(DeviceBackend):
         check_gpu()
         self.entry_tokens = runner.page_size
         super().__init__(runner)
+        self._see_images_as_text()
         self._attention = load_kernel()
         # Offsets of queries where every request has one, and those of each group's rows in a step.
         self._ones = self._one_each(self.max_batch)

@@ -10,7 +10,6 @@ replay, outside the graph.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-logger = logging.getLogger(__name__)
 
 PREFILL_VARIABLE = settings.name_of("prefill_kernel")
 DECODE_VARIABLE = settings.name_of("decode_kernel")
@@ -114,16 +112,6 @@ class JengaFlashInferBackend(DeviceBackend):
         self._sinks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # A dict for its order: every rank plans in the same one.
         self._graph_keys: dict[Key, None] = {}
-
-    def _see_images_as_text(self) -> None:
-        """No plan here has a mask."""
-        if self.pool.whole_images is not None:
-            self.pool.whole_images = None
-            logger.warning(
-                "The tokens of an image see those before them only with --attention-backend %s; "
-                "this model was trained to see the whole image, as it does with triton.",
-                self.name,
-            )
 
     def _most_queries(self, runner: ModelRunner) -> int:
         """Query rows of the largest batch: a whole prompt where prompts are not cut, and one of

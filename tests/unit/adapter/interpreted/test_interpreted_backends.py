@@ -106,6 +106,19 @@ def test_images_that_are_seen_whole(in_full_layers: bool, host: Host) -> None:
     pair.step(EXTEND, {4: 180})
 
 
+@pytest.mark.parametrize("backend", [JengaFlashInferBackend, JengaFA3Backend])
+def test_without_a_mask_images_are_seen_as_text(
+    backend: Any, host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(runner: Any) -> Any:
+        runner.token_to_kv_pool.whole_images = WholeImages(True, IMAGES)
+        return backend(runner)
+
+    bench = Bench(MODELS["windows"], told)
+    assert bench.pool.whole_images is None
+    assert f"see those before them only with --attention-backend {backend.name}" in caplog.text
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_captured_decode_follows_lengths_pages_and_padding(name: str, backend: Any) -> None:
     model = MODELS[name]

@@ -1,0 +1,7 @@
+from enum import Enum, auto
+
+
+class Modality(Enum):
+    IMAGE = auto()
+    VIDEO = auto()
+    AUDIO = auto()
