@@ -33,6 +33,7 @@ from benchmarks.replay.manager_time import ManagerClock, wrap_methods
 from benchmarks.replay.oracle import TokenOracle
 from benchmarks.replay.prefixes import hit_bound, useful_bytes
 from benchmarks.replay.recorder import Recorder, Step
+from benchmarks.replay.report import drafts_table, load_results
 from benchmarks.replay.result import longest_wait, mid_output_rate, mid_useful_bytes
 from benchmarks.replay.seeds import (
     EXPERIMENTS,
@@ -305,6 +306,12 @@ class TestDrafts:
         target = 1.0 + 3 * 0.1 + 0.001 * 64 * (3 + 3 * 3)
         draft = 0.5 + 3 * 0.02 + 0.0001 * 64 * 2 * 3
         assert self.drafting.step_seconds(step) == pytest.approx(target + draft)
+
+
+def test_the_readme_has_the_table_of_what_was_run_with_drafts() -> None:
+    results = load_results([ROOT / "benchmarks" / "replay" / "results" / "drafts.json"])
+    readme = (ROOT / "benchmarks" / "replay" / "README.md").read_text()
+    assert drafts_table(results) in readme
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_the_target_as_its_own_draft(
 def test_every_number_of_drafts_is_accepted(
     algorithm: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Drafts that are right as often as was planned, overlapped, by several at once."""
+    """Drafts that are right as often as was planned, of several requests at once."""
     target = tiny_model("llama")
     is_third = algorithm == "EAGLE3"
     head = target
@@ -113,7 +113,7 @@ def test_every_number_of_drafts_is_accepted(
     oracle = oracle_of(requests, known, 4)
     flags = {**plain, **standalone(head, 4), "speculative_algorithm": algorithm}
     flags |= {"memory_backend": "jenga", "attention_backend": "flashinfer"}
-    prepare = prepared("flashinfer", oracle.install, overlapping)
+    prepare = prepared("flashinfer", oracle.install)
     report = run_jobs({"jenga": Job(flags, requests, env=POISON, prepare=prepare)}, tmp_path)
     answers = report["jenga"].answers
     assert_same_answers(f"llama, {algorithm}", known, answers)

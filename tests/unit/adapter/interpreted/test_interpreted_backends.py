@@ -293,6 +293,8 @@ def test_captured_chains_of_drafts_follow_lengths_pages_and_padding(
         pair.run_on(ours, step, warm_up, pair.inputs(GRAPH_BATCH))
     assert torch.equal(before, ours.pool.buffer), "padding was written"
     captured = [ours.backend, *pair.checked_steps.attn_backends]
+    plans = [plan for backend in captured for plan in getattr(backend, "_plans", {}).values()]
+    assert all(plan.wrapper.is_cuda_graph_enabled for plan in plans)
     addresses = [addresses_of(backend) for backend in captured]
     pair.begin({1: 14, 4: 33})
     pair.round({4: 0, 1: 2}, padding=GRAPH_BATCH - 2)
