@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +33,11 @@ def test_two_nodes_answer_as_one_does(
     command += [*pool, *nodes, "--node-rank", "1", "--port", str(free_port())]
     with (tmp_path / "second").open("wb") as log:
         second = subprocess.Popen(
-            command, env=os.environ | ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
+            command,
+            env=os.environ | ENVIRONMENT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         both = start_jenga(*pool, *nodes, "--node-rank", "0", model=model, env=ENVIRONMENT)
@@ -44,7 +49,8 @@ def test_two_nodes_answer_as_one_does(
         both.assert_clean()
         assert_nodes_agree(both.log_path, tmp_path / "second")
     finally:
-        second.terminate()
+        # It would wait for the first node to say so.
+        os.killpg(second.pid, signal.SIGKILL)
         second.wait()
 
 
