@@ -263,6 +263,13 @@ def test_a_draft_model_with_latent_rows_of_its_own(
     assert "Target has a draft model with latent attention of other rows" in line
 
 
+def test_an_assistant_that_reads_what_its_target_keeps() -> None:
+    """EAGLE for a user, until SGLang sees whose assistant the draft is."""
+    fields = {"spec_algorithm": SpeculativeAlgorithm.FROZEN_KV_MTP, "mambaish_config": None}
+    line = refusal(configurator(architecture="Gemma4ForCausalLM", **fields))
+    assert "Gemma4ForCausalLM has a draft model that reads what its target keeps" in line
+
+
 def with_latent_rows(name: str, row: tuple[int, int] | None) -> SimpleNamespace:
     """A model as its runner has it, or the configurator of its pools."""
     rank, rope_dim = row or (None, None)
