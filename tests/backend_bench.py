@@ -108,7 +108,7 @@ class Request:
     """``length`` tokens of text behind ``encoder_tokens``, which fill whole pages."""
 
     row: int
-    pin: Running
+    running: Running
     encoder_tokens: int = 0
     encoder_cached: bool = False
     length: int = 0
@@ -180,31 +180,31 @@ class Bench:
         made = ENCODER_TOKENS[row] if self.model.has_encoder else 0
         pages = -(-made // self.model.page_size)
         namespace = Encoded(row, pages * self.model.page_size) if made else row
-        pin = self.manager.lock(self.manager.miss(namespace))
-        self.requests[row] = Request(row, pin, made)
-        self.pool.running_of_row[row] = pin
+        running = self.manager.lock(self.manager.miss(namespace))
+        self.requests[row] = Request(row, running, made)
+        self.pool.running_of_row[row] = running
 
     def finish(self, row: int) -> None:
-        self.manager.release(self.requests.pop(row).pin)
+        self.manager.release(self.requests.pop(row).running)
         del self.pool.running_of_row[row]
 
     def grow(self, row: int, new_tokens: int) -> None:
         """Pages for the new tokens; what the history before them does not need is let go."""
         request = self.requests[row]
-        pin, before = request.pin, self.text_start(request) + request.length
+        running, before = request.running, self.text_start(request) + request.length
         length = before + new_tokens
         if request.length:
-            self.manager.slide(pin, before)
-        assert self.manager.reserve([(pin, self.manager.new_pages(pin, length))])
-        self.manager.extend(pin, length)
+            self.manager.slide(running, before)
+        assert self.manager.reserve([(running, self.manager.new_pages(running, length))])
+        self.manager.extend(running, length)
         size = self.model.page_size
-        ids = pin.row.astype(np.int64)[:, None] * size + np.arange(size)
+        ids = running.row.astype(np.int64)[:, None] * size + np.arange(size)
         self.req_to_token[row, :length] = torch.from_numpy(ids.ravel()[:length])
         request.length += new_tokens
 
     def text_start(self, request: Request) -> int:
         """Where the text begins in the request's row, in tokens."""
-        return request.pin.encoder_pages * self.model.page_size
+        return request.running.encoder_pages * self.model.page_size
 
     def new_encoder_tokens(self, rows: Iterable[int]) -> int:
         requests = [self.requests[row] for row in rows]

@@ -96,22 +96,22 @@ def begin(
 
     The last token is never matched: its output is what the request wants.
     """
-    pin = manager.lock(manager.match(namespace, history[:-1]))
-    grow(manager, pin, len(history), publish=publish)
-    return pin
+    running = manager.lock(manager.match(namespace, history[:-1]))
+    grow(manager, running, len(history), publish=publish)
+    return running
 
 
-def grow(manager: Manager, pin: Running, length: int, *, publish: bool = False) -> None:
+def grow(manager: Manager, running: Running, length: int, *, publish: bool = False) -> None:
     """Reserve and take pages for ``length`` tokens; the pool must have room."""
-    assert manager.reserve([(pin, manager.new_pages(pin, length))])
-    manager.extend(pin, length, publish=publish)
+    assert manager.reserve([(running, manager.new_pages(running, length))])
+    manager.extend(running, length, publish=publish)
 
 
 def serve(manager: Manager, history: Tokens, *, namespace: str | None = None) -> None:
     """Compute ``history`` in one step, leave it in the tree, and end."""
-    pin = begin(manager, history, namespace=namespace)
-    manager.publish(pin, namespace, history)
-    manager.release(pin)
+    running = begin(manager, history, namespace=namespace)
+    manager.publish(running, namespace, history)
+    manager.release(running)
 
 
 def hit_tokens(manager: Manager, history: Tokens, *, namespace: str | None = None) -> int:

@@ -127,20 +127,26 @@ def places(manager: Manager, seen: Snapshot) -> list[Place]:
     return found
 
 
-def row_holds(manager: Manager, pin: Running, group: int) -> set[int]:
+def row_holds(manager: Manager, running: Running, group: int) -> set[int]:
     """Places in a request's row for which ``group`` has a small page."""
-    return set(np.flatnonzero(manager.memory.table[group][pin.row, 0]).tolist())
+    return set(np.flatnonzero(manager.memory.table[group][running.row, 0]).tolist())
 
 
 def digest(manager: Manager) -> list[object]:
     """Everything that a decision could depend on, comparable with ``==``; see `contents`."""
     memory = manager.memory
-    pins = [(p.number, p.row.tolist(), p.tree_pages, p.held) for p in manager.running.values()]
+    running = [(p.number, p.row.tolist(), p.tree_pages, p.held) for p in manager.running.values()]
     queue = {
         time: [part.tolist() for part in [*bucket.fresh, *bucket.runs]]
         for time, bucket in memory.lru._buckets.items()
     }
-    return [contents(manager), memory.pins.tolist(), memory.large.used.tolist(), repr(pins), queue]
+    return [
+        contents(manager),
+        memory.pins.tolist(),
+        memory.large.used.tolist(),
+        repr(running),
+        queue,
+    ]
 
 
 def contents(manager: Manager) -> list[object]:

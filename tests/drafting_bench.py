@@ -16,11 +16,11 @@ from jenga_sglang.adapter.attention.torch_drafts import JengaTorchDraftSteps
 def give_tail(bench: Bench, row: int, drafts: int) -> None:
     """Room for drafts behind what the request of ``row`` has for good, in pages of its own."""
     request, manager, size = bench.requests[row], bench.manager, bench.model.page_size
-    manager.commit(request.pin, request.length)
+    manager.commit(request.running, request.length)
     stop = request.length + drafts
-    assert manager.reserve([(request.pin, manager.new_pages(request.pin, stop))])
-    manager.extend_tail(request.pin, stop)
-    ids = request.pin.row.astype(np.int64)[:, None] * size + np.arange(size)
+    assert manager.reserve([(request.running, manager.new_pages(request.running, stop))])
+    manager.extend_tail(request.running, stop)
+    ids = request.running.row.astype(np.int64)[:, None] * size + np.arange(size)
     bench.req_to_token[row, :stop] = torch.from_numpy(ids.ravel()[:stop])
 
 

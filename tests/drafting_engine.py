@@ -3,7 +3,7 @@
 import core_inspector as inside
 import numpy as np
 from fake_buffer import history_hashes
-from fake_engine import FakeEngine, Job, Pick, pin_of
+from fake_engine import FakeEngine, Job, Pick, running_of
 
 from jenga_sglang.core.manager import Manager
 
@@ -23,7 +23,7 @@ class DraftingEngine(FakeEngine):
         if job.computed < job.encoder_tokens:
             return False
         known = len(job.prompt) <= job.computed == len(job.tokens) - 1
-        return known and pin_of(job).touched and not self._state_groups
+        return known and running_of(job).touched and not self._state_groups
 
     def _next_length(self, job: Job) -> int:
         self._stops.pop(job, None)
@@ -36,7 +36,7 @@ class DraftingEngine(FakeEngine):
         if job not in self._stops:
             super()._extend(job, length)
             return
-        self.manager.extend_tail(pin_of(job), length)
+        self.manager.extend_tail(running_of(job), length)
         self._held = self._held_pages()
 
     def _save(self, job: Job, length: int) -> None:
@@ -64,20 +64,20 @@ class DraftingEngine(FakeEngine):
 
     def _write(self, job: Job, tokens: list[int]) -> None:
         """All that a step computes, drafts and all."""
-        row, places = pin_of(job).row, np.arange(job.computed, len(tokens))
+        row, places = running_of(job).row, np.arange(job.computed, len(tokens))
         hashes = history_hashes(job.namespace, tokens)[places]
-        for group in pin_of(job).groups:
+        for group in running_of(job).groups:
             small = inside.tables(self.manager)[group][row[places // self.page_size]]
             assert small.all(), "no page to write to"
             slots = (places % self.page_size).astype(np.int32)
             self.buffer.write(group, small, slots, hashes)
 
     def _commit(self, job: Job) -> None:
-        if job.computed > pin_of(job).length:
-            self.manager.commit(pin_of(job), job.computed)
+        if job.computed > running_of(job).length:
+            self.manager.commit(running_of(job), job.computed)
 
     def _publish(self, job: Job, length: int | None = None) -> None:
-        if job.computed > pin_of(job).length:
+        if job.computed > running_of(job).length:
             self._commit(job)
             self._poison_freed()
         super()._publish(job, length)

@@ -34,7 +34,7 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     hashes: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
     computed: int = 0
-    pin: Running | None = None
+    running: Running | None = None
 
     def __post_init__(self) -> None:
         self.set_tokens(self.prompt)
@@ -113,7 +113,7 @@ class FakeEngine:
     def _start(self, job: Job) -> None:
         tokens = np.array(job.tokens, np.int64)
         hit = self.manager.match(job.namespace, tokens[:-1])
-        job.pin = self.manager.lock(hit)
+        job.running = self.manager.lock(hit)
         job.computed = hit.path.num_pages * self.page_size
         self.counts["hit tokens"] += job.computed
 
@@ -121,7 +121,7 @@ class FakeEngine:
         """Choose how far each job goes in this step; retract the last ones until it fits."""
         while self.running:
             batch = [(job, self._next_length(job)) for job in self.running]
-            demands = [(pin_of(j), self.manager.new_pages(pin_of(j), n)) for j, n in batch]
+            demands = [(running_of(j), self.manager.new_pages(running_of(j), n)) for j, n in batch]
             fits = self.manager.reserve(demands)
             self._poison_freed()
             if fits:
@@ -151,7 +151,7 @@ class FakeEngine:
             if self.pick(0, 2) == 0:
                 self._publish(job)
             elif self.pick(0, 1):
-                self.manager.slide(pin_of(job), job.computed)
+                self.manager.slide(running_of(job), job.computed)
                 self._poison_freed()
             if job.computed == len(job.tokens):
                 job.set_tokens([*job.tokens, self.pick(0, 1)])
@@ -159,21 +159,21 @@ class FakeEngine:
     def _publish(self, job: Job, length: int | None = None) -> None:
         """Publish the first ``length`` tokens, or all that are computed."""
         tokens = np.array(job.tokens[: length or job.computed], np.int64)
-        self.manager.publish(pin_of(job), job.namespace, tokens)
+        self.manager.publish(running_of(job), job.namespace, tokens)
         self._poison_freed()
 
     def _leave(self, job: Job, *, keep: bool) -> None:
         if keep:
             self._publish(job)
-        self.manager.release(pin_of(job))
+        self.manager.release(running_of(job))
         self._poison_freed()
-        job.pin, job.computed = None, 0
+        job.running, job.computed = None, 0
         self.running.remove(job)
 
     # -- the model ----------------------------------------------------------------------------
 
     def _extend(self, job: Job, length: int) -> None:
-        self.manager.extend(pin_of(job), length)
+        self.manager.extend(running_of(job), length)
         self._held = self._held_pages()
 
     def _save(self, job: Job, length: int) -> None:
@@ -182,21 +182,21 @@ class FakeEngine:
         partings = range(self.page_size, length + 1, 4 * self.page_size)
         crowded = bool(self.pick(0, 1))
         self.manager.save_states(
-            pin_of(job), job.computed, length, len(job.prompt), partings, crowded=crowded
+            running_of(job), job.computed, length, len(job.prompt), partings, crowded=crowded
         )
         self._poison_freed()
-        self.counts["snapshots"] += len(pin_of(job).saves) // max(1, len(self._state_groups))
+        self.counts["snapshots"] += len(running_of(job).saves) // max(1, len(self._state_groups))
 
     def _compute(self, job: Job, length: int) -> None:
-        pin = pin_of(job)
-        assert job.computed >= pin.tree_pages * self.page_size, "would write into a shared page"
+        running = running_of(job)
+        assert job.computed >= running.tree_pages * self.page_size, "would write into a shared page"
         self._compute_states(job, length)
         computed = np.arange(job.computed, length)
         of_encoder = computed < job.encoder_tokens
-        parts = [(g, computed[~of_encoder]) for g in pin.groups]
-        parts += [(g, computed[of_encoder]) for g in pin.encoder_groups]
+        parts = [(g, computed[~of_encoder]) for g in running.groups]
+        parts += [(g, computed[of_encoder]) for g in running.encoder_groups]
         for group, places in parts:
-            small = inside.tables(self.manager)[group][pin.row[places // self.page_size]]
+            small = inside.tables(self.manager)[group][running.row[places // self.page_size]]
             assert small.all(), "no page to write to"
             slots = (places % self.page_size).astype(np.int32)
             self.buffer.write(group, small, slots, job.hashes[places])
@@ -205,17 +205,19 @@ class FakeEngine:
 
     def _compute_states(self, job: Job, length: int) -> None:
         """Move the working states on, from snapshot to snapshot."""
-        pin = pin_of(job)
-        for copy in pin.take_starts():
+        running = running_of(job)
+        for copy in running.take_starts():
             self.buffer.copy(copy.group, copy.source, copy.target)
         for group in self._state_groups:
             if job.computed <= job.encoder_tokens:
-                self.buffer.check_zero(group, inside.tables(self.manager)[group][pin.state_page])
+                self.buffer.check_zero(
+                    group, inside.tables(self.manager)[group][running.state_page]
+                )
             self._check_working_state(group, job)
         if length == job.computed:
-            assert not pin.take_saves()
+            assert not running.take_saves()
             return
-        for stop, copy in [*pin.take_saves(), (length, None)]:
+        for stop, copy in [*running.take_saves(), (length, None)]:
             assert job.computed < stop <= length
             for group in self._state_groups:
                 self._write_working_state(group, job, stop)
@@ -223,7 +225,7 @@ class FakeEngine:
                 self.buffer.copy(copy.group, copy.source, copy.target)
 
     def _write_working_state(self, group: int, job: Job, length: int) -> None:
-        small = inside.tables(self.manager)[group][pin_of(job).state_page]
+        small = inside.tables(self.manager)[group][running_of(job).state_page]
         assert small.all(), "no working state"
         if length <= job.encoder_tokens:
             return  # recurrent layers read the text alone
@@ -233,8 +235,8 @@ class FakeEngine:
         """The state after all computed tokens; a job that has not run yet finds it in the tree."""
         if job.computed <= job.encoder_tokens:
             return
-        pin = pin_of(job)
-        virtual = pin.state_page or pin.row[job.computed // self.page_size - 1]
+        running = running_of(job)
+        virtual = running.state_page or running.row[job.computed // self.page_size - 1]
         small = inside.tables(self.manager)[group][virtual]
         last = job.hashes[[job.computed - 1]]
         self.buffer.check(group, small[None], np.zeros(1, np.int32), last, f"state {job.computed}")
@@ -244,11 +246,11 @@ class FakeEngine:
         for job in self.running:
             for group in self._state_groups:
                 self._check_working_state(group, job)
-            for group in pin_of(job).groups + pin_of(job).encoder_groups:
+            for group in running_of(job).groups + running_of(job).encoder_groups:
                 dependency = self.geometry.groups[group].spec.dependency
                 ranges = dependency.after_encoder(job.encoder_tokens).needed(job.computed)
                 places = [t for r in ranges for t in range(r.start, r.stop)]
-                row = pin_of(job).row
+                row = running_of(job).row
                 self._check_tokens(group, row, np.array(places, np.int64), job.hashes)
         self.buffer.check_reserved()
 
@@ -300,6 +302,6 @@ class FakeEngine:
             self.counts["freed pages"] += len(freed)
 
 
-def pin_of(job: Job) -> Running:
-    assert job.pin is not None
-    return job.pin
+def running_of(job: Job) -> Running:
+    assert job.running is not None
+    return job.running

@@ -1,7 +1,7 @@
 """The fake engine in the order of an overlapped server: a step's result is looked at when the next
 step has been launched, so that requests go on from tokens that nobody has seen yet."""
 
-from fake_engine import FakeEngine, Job, Pick, pin_of
+from fake_engine import FakeEngine, Job, Pick, running_of
 
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.running import Running
@@ -26,9 +26,9 @@ class OverlappedEngine(FakeEngine):
             self._save(job, length)
         for job, length in batch:
             self._compute(job, length)
-        results, self._launched = self._launched, [(j, pin_of(j), n) for j, n in batch]
-        for job, pin, length in results:
-            if job.pin is pin:
+        results, self._launched = self._launched, [(j, running_of(j), n) for j, n in batch]
+        for job, running, length in results:
+            if job.running is running:
                 self._look_at(job, length)
         self.counts["steps"] += 1
 
@@ -38,19 +38,19 @@ class OverlappedEngine(FakeEngine):
         if job.computed < len(job.tokens) or len(job.tokens) >= most:
             return
         if job.computed % self.page_size == 0:
-            self.manager.slide(pin_of(job), job.computed)
+            self.manager.slide(running_of(job), job.computed)
             self._poison_freed()
         job.set_tokens([*job.tokens, self.pick(0, 1)])
 
     def _extend(self, job: Job, length: int) -> None:
-        pin = pin_of(job)
-        decodes = pin.touched and job.computed >= len(job.prompt) and length == job.computed + 1
+        running = running_of(job)
+        decodes = running.touched and job.computed >= len(job.prompt) and length == job.computed + 1
         if not decodes:
             super()._extend(job, length)
             return
-        if self.manager.new_pages(pin, length):
-            self.manager.extend_each([pin])
-        pin.grow_within_pages(length)
+        if self.manager.new_pages(running, length):
+            self.manager.extend_each([running])
+        running.grow_within_pages(length)
         self._held = self._held_pages()
 
     def _look_at(self, job: Job, length: int) -> None:

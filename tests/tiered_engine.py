@@ -9,7 +9,7 @@ from collections import Counter
 import core_inspector as inside
 import numpy as np
 from fake_buffer import Buffer, history_hashes
-from fake_engine import FakeEngine, Job, Pick, pin_of
+from fake_engine import FakeEngine, Job, Pick, running_of
 from naive_cache import NaiveCache
 
 from jenga_sglang.core.ids import Ids
@@ -51,7 +51,7 @@ class TieredEngine(FakeEngine):
         assert whole.path.num_pages == self._longest(job, len(pages), either)
         assert (device is whole) == (device.path.num_pages == whole.path.num_pages)
         if device is whole or not self._load(job, whole, on_device):
-            job.pin = self.manager.lock(device)
+            job.running = self.manager.lock(device)
             whole = device
         job.computed = whole.path.num_pages * self.page_size
         self.counts["hit tokens"] += job.computed
@@ -62,9 +62,9 @@ class TieredEngine(FakeEngine):
     def _load(self, job: Job, whole: Hit, on_device: Places) -> bool:
         beside = self._promised(job, whole, on_device)
         before = Counter(self.manager.tier_counters.loaded)
-        job.pin = self.manager.load(whole, beside)
+        job.running = self.manager.load(whole, beside)
         self._poison_freed()
-        if job.pin is None:
+        if job.running is None:
             assert self.manager.tier_counters.loaded == before
             self.counts["declined loads"] += 1
             return False
@@ -150,18 +150,18 @@ class TieredEngine(FakeEngine):
         for group in self.naive.groups:
             self.worth[group] -= free
         for job in self.running:
-            if job.pin is not None and job.pin.num_pages:
+            if job.running is not None and job.running.num_pages:
                 self._note_worth_of(job)
 
     def _note_worth_of(self, job: Job) -> None:
         """What every longer history needs, and hits of the lengths that the request keeps."""
-        pin = pin_of(job)
+        running = running_of(job)
         for g in self.naive.groups:
             places = self.naive.needed_for_ever(g, job.namespace) | set(range(job.encoder_tokens))
-            for length in pin.kept:
+            for length in running.kept:
                 whole = length // self.page_size * self.page_size
                 places |= self.naive.needed(g, whole, job.namespace)
-            self.worth[g] |= {int(pin.row[p]) for p in places if p < pin.tree_pages}
+            self.worth[g] |= {int(running.row[p]) for p in places if p < running.tree_pages}
 
     def _check_worth(self, group: int, host: Ids) -> None:
         written = inside.host_virtual(self.manager, group, host)

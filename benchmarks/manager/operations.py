@@ -75,14 +75,14 @@ class Rounds:
     def run(self) -> None:
         """One round. Raises ``AssertionError`` if a prefix that should be cached is not hit."""
         prompts = [self._prompt() for _ in range(self.batch)]
-        pins = self._begin(prompts)
+        batch = self._begin(prompts)
         self._admit()
-        self._prefill(pins)
-        self._insert(pins, prompts)
-        self._decode(pins)
+        self._prefill(batch)
+        self._insert(batch, prompts)
+        self._decode(batch)
         with self.samples.timed("retire", lambda: self.batch):
-            for pin in pins:
-                self.manager.release(pin)
+            for running in batch:
+                self.manager.release(running)
 
     def _prompt(self) -> Tokens:
         number = next(self._numbers)
@@ -96,8 +96,8 @@ class Rounds:
         hit_pages = {hit.path.num_pages for hit in hits}
         assert hit_pages == {PREFIX_TOKENS // PAGE_TOKENS}, f"hits of {hit_pages} pages"
         with self.samples.timed("lock", lambda: self.batch):
-            pins = [manager.lock(hit) for hit in hits]
-        return pins
+            batch = [manager.lock(hit) for hit in hits]
+        return batch
 
     def _admit(self) -> None:
         """Ask for the head of a queue, first where it fits only in place of cached prefixes that
@@ -128,38 +128,42 @@ class Rounds:
                 budget.reserve(longest, 0)
             longest //= 4
 
-    def _prefill(self, pins: Sequence[Running]) -> None:
+    def _prefill(self, batch: Sequence[Running]) -> None:
         manager = self.manager
         length = PREFIX_TOKENS + PROMPT_TOKENS
-        self._reserve("evict", pins, length)
+        self._reserve("evict", batch, length)
         with self.samples.timed("prefill", lambda: self.batch):
-            assert manager.reserve([(pin, manager.new_pages(pin, length)) for pin in pins])
-            for pin in pins:
-                manager.extend(pin, length)
+            assert manager.reserve(
+                [(running, manager.new_pages(running, length)) for running in batch]
+            )
+            for running in batch:
+                manager.extend(running, length)
 
-    def _insert(self, pins: Sequence[Running], prompts: Sequence[Tokens]) -> None:
+    def _insert(self, batch: Sequence[Running], prompts: Sequence[Tokens]) -> None:
         with self.samples.timed("insert", lambda: self.batch):
-            for pin, prompt in zip(pins, prompts, strict=True):
-                self.manager.publish(pin, None, prompt)
+            for running, prompt in zip(batch, prompts, strict=True):
+                self.manager.publish(running, None, prompt)
 
-    def _decode(self, pins: Sequence[Running]) -> None:
+    def _decode(self, batch: Sequence[Running]) -> None:
         """Steps in which every request opens a page, as one in `PAGE_TOKENS` does."""
         manager = self.manager
         for step in range(DECODED_PAGES):
             length = PREFIX_TOKENS + PROMPT_TOKENS + step * PAGE_TOKENS
-            self._reserve("evict few", pins, length + 1)
+            self._reserve("evict few", batch, length + 1)
             with self.samples.timed("decode", lambda: self.batch):
-                for pin in pins:
-                    manager.slide(pin, length)
-                assert manager.reserve([(pin, 1) for pin in pins])
-                manager.extend_each(pins)
+                for running in batch:
+                    manager.slide(running, length)
+                assert manager.reserve([(running, 1) for running in batch])
+                manager.extend_each(batch)
 
-    def _reserve(self, operation: str, pins: Sequence[Running], length: int) -> None:
+    def _reserve(self, operation: str, batch: Sequence[Running], length: int) -> None:
         """Make the room beforehand, so that eviction is not timed with what it is for."""
         manager = self.manager
         before = _evicted(manager)
         with self.samples.timed(operation, lambda: _evicted(manager) - before):
-            assert manager.reserve([(pin, manager.new_pages(pin, length)) for pin in pins])
+            assert manager.reserve(
+                [(running, manager.new_pages(running, length)) for running in batch]
+            )
 
 
 def _ask(budget: JengaPrefillBudget, new_tokens: int = PROMPT_TOKENS) -> bool:

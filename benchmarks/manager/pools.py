@@ -71,12 +71,12 @@ def fresh_tokens(number: int, length: int) -> Tokens:
 
 def serve(manager: Manager, tokens: Tokens) -> None:
     """One request from hit to release: its prompt stays cached."""
-    pin = manager.lock(manager.match(None, tokens[:-1]))
-    if not manager.reserve([(pin, manager.new_pages(pin, len(tokens)))]):
+    running = manager.lock(manager.match(None, tokens[:-1]))
+    if not manager.reserve([(running, manager.new_pages(running, len(tokens)))]):
         raise MemoryError(f"a pool of {manager.memory.large.num_large} large pages is too small")
-    manager.extend(pin, len(tokens))
-    manager.publish(pin, None, tokens)
-    manager.release(pin)
+    manager.extend(running, len(tokens))
+    manager.publish(running, None, tokens)
+    manager.release(running)
 
 
 def fill(

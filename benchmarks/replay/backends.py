@@ -135,8 +135,8 @@ def _jenga_pool_bytes(scheduler: Any) -> PoolBytes:
 def _count_state_copies(batch: Any) -> None:
     """Note the copies of states that the attention backend would make before and in this step."""
     for req in batch.reqs:
-        pin = req.lock.receipt
-        copies = [*pin.take_starts(), *(copy for _, copy in pin.take_saves())]
+        running = req.lock.receipt
+        copies = [*running.take_starts(), *(copy for _, copy in running.take_saves())]
         cuts = batch.token_to_kv_pool_allocator.manager.geometry.groups
         for copy in copies:
             DEVICE_WORK.moved_bytes += len(copy.target) * cuts[copy.group].small_page_bytes

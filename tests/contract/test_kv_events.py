@@ -46,15 +46,15 @@ def make_events(manager: Manager, *, dynamo_format: bool = False) -> KvEvents:
 def serve(events: KvEvents, history: Tokens, namespace: Namespace = PLAIN) -> None:
     """Compute ``history``, publish it, end."""
     manager = events.manager
-    pin = manager.lock(manager.match(namespace, history[:-1]))
-    grow(manager, pin, len(history))
-    publish(events, pin, namespace, history)
-    manager.release(pin)
+    running = manager.lock(manager.match(namespace, history[:-1]))
+    grow(manager, running, len(history))
+    publish(events, running, namespace, history)
+    manager.release(running)
 
 
-def publish(events: KvEvents, pin: Any, namespace: Namespace, history: Tokens) -> None:
-    events.manager.publish(pin, namespace, history)
-    events.published(namespace, history, pin.row[: pin.tree_pages])
+def publish(events: KvEvents, running: Any, namespace: Namespace, history: Tokens) -> None:
+    events.manager.publish(running, namespace, history)
+    events.published(namespace, history, running.row[: running.tree_pages])
 
 
 def stock_stored(events: KvEvents, history: Tokens, namespace: Namespace) -> list[Any]:
@@ -161,10 +161,10 @@ def test_a_follower_knows_what_every_group_holds(seed: int) -> None:
     running: list[tuple[Any, Tokens]] = []
     for _ in range(80):
         if running and (len(running) == 4 or generator.random() < 0.5):
-            pin, history = running.pop(generator.randrange(len(running)))
+            running, history = running.pop(generator.randrange(len(running)))
             if generator.random() < 0.8:
-                publish(events, pin, PLAIN, history)
-            manager.release(pin)
+                publish(events, running, PLAIN, history)
+            manager.release(running)
         else:
             start(manager, generator.choice(documents)[: generator.randint(4, 60)], running)
         follow(events, {DEVICE: follower}, number_of, histories)
@@ -197,17 +197,17 @@ def test_a_follower_knows_what_every_group_holds_in_each_tier(seed: int) -> None
     running: list[tuple[Any, Tokens]] = []
     for _ in range(80):
         if running and (len(running) == 4 or generator.random() < 0.5):
-            pin, history = running.pop(generator.randrange(len(running)))
+            running, history = running.pop(generator.randrange(len(running)))
             if generator.random() < 0.8:
-                publish(events, pin, PLAIN, history)
-            manager.release(pin)
+                publish(events, running, PLAIN, history)
+            manager.release(running)
         elif generator.random() < 0.2:
             fetch(events, generator.choice(documents)[: generator.randint(4, 60)])
         else:
             document = generator.choice(documents)[: generator.randint(4, 60)]
             whole = manager.match_tiers(PLAIN, document[:-1])[1]
-            if (pin := manager.load(whole)) is not None:
-                manager.release(pin)
+            if (running := manager.load(whole)) is not None:
+                manager.release(running)
             start(manager, document, running)
         manager.tiers.take_copies()
         follow(events, {DEVICE: device, HOST: host}, number_of, histories)
@@ -235,12 +235,12 @@ def fetch(events: KvEvents, history: Tokens) -> None:
 
 
 def start(manager: Manager, history: Tokens, running: list[tuple[Any, Tokens]]) -> None:
-    pin = manager.lock(manager.match(PLAIN, history[:-1]))
-    if manager.reserve([(pin, manager.new_pages(pin, len(history)))]):
-        manager.extend(pin, len(history))
-        running.append((pin, history))
+    running = manager.lock(manager.match(PLAIN, history[:-1]))
+    if manager.reserve([(running, manager.new_pages(running, len(history)))]):
+        manager.extend(running, len(history))
+        running.append((running, history))
     else:
-        manager.release(pin)
+        manager.release(running)
 
 
 def follow(

@@ -43,7 +43,7 @@ class Pair:
         dependencies = [g.spec.dependency for g in pool.geometry.groups]
         states = {g for g, cut in enumerate(pool.geometry.groups) if cut.spec.is_state}
         self.model = NaiveCache(dependencies, Histories(self.page_size), pool.max_length, states)
-        self.pins: dict[Request, Running] = {}
+        self.running: dict[Request, Running] = {}
         self.documents: list[Tokens] = []
         self._epochs: dict[tuple[int, int], Epoch] = {}
         # Small pages as large as large pages: every cached page can be evicted alone.
@@ -64,7 +64,7 @@ class Pair:
 
     def kept_for_others(self, request: Request) -> list[set[int]]:
         """Places in a request's row that it keeps pinned for later requests."""
-        ranges_of = self.pins[request].held_for_others
+        ranges_of = self.running[request].held_for_others
         return [{p for r in ranges for p in range(r.start, r.stop)} for ranges in ranges_of]
 
     def large_pages(self) -> list[LargePage] | None:
@@ -118,7 +118,7 @@ class Pair:
 
     def used(self, request: Request, num_pages: int) -> None:
         """What the request's hits need of its first ``num_pages`` was used a moment ago."""
-        pages, lengths = request.pages[:num_pages], self.pins[request].kept
+        pages, lengths = request.pages[:num_pages], self.running[request].kept
         self.model.use(request.namespace, pages, lengths, inside.now(self.manager))
         self.large_pages()
 
@@ -143,27 +143,30 @@ class Pair:
     def _check_requests(self, seen: Snapshot) -> None:
         """Every running request finds all that it still needs, in pages of its own or shared."""
         rows: list[int] = []
-        for request, pin in self.pins.items():
-            assert (pin.num_pages, pin.tree_pages) == (request.num_pages, request.tree_pages)
-            assert (pin.to_publish_pages, pin.waiting_slide_pages) == (
+        for request, running in self.running.items():
+            assert (running.num_pages, running.tree_pages) == (
+                request.num_pages,
+                request.tree_pages,
+            )
+            assert (running.to_publish_pages, running.waiting_slide_pages) == (
                 request.to_publish,
                 request.waits,
             )
-            assert pin.answer_page == (0 if request.answer is None else request.answer + 1)
-            shared = zip(pin.row.tolist(), request.pages[: pin.tree_pages], strict=False)
+            assert running.answer_page == (0 if request.answer is None else request.answer + 1)
+            shared = zip(running.row.tolist(), request.pages[: running.tree_pages], strict=False)
             for virtual, page in shared:
                 assert virtual == (seen.virtual[page] if page in request.names else 0)
-            rows += pin.row[pin.tree_pages :].tolist()
+            rows += running.row[running.tree_pages :].tolist()
             for g in self.model.groups:
-                present = row_holds(self.manager, pin, g)
+                present = row_holds(self.manager, running, g)
                 assert request.held[g] <= present
                 working = g in self.model.states and request.has_state
                 needed = self.model.needed(g, request.length, request.namespace)
                 assert working or needed <= present
                 assert working == bool(
-                    pin.state_page and inside.tables(self.manager)[g][pin.state_page, 0]
+                    running.state_page and inside.tables(self.manager)[g][running.state_page, 0]
                 )
-                private = {p for p in present if p >= pin.tree_pages}
+                private = {p for p in present if p >= running.tree_pages}
                 assert private == self.model.private(g, request)
         assert len(set(rows)) == len(rows) and 0 not in rows
         assert not set(rows) & set(seen.virtual.values())
@@ -220,7 +223,7 @@ class Pair:
         """Virtual pages outside the tree that hold a snapshot of ``group``, or wait for it to
         be published."""
         return [
-            int(self.pins[r].row[place])
+            int(self.running[r].row[place])
             for r in self.live
             for place in r.for_others[group] | (r.held[group] - self.model.kept_for_good(group, r))
             if place >= r.tree_pages

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from core_builders import UNIT_BYTES, make_manager
 from drafting_engine import DraftingEngine
-from fake_engine import FakeEngine, Job, pin_of
+from fake_engine import FakeEngine, Job, running_of
 from overlapped_engine import OverlappedEngine
 from random_pools import Pick, choose, random_pool
 
@@ -152,7 +152,7 @@ def run_with_live_groups(seed: int, kind: type[FakeEngine]) -> None:
             if generator.random() < 0.15 and len(inside.row_groups(manager)) < 5:
                 engine.register(random_cut(generator, len(manager.dependencies)))
                 born += 1
-            used = {g for pin in manager.running.values() for g in pin.groups}
+            used = {g for running in manager.running.values() for g in running.groups}
             free = [g for g in inside.row_groups(manager) if g not in used]
             if free and len(inside.row_groups(manager)) > 1:
                 engine.retire(generator.choice(free))
@@ -198,7 +198,7 @@ def test_the_engine_notices_a_byte_that_another_wrote() -> None:
     engine = small_engine(manager)
     job = start_one(engine, 8)
     size = manager.geometry.groups[1].small_page_bytes
-    engine.buffer.bytes[(inside.tables(manager)[1][pin_of(job).row[6], 0] + 1) * size - 1] ^= 1
+    engine.buffer.bytes[(inside.tables(manager)[1][running_of(job).row[6], 0] + 1) * size - 1] ^= 1
     with pytest.raises(AssertionError, match=r"group 1, .* slot 0, .*\(1, 1\): overwritten"):
         engine.check_needed()
 
@@ -208,7 +208,7 @@ def test_the_engine_does_not_mind_what_nobody_needs() -> None:
     manager = make_manager(SlidingWindow(4), num_large=40, page_size=4)
     engine = small_engine(manager)
     job = start_one(engine, 8)
-    first = inside.tables(manager)[0][pin_of(job).row[1], 0]
+    first = inside.tables(manager)[0][running_of(job).row[1], 0]
     start = first * manager.geometry.groups[0].small_page_bytes
     engine.buffer.bytes[start : start + 4] ^= 1
     engine.check_needed()
@@ -220,7 +220,7 @@ def test_the_engine_does_not_mind_what_nobody_needs() -> None:
 def test_the_engine_notices_a_page_table_that_names_another_page() -> None:
     manager = make_manager(Full(), num_large=40, page_size=4)
     engine = small_engine(manager)
-    row = pin_of(start_one(engine, 16)).row
+    row = running_of(start_one(engine, 16)).row
     table = inside.tables(manager)[0]
     table[row[[0, 1]]] = table[row[[1, 0]]]
     with pytest.raises(AssertionError, match="overwritten"):
@@ -234,7 +234,7 @@ def test_the_engine_notices_a_page_that_was_freed_too_early() -> None:
     manager.prefix_cache = False
     engine = small_engine(manager)
     job = start_one(engine, 8)
-    manager.slide(pin_of(job), 8)
+    manager.slide(running_of(job), 8)
     engine._poison_freed()
     with pytest.raises(AssertionError, match="group 0"):
         engine.check_needed()

@@ -73,9 +73,9 @@ class World:
     def run(self, prompt: Tokens) -> None:
         manager, cache = self.manager, self.cache
         lock = self._admit(prompt)
-        pin = lock.receipt
+        running = lock.receipt
         req: Any = SimpleNamespace(lock=lock, full_untruncated_fill_ids=prompt)
-        start = done = pin.length
+        start = done = running.length
         while done < len(prompt):
             # With --enable-mixed-chunk the tokens that others decode come off a chunk.
             decoding = self.random.randrange(3)
@@ -86,29 +86,33 @@ class World:
                     assert JengaPrefillBudget(cache.admission).fit_chunk(
                         extend_input_len=left, max_new_tokens=0, chunk_limit=self.chunk
                     ), f"a chunk at {done} of {len(prompt)} waits for ever"
-            manager.slide(pin, done)
+            manager.slide(running, done)
             done += step
-            assert manager.reserve([(pin, manager.new_pages(pin, done))])
-            manager.extend(pin, done)
-            manager.publish(pin, NAMESPACE, prompt[:done], None if done == len(prompt) else [])
-        (self._draft if manager.tail_tokens else self._decode)(pin, done)
+            assert manager.reserve([(running, manager.new_pages(running, done))])
+            manager.extend(running, done)
+            manager.publish(running, NAMESPACE, prompt[:done], None if done == len(prompt) else [])
+        (self._draft if manager.tail_tokens else self._decode)(running, done)
         cache.unlock(lock)
         manager.check_idle()
 
-    def _decode(self, pin: Running, done: int) -> None:
+    def _decode(self, running: Running, done: int) -> None:
         manager = self.manager
         for length in range(done, self.longest):
-            manager.slide(pin, length)
-            assert manager.reserve([(pin, manager.new_pages(pin, length + 1))]), "no room to decode"
-            manager.extend(pin, length + 1)
+            manager.slide(running, length)
+            assert manager.reserve([(running, manager.new_pages(running, length + 1))]), (
+                "no room to decode"
+            )
+            manager.extend(running, length + 1)
 
-    def _draft(self, pin: Running, done: int) -> None:
+    def _draft(self, running: Running, done: int) -> None:
         manager, tail_tokens = self.manager, self.manager.tail_tokens
         while done < self.longest:
-            manager.commit(pin, done)
+            manager.commit(running, done)
             stop = done + tail_tokens
-            assert manager.reserve([(pin, manager.new_pages(pin, stop))]), "no room for drafts"
-            manager.extend_tail(pin, stop)
+            assert manager.reserve([(running, manager.new_pages(running, stop))]), (
+                "no room for drafts"
+            )
+            manager.extend_tail(running, stop)
             done = min(self.longest, done + self.random.randint(1, tail_tokens // 2))
 
     def _admit(self, prompt: Tokens) -> Any:

@@ -104,11 +104,11 @@ class World(Pair):
         there may ever be; then some of each are accepted, once or in several steps."""
         done = [r for r in self.live if r.length == len(r.tokens) and r.prompt_tokens <= r.length]
         batch = [(r, r.length + pick(1, 3 * self.page_size)) for r in done if pick(0, 2)]
-        batch = [(r, stop) for r, stop in batch if self.pins[r].touched]
+        batch = [(r, stop) for r, stop in batch if self.running[r].touched]
         if not self._reserve(batch):
             return
         for request, stop in batch:
-            new = self.manager.extend_tail(self.pins[request], stop)
+            new = self.manager.extend_tail(self.running[request], stop)
             assert len(new) == max(0, -(-stop // self.page_size) - request.num_pages)
             self.model.extend_tail(request, stop)
         for _ in range(pick(1, 3)):
@@ -122,7 +122,7 @@ class World(Pair):
             self.model.append(request, pick(0, 1))
         request.length = len(request.tokens)
         before = [set(held) for held in request.held]
-        self.manager.commit(self.pins[request], request.length)
+        self.manager.commit(self.running[request], request.length)
         self.model.slide(request, request.length)
         self.model.hold_for_others(request, self.kept_for_others(request), before)
 
@@ -217,14 +217,14 @@ class World(Pair):
         expected, matched = self.model.hit(pages, self.model.known())
         assert hit.path.num_pages == expected
         request = self.model.lock(namespace, tokens, expected, matched)
-        self.pins[request] = self.manager.lock(hit)
+        self.running[request] = self.manager.lock(hit)
         if self.pool.prefix_cache:
             assert hit.matched_pages == matched
         return request
 
     def _slide(self, request: Request, length: int) -> None:
         before = [set(held) for held in request.held]
-        self.manager.slide(self.pins[request], length)
+        self.manager.slide(self.running[request], length)
         self.model.slide(request, length)
         self.model.hold_for_others(request, self.kept_for_others(request), before)
 
@@ -232,7 +232,8 @@ class World(Pair):
         """Make room for all of a batch, each with the tokens that it is to have pages for; True
         unless there is none."""
         demands = [
-            (self.pins[r], self.manager.new_pages(self.pins[r], length)) for r, length in batch
+            (self.running[r], self.manager.new_pages(self.running[r], length))
+            for r, length in batch
         ]
         for (request, length), (_, pages) in zip(batch, demands, strict=True):
             assert pages == max(0, -(-length // self.page_size) - request.num_pages)
@@ -262,16 +263,16 @@ class World(Pair):
             return False
         starts = [request.length for request, _ in batch]
         decodes = not publish and all(
-            self.pins[r].touched and n - 1 == r.length == r.num_pages * self.page_size
+            self.running[r].touched and n - 1 == r.length == r.num_pages * self.page_size
             for r, n in batch
         )
         if batch and decodes:
-            new = self.manager.extend_each([self.pins[request] for request, _ in batch])
+            new = self.manager.extend_each([self.running[request] for request, _ in batch])
             assert len(set(new.tolist())) == len(batch)
         else:
             for request, length in batch:
-                is_first = not self.pins[request].touched
-                new = self.manager.extend(self.pins[request], length, publish=publish)
+                is_first = not self.running[request].touched
+                new = self.manager.extend(self.running[request], length, publish=publish)
                 if is_first:
                     self.used(request, request.tree_pages)
                 assert len(new) == max(0, -(-length // self.page_size) - request.num_pages)
@@ -286,29 +287,29 @@ class World(Pair):
         """Room for snapshots of the step, each in all groups of states or in none."""
         counters, places = self.manager.counters, self.large_pages()
         saved, skipped = counters.saved_snapshots, counters.skipped_snapshots
-        pin = self.pins[request]
+        running = self.running[request]
         prompt, before = request.prompt_tokens, request.answer
         partings = range(self.page_size, length + 1, 3 * self.page_size)
-        self.manager.save_states(pin, start, length, prompt, partings, crowded=self.crowded)
+        self.manager.save_states(running, start, length, prompt, partings, crowded=self.crowded)
         self.evicted(places)
         slack = self.pool.policy.prompt_slack_tokens
         allowed = self.model.may_save(request, start, partings, slack)
         end = self.model.answer_end(request, start, self.pool.policy.answer_state_tokens)
-        answer = pin.answer_page - 1 if pin.answer_page else None
+        answer = running.answer_page - 1 if running.answer_page else None
         assert answer in (before, end)
         assert not (self.crowded and before is None and answer is not None)
         fresh, moved = self.model.save(request, self.kept_for_others(request), allowed, answer)
         assert counters.saved_snapshots - saved == fresh - moved
         if counters.skipped_snapshots > skipped:
             assert not self.fits(self.demand(0, 1), at_last=False), "skipped although there is room"
-        copies = [(n // self.page_size - 1, copy.group) for n, copy in pin.take_saves()]
+        copies = [(n // self.page_size - 1, copy.group) for n, copy in running.take_saves()]
         assert len(copies) == fresh * len(self.model.states)
-        pin.take_starts()
+        running.take_starts()
 
     def _check_given_up(self, *, needed: bool) -> None:
         """What requests keep for others, or until it is published, goes only for want of room."""
         for request in self.live:
-            if request.waits and not self.pins[request].waiting_slide_pages:
+            if request.waits and not self.running[request].waiting_slide_pages:
                 assert needed
                 self.model.give_way(request)
             kept = self.kept_for_others(request)
@@ -328,14 +329,14 @@ class World(Pair):
     def _publish(self, request: Request, length: int, keep: Sequence[int] | None = None) -> None:
         tokens = request.tokens[:length]
         before = [set(held) for held in request.held]
-        self.manager.publish(self.pins[request], request.namespace, tokens, keep)
+        self.manager.publish(self.running[request], request.namespace, tokens, keep)
         if self.pool.prefix_cache:
             self.model.publish(request, length)
             self.used(request, request.tree_pages)
             self.model.hold_for_others(request, self.kept_for_others(request), before)
 
     def _release(self, request: Request) -> None:
-        self.manager.release(self.pins.pop(request))
+        self.manager.release(self.running.pop(request))
         self.model.release(request)
 
     # -- random tokens ------------------------------------------------------------------------

@@ -75,11 +75,11 @@ def test_the_books_are_recounted_when_something_changed(allocator: JengaAllocato
     serve(allocator.manager, tokens(range(9)))
     assert not allocator.is_recounted
     assert allocator.verify_byte_accounting() == [] and allocator.is_recounted
-    pin = begin(allocator.manager, tokens(range(20, 25)))
+    running = begin(allocator.manager, tokens(range(20, 25)))
     (violation,) = allocator.verify_byte_accounting()
     assert violation == "jenga: requests that still hold pages: 2"
     assert not allocator.is_recounted
-    allocator.manager.release(pin)
+    allocator.manager.release(running)
     inside.lose_a_large_page(allocator.manager)
     (violation,) = allocator.verify_byte_accounting()
     assert violation.startswith("jenga: large pages free or owned: ")

@@ -32,13 +32,13 @@ def cache() -> JengaPrefixCache:
 
 def decode(cache: JengaPrefixCache, prompt: int, stop: int) -> Running:
     """A request, computed up to ``stop`` tokens one by one after its ``prompt``."""
-    pin = begin(cache.manager, tokens(range(prompt)))
-    lock = SimpleNamespace(receipt=pin)
+    running = begin(cache.manager, tokens(range(prompt)))
+    lock = SimpleNamespace(receipt=running)
     req: Any = SimpleNamespace(lock=lock, origin_input_ids=[0] * prompt)
     for length in range(prompt + 1, stop + 1):
-        grow(cache.manager, pin, length)
+        grow(cache.manager, running, length)
         cache.save_states(req, length - 1, length)
-    return pin
+    return running
 
 
 def test_nothing_follows_an_answer_while_somebody_waits(cache: JengaPrefixCache) -> None:
@@ -52,13 +52,13 @@ def test_nothing_follows_an_answer_while_somebody_waits(cache: JengaPrefixCache)
 def test_who_would_not_fit_otherwise_gets_what_followed_an_answer(cache: JengaPrefixCache) -> None:
     """Three pages, a working state and what follows leave seven; six pages and a state do not need
     more, seven do."""
-    pin = decode(cache, 3, 9)
+    running = decode(cache, 3, 9)
     candidate = cache.lock(cache.manager.miss(Namespace(None, None, None)))
-    assert offer(cache, 24) and pin.answer_page
+    assert offer(cache, 24) and running.answer_page
     with cache.admission.asking():
-        assert not offer(cache, 28) and pin.answer_page, "a question changes nothing"
-    assert offer(cache, 28) and not pin.answer_page
+        assert not offer(cache, 28) and running.answer_page, "a question changes nothing"
+    assert offer(cache, 28) and not running.answer_page
     assert JengaPrefillBudget(cache.admission).has_capacity()
     cache.unlock(candidate)
-    cache.manager.release(pin)
+    cache.manager.release(running)
     cache.manager.check_idle()

@@ -124,6 +124,6 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     budget = make_budget(manager, *wanted)
     budget.admission.lookahead.guard = guard
     assert offer(budget, 32), "it has waited long enough"
-    for pin in running:
-        manager.release(pin)
+    for request in running:
+        manager.release(request)
     assert offer(make_budget(manager, *wanted), 32), "nothing else runs"

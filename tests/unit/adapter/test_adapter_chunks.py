@@ -19,13 +19,13 @@ PAGE, CHUNK = 4, 16
 SHARED = tokens(range(32))
 
 
-def chunk_fits(manager: Manager, pin: Running, prompt_tokens: int) -> bool:
-    """Whether the next chunk of a prompt, computed as far as ``pin``, is let in."""
+def chunk_fits(manager: Manager, running: Running, prompt_tokens: int) -> bool:
+    """Whether the next chunk of a prompt, computed as far as ``running``, is let in."""
     cache = make_cache(manager)
     req: Any = SimpleNamespace(
-        lock=SimpleNamespace(receipt=pin), full_untruncated_fill_ids=[0] * prompt_tokens
+        lock=SimpleNamespace(receipt=running), full_untruncated_fill_ids=[0] * prompt_tokens
     )
-    left = prompt_tokens - pin.length
+    left = prompt_tokens - running.length
     with cache.admission.passing(make_scheduler(req, chunk_tokens=CHUNK)):
         budget = JengaPrefillBudget(cache.admission)
         fits = budget.fit_chunk(extend_input_len=left, max_new_tokens=0, chunk_limit=CHUNK)
@@ -40,16 +40,16 @@ def test_a_prompt_may_take_the_last_page(computed: int, left: int) -> None:
         manager = make_manager(Full(), num_large=num_large, page_size=PAGE)
         if num_large * PAGE < computed:
             continue
-        pin = begin(manager, tokens(range(computed)))
+        running = begin(manager, tokens(range(computed)))
         fits = num_large == pages or -(-computed // PAGE) == pages
-        assert chunk_fits(manager, pin, computed + left) == fits
+        assert chunk_fits(manager, running, computed + left) == fits
 
 
 def test_what_windows_have_passed_is_gone_also_without_a_prefix_cache() -> None:
     manager = make_manager(SlidingWindow(4), num_large=5, page_size=PAGE)
     manager.prefix_cache = False
-    pin = begin(manager, tokens(range(16)))
-    assert chunk_fits(manager, pin, 32)
+    running = begin(manager, tokens(range(16)))
+    assert chunk_fits(manager, running, 32)
 
 
 def test_what_is_held_for_others_gives_way() -> None:
@@ -60,10 +60,10 @@ def test_what_is_held_for_others_gives_way() -> None:
     serve(manager, tokens(SHARED, range(100, 116)))
     begin(manager, tokens(range(300, 308)))
     prompt = tokens(SHARED, range(200, 232))
-    pin = manager.lock(manager.match(None, prompt[:-1]))
-    grow(manager, pin, 48)
-    manager.publish(pin, None, prompt[:48], [])
-    assert sum(r.size for r in pin.held_for_others[1]) == 2
+    running = manager.lock(manager.match(None, prompt[:-1]))
+    grow(manager, running, 48)
+    manager.publish(running, None, prompt[:48], [])
+    assert sum(r.size for r in running.held_for_others[1]) == 2
     assert not manager.can_serve(step_pages(manager, 4))
-    assert chunk_fits(manager, pin, len(prompt))
-    assert not any(pin.held_for_others)
+    assert chunk_fits(manager, running, len(prompt))
+    assert not any(running.held_for_others)

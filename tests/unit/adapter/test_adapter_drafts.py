@@ -90,8 +90,8 @@ def test_a_tree_becomes_a_chain_by_its_longest_path() -> None:
 def test_rows_of_chains_do_not_move() -> None:
     """They are where they belong; to find that out would wait for the device."""
     pool = make_pool(Full(), page_size=4, layers=[1])
-    pin = begin(pool.manager, tokens(range(9)))
-    ids = torch.from_numpy((pin.row[:, None] * 4 + np.arange(4)).ravel())
+    running = begin(pool.manager, tokens(range(9)))
+    ids = torch.from_numpy((running.row[:, None] * 4 + np.arange(4)).ravel())
     pool.buffer.copy_(torch.arange(len(pool.buffer)))
     for pool.drafts_are_chains in (True, False):
         before = pool.buffer.clone()
@@ -102,16 +102,16 @@ def test_rows_of_chains_do_not_move() -> None:
 def test_rows_move_in_every_layer_and_padding_stays() -> None:
     """Tokens 5 and 6 of 9 become copies of 7 and 5 as they were; pages have 4 tokens."""
     pool = make_pool(Full(), SlidingWindow(9), page_size=4, layers=[2, 1])
-    pin = begin(pool.manager, tokens(range(9)))
-    ids = (pin.row[:, None] * 4 + np.arange(4)).ravel()
+    running = begin(pool.manager, tokens(range(9)))
+    ids = (running.row[:, None] * 4 + np.arange(4)).ravel()
     for layer_id, place in pool.place.items():
         for token in range(9):
-            page = pool.small_pages(place.group, place.stripe, pin.row)[token // 4]
+            page = pool.small_pages(place.group, place.stripe, running.row)[token // 4]
             pool.k_pages[layer_id][page, token % 4] = 100 * layer_id + token
             pool.v_pages[layer_id][page, token % 4] = -100 * layer_id - token
     pool.move_kv_cache(torch.tensor([ids[5], ids[6], 0]), torch.tensor([ids[7], ids[5], 0]))
     for layer_id, place in pool.place.items():
-        pages = torch.from_numpy(pool.small_pages(place.group, place.stripe, pin.row))
+        pages = torch.from_numpy(pool.small_pages(place.group, place.stripe, running.row))
         expected = [100 * layer_id + token for token in (0, 1, 2, 3, 4, 7, 5, 7, 8)]
         assert pool.k_pages[layer_id][pages].flatten(0, 1)[:9, 0, 0].tolist() == expected
         assert (-pool.v_pages[layer_id][pages].flatten(0, 1)[:9, 0, 0]).tolist() == expected

@@ -39,10 +39,10 @@ def test_what_was_stored_comes_back_until_it_is_freed(cache: PoolEmbeddings) -> 
 def test_it_gives_way_to_requests_and_never_the_other_way_round(cache: PoolEmbeddings) -> None:
     assert cache.set(1, embedding(1))
     manager = cache._pool.manager
-    pin = begin(manager, tokens(range(20 * PAGE)))
+    running = begin(manager, tokens(range(20 * PAGE)))
     assert not cache.has(1) and cache.get_single(1) is None
     assert not cache.set(2, embedding(2)), "all is used"
-    manager.release(pin)
+    manager.release(running)
     assert cache.set(2, embedding(2)) and cache.has(2)
     manager.check()
 

@@ -37,10 +37,10 @@ def cache() -> JengaPrefixCache:
 
 
 def compute(manager: Manager, history: Ids) -> None:
-    pin = manager.lock(manager.match(NAMESPACE, history[:-1]))
-    grow(manager, pin, len(history))
-    manager.publish(pin, NAMESPACE, history)
-    manager.release(pin)
+    running = manager.lock(manager.match(NAMESPACE, history[:-1]))
+    grow(manager, running, len(history))
+    manager.publish(running, NAMESPACE, history)
+    manager.release(running)
 
 
 def match(cache: JengaPrefixCache, prompt: Ids) -> Any:

@@ -35,10 +35,10 @@ def request(caller: tuple[str | None, str | None, str | None]) -> Req:
 def serve(cache: JengaPrefixCache, req: Req) -> None:
     """Compute the request's history, put it into the tree, end."""
     computed, manager = tokens(HISTORY), cache.manager
-    pin = manager.lock(manager.match(history(req, req), computed[:-1]))
-    grow(manager, pin, len(computed))
-    manager.publish(pin, history(req, req), computed)
-    manager.release(pin)
+    running = manager.lock(manager.match(history(req, req), computed[:-1]))
+    grow(manager, running, len(computed))
+    manager.publish(running, history(req, req), computed)
+    manager.release(running)
 
 
 def hit_tokens(cache: JengaPrefixCache, req: Req) -> int:

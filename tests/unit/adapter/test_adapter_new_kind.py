@@ -160,12 +160,12 @@ class Served:
         is hit of them; how much that is."""
         manager = self.bench.manager
         history = np.arange(tokens)
-        manager.publish(self.bench.requests[source].pin, source, history)
+        manager.publish(self.bench.requests[source].running, source, history)
         self.bench.finish(source)
-        pin = manager.lock(manager.match(source, history))
-        request = Request(target, pin, length=pin.num_pages * MODEL.page_size)
+        running = manager.lock(manager.match(source, history))
+        request = Request(target, running, length=running.num_pages * MODEL.page_size)
         self.bench.requests[target] = request
-        self.bench.pool.running_of_row[target] = pin
+        self.bench.pool.running_of_row[target] = running
         self.dense.share(source, target, request.length)
         return request.length
 

@@ -31,10 +31,14 @@ def test_a_long_prompt_and_its_end_are_followed_at_once(monkeypatch: pytest.Monk
         return index_copy(table, dim, index, new)
 
     monkeypatch.setattr(torch.Tensor, "index_copy_", counted)
-    pin = manager.lock(manager.miss("a"))
-    assert manager.reserve([(pin, manager.new_pages(pin, PAGES))])
-    manager.extend(pin, PAGES)
-    for step in (lambda: None, lambda: manager.slide(pin, PAGES), lambda: manager.release(pin)):
+    running = manager.lock(manager.miss("a"))
+    assert manager.reserve([(running, manager.new_pages(running, PAGES))])
+    manager.extend(running, PAGES)
+    for step in (
+        lambda: None,
+        lambda: manager.slide(running, PAGES),
+        lambda: manager.release(running),
+    ):
         step()
         copy.follow()
         for group in (0, 1):

@@ -30,9 +30,9 @@ def cache() -> JengaPrefixCache:
     return make_cache(Manager(geometry, max_requests=4, max_length=64, policy=policy))
 
 
-def request(*parts: int | range, key: str | None = None, pin: Running | None = None) -> Any:
+def request(*parts: int | range, key: str | None = None, running: Running | None = None) -> Any:
     prompt = array("q", tokens(*parts).tolist())
-    lock = SimpleNamespace(receipt=pin)
+    lock = SimpleNamespace(receipt=running)
     names = {"lora_id": None, "extra_key": key, "cache_salt": None}
     return SimpleNamespace(
         origin_input_ids=prompt, lock=lock, multimodal_inputs=None, req_pool_idx=0, **names
@@ -41,9 +41,9 @@ def request(*parts: int | range, key: str | None = None, pin: Running | None = N
 
 def saved(cache: JengaPrefixCache, *waiting: Any) -> list[int]:
     cache.admission.now.waiting = waiting
-    pin = begin(cache.manager, tokens(PROMPT))
-    cache.save_states(request(PROMPT, pin=pin), 0, len(PROMPT))
-    return [length for length, _ in pin.saves]
+    running = begin(cache.manager, tokens(PROMPT))
+    cache.save_states(request(PROMPT, running=running), 0, len(PROMPT))
+    return [length for length, _ in running.saves]
 
 
 def test_a_snapshot_is_left_where_one_that_waits_goes_on_otherwise(cache: JengaPrefixCache) -> None:

@@ -94,18 +94,18 @@ def test_freed_pages_are_nan_only_where_that_is_asked_for(poison_freed: bool) ->
     goes to other requests as it is unless it is poisoned."""
     layers = [attention(0, 2, 16, 16), attention(1, 2, 16, 16, window=8)]
     pool = make_pool(layers, poison_freed=poison_freed)
-    pin = begin(pool.manager, tokens(range(20)))
-    pages = [torch.from_numpy(pool.small_pages(g, 0, pin.row)).long() for g in (0, 1)]
+    running = begin(pool.manager, tokens(range(20)))
+    pages = [torch.from_numpy(pool.small_pages(g, 0, running.row)).long() for g in (0, 1)]
     for layer, own in enumerate(pages):
         for slot in range(PAGE):
             ones = torch.ones(len(own), 2, 16)
             pool.write(layer, own, torch.full_like(own, slot), ones, ones)
-    pool.manager.slide(pin, 20)
+    pool.manager.slide(running, 20)
     pool.poison_freed()
     assert (pool.k_pages[0][pages[0]] == 1).all() and (pool.k_pages[1][pages[1][3:]] == 1).all()
     for kept in (pool.k_pages, pool.v_pages):
         assert kept[1][pages[1][:3]].isnan().all() == poison_freed
-    pool.manager.release(pin)
+    pool.manager.release(running)
     pool.poison_freed()
     assert pool.k_pages[0][pages[0]].isnan().all() == poison_freed
 

@@ -34,10 +34,10 @@ def cache() -> JengaTieredCache:
 
 def compute(cache: JengaTieredCache, history: Ids) -> None:
     """Publish ``history``, every page filled with its own first token."""
-    pin = begin(cache.manager, history, namespace=NAMESPACE)
-    write(cache, pin.row, history)
-    cache.manager.publish(pin, NAMESPACE, history)
-    cache.manager.release(pin)
+    running = begin(cache.manager, history, namespace=NAMESPACE)
+    write(cache, running.row, history)
+    cache.manager.publish(running, NAMESPACE, history)
+    cache.manager.release(running)
 
 
 def pages_of_pool(cache: JengaTieredCache) -> Any:

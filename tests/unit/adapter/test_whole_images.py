@@ -171,11 +171,11 @@ def test_the_first_chunk_does_not_cut_an_image() -> None:
 def test_the_next_chunk_does_neither(image: Range, expected: int) -> None:
     manager = make_manager(Full(), num_large=100, page_size=PAGE)
     cache = make_cache(manager)
-    pin = manager.lock(replace(manager.match(None, tokens(range(60))), whole=(image,)))
-    assert manager.reserve([(pin, 4)])
-    manager.extend(pin, 16)
+    running = manager.lock(replace(manager.match(None, tokens(range(60))), whole=(image,)))
+    assert manager.reserve([(running, 4)])
+    manager.extend(running, 16)
     req: Any = SimpleNamespace(
-        lock=SimpleNamespace(receipt=pin), full_untruncated_fill_ids=[0] * 60
+        lock=SimpleNamespace(receipt=running), full_untruncated_fill_ids=[0] * 60
     )
     with cache.admission.passing(make_scheduler(req, chunk_tokens=CHUNK)):
         budget = JengaPrefillBudget(cache.admission)

@@ -33,24 +33,24 @@ def run_in_chunks(manager: Manager, length: int, fresh: int, *, cache: bool) -> 
     """Compute ``length`` tokens, ``fresh`` or one at a time in turn, so that steps end anywhere in
     a page; the most pages held in each group."""
     history = tokens(range(length))
-    pin = manager.lock(manager.miss(None))
+    running = manager.lock(manager.miss(None))
     most = [0] * len(manager.dependencies)
     computed, steps = 0, itertools.cycle((fresh, 1))
     while computed < length:
         computed = min(length, computed + next(steps))
-        assert manager.reserve([(pin, manager.new_pages(pin, computed))]), computed
-        manager.extend(pin, computed)
-        most = [max(pair) for pair in zip(most, held_pages(pin), strict=True)]
-        manager.slide(pin, computed)
+        assert manager.reserve([(running, manager.new_pages(running, computed))]), computed
+        manager.extend(running, computed)
+        most = [max(pair) for pair in zip(most, held_pages(running), strict=True)]
+        manager.slide(running, computed)
         if cache:
-            manager.publish(pin, None, history[:computed])
-    manager.release(pin)
+            manager.publish(running, None, history[:computed])
+    manager.release(running)
     manager.check()
     return most
 
 
-def held_pages(pin: Running) -> list[int]:
-    return [sum(r.size for r in ranges) for ranges in pin.held]
+def held_pages(running: Running) -> list[int]:
+    return [sum(r.size for r in ranges) for ranges in running.held]
 
 
 @pytest.mark.parametrize("page_size", [1, 4])
@@ -101,9 +101,9 @@ def test_running_requests_may_grow_until_each_holds_the_most_that_it_ever_will()
     manager = make_manager(Full(), SlidingWindow(6), num_large=300, page_size=4, max_length=100)
     assert growth_room(manager) == [0, 0]
     for length in (8, 20):
-        pin = begin(manager, tokens(range(length)))
-        manager.slide(pin, length)
-    assert [held_pages(pin) for pin in manager.running.values()] == [[2, 2], [5, 2]]
+        running = begin(manager, tokens(range(length)))
+        manager.slide(running, length)
+    assert [held_pages(running) for running in manager.running.values()] == [[2, 2], [5, 2]]
     assert growth_room(manager) == [(25 - 2) + (25 - 5), (3 - 2) + (3 - 2)]
 
 

@@ -207,9 +207,9 @@ def test_what_does_not_fit_changes_nothing() -> None:
 
 def test_an_arrival_evicts_what_is_only_cached() -> None:
     manager = make("window", 16)
-    pin = begin(manager, tokens(range(100, 124)))
-    manager.publish(pin, None, tokens(range(100, 124)))
-    manager.release(pin)
+    running = begin(manager, tokens(range(100, 124)))
+    manager.publish(running, None, tokens(range(100, 124)))
+    manager.release(running)
     assert hit_tokens(manager, tokens(range(100, 124))) == 24
     running = manager.lock(manager.miss(None))
     assert arrive(manager, running, 44)

@@ -41,11 +41,11 @@ def test_an_embedding_is_kept_by_its_number_and_length() -> None:
 
 def test_what_is_running_is_never_pushed_out() -> None:
     manager, embeddings = with_embeddings(5)
-    pin = begin(manager, tokens(range(16)))
+    running = begin(manager, tokens(range(16)))
     assert embeddings.store(7, 8) is None
     assert inside.num_used(manager)[0] == 4
     assert embeddings.store(8, 4) is not None
-    manager.release(pin)
+    manager.release(running)
     manager.check_idle()
 
 
@@ -68,10 +68,10 @@ def test_an_embedding_that_has_been_read_goes_first(read: bool) -> None:
     assert embeddings.store(7, 12) is not None
     if read:
         embeddings.has_been_read(7, 12)
-    pin = begin(manager, tokens(range(50, 62)))
+    running = begin(manager, tokens(range(50, 62)))
     assert (embeddings.find(7, 12) is None) == read
     assert (hit_tokens(manager, tokens(range(12))) == 12) == read
-    manager.release(pin)
+    manager.release(running)
     manager.check_idle()
 
 

@@ -31,22 +31,22 @@ def image(number: int, num_tokens: int) -> Tokens:
 
 def serve_image(manager: Manager, history: Tokens, encoder_tokens: int) -> None:
     namespace = Encoded(None, encoder_tokens)
-    pin = manager.lock(manager.match(namespace, history[:-1]))
-    grow(manager, pin, len(history))
-    manager.publish(pin, namespace, history)
-    manager.release(pin)
+    running = manager.lock(manager.match(namespace, history[:-1]))
+    grow(manager, running, len(history))
+    manager.publish(running, namespace, history)
+    manager.release(running)
 
 
 def test_text_and_image_layers_hold_nothing_of_each_other() -> None:
     """Two pages of an image and five of text."""
     manager = vision_manager()
     history = tokens(image(1, 8), range(20))
-    pin = manager.lock(manager.match(Encoded(None, 8), history))
-    grow(manager, pin, 28)
-    held = [np.flatnonzero(table[pin.row, 0]).tolist() for table in inside.tables(manager)]
+    running = manager.lock(manager.match(Encoded(None, 8), history))
+    grow(manager, running, 28)
+    held = [np.flatnonzero(table[running.row, 0]).tolist() for table in inside.tables(manager)]
     assert held == [[2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [0, 1]]
-    manager.slide(pin, 28)
-    assert [[tuple(r) for r in ranges] for ranges in pin.held] == [[(2, 7)], [(5, 7)], [(0, 2)]]
+    manager.slide(running, 28)
+    assert [[tuple(r) for r in ranges] for ranges in running.held] == [[(2, 7)], [(5, 7)], [(0, 2)]]
     manager.check()
 
 
@@ -67,12 +67,12 @@ def test_an_image_is_hit_as_a_whole_and_by_any_question() -> None:
 
 def test_text_only_requests_take_nothing_of_the_image_layers() -> None:
     manager = vision_manager()
-    pin = begin(manager, tokens(range(20)))
+    running = begin(manager, tokens(range(20)))
     assert inside.num_used(manager)[2] == 0
     assert request_pages(manager, 20, 20, 0)[2] == 0
     serve(manager, tokens(range(30, 50)))
     assert hit_tokens(manager, tokens(range(30, 50))) == 20
-    manager.release(pin)
+    manager.release(running)
     manager.check_idle()
 
 
@@ -103,14 +103,14 @@ def test_pages_of_an_image_that_a_request_pins_stay() -> None:
     serve_image(manager, tokens(image(1, 8), image(2, 8), range(8)), 16)
     namespace = Encoded(None, 16)
     history = tokens(image(1, 8), image(3, 8), range(8))
-    pin = manager.lock(manager.match(namespace, history))
-    grow(manager, pin, len(history))
-    manager.publish(pin, namespace, history)
+    running = manager.lock(manager.match(namespace, history))
+    grow(manager, running, len(history))
+    manager.publish(running, namespace, history)
     images = tokens(image(1, 8), image(2, 8))
     tail = inside.pages_of(manager, images, namespace)[3:4]
     inside.evict_pages(manager, 1, tail)
     manager.check()
-    manager.release(pin)
+    manager.release(running)
     assert hit_tokens(manager, history, namespace=namespace) == 24
 
 
@@ -171,8 +171,8 @@ def test_an_image_request_holds_what_its_layers_read(
     manager = Manager(mllama_geometry(), max_requests=4, max_length=131_072)
     image_pages = -(-1601 // 16)
     length = image_pages * 16 + text_tokens
-    pin = manager.lock(manager.miss(Encoded(None, image_pages * 16)))
-    grow(manager, pin, length)
+    running = manager.lock(manager.miss(Encoded(None, image_pages * 16)))
+    grow(manager, running, length)
     held = sum(held_bytes(manager))
     assert round(40 * 4096 * (1601 + text_tokens) / MiB) == stock_mib
     perfect = 4096 * (32 * text_tokens + 8 * 1601)

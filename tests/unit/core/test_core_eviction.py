@@ -14,17 +14,17 @@ B = tokens(range(200, 208))
 
 def make_room(manager: Manager, pages: int) -> None:
     """Evict until ``pages`` new pages fit, and take none of them."""
-    pin = manager.lock(manager.miss(None))
-    assert manager.reserve([(pin, pages)])
-    manager.release(pin)
+    running = manager.lock(manager.miss(None))
+    assert manager.reserve([(running, pages)])
+    manager.release(running)
     manager.check()
 
 
 def hit(manager: Manager, history: Tokens, length: int) -> None:
     """A request that continues from the first ``length`` tokens and is then dropped."""
-    pin = begin(manager, tokens(history[:length], 999))
-    assert pin.hit.path.num_pages * manager.page_size == length
-    manager.release(pin)
+    running = begin(manager, tokens(history[:length], 999))
+    assert running.hit.path.num_pages * manager.page_size == length
+    manager.release(running)
 
 
 def test_the_least_recently_served_history_goes_first() -> None:
@@ -222,13 +222,13 @@ def test_a_large_page_with_a_used_page_is_the_last_resort() -> None:
     """The request runs on page 0 of A; pages 1 and 2 share its large page."""
     manager = two_sizes(num_large=5)
     serve(manager, A[:6])
-    pin = manager.lock(manager.match(None, A[:1]))
-    assert manager.reserve([(pin, 2)])
+    running = manager.lock(manager.match(None, A[:1]))
+    assert manager.reserve([(running, 2)])
     assert held_pages(manager, 0, A) == [0, 1, 2], "whole large pages were enough"
-    assert manager.reserve([(pin, 5)])
+    assert manager.reserve([(running, 5)])
     assert held_pages(manager, 0, A) == [0], "now single pages beside a used one too"
     manager.check()
-    manager.extend(pin, 6)
+    manager.extend(running, 6)
     manager.check()
 
 
@@ -249,9 +249,9 @@ def test_a_page_taken_anew_is_as_old_as_can_be_until_a_hit_needs_it() -> None:
     """Its memory was used a moment ago, for another history."""
     manager = make_manager(Full(), num_large=8)
     serve(manager, A)
-    pin = begin(manager, B)
-    assert inside.times(manager)[inside.tables(manager)[0][pin.row, 0]].tolist() == [0] * 8
-    manager.release(pin)
+    running = begin(manager, B)
+    assert inside.times(manager)[inside.tables(manager)[0][running.row, 0]].tolist() == [0] * 8
+    manager.release(running)
 
 
 @pytest.mark.parametrize("pages", [1, 5, 8])

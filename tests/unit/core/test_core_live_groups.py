@@ -107,10 +107,10 @@ def test_the_pool_may_end_with_other_groups_than_it_began_with() -> None:
 
 def test_a_group_in_use_is_not_retired() -> None:
     manager = make()
-    pin = begin(manager, A)
+    running = begin(manager, A)
     with pytest.raises(ValueError, match="in use by 1 running"):
         retire_group(manager, 0)
-    manager.release(pin)
+    manager.release(running)
     retire_group(manager, 0)
     with pytest.raises(ValueError, match="not a group of rows in use"):
         retire_group(manager, 0)
@@ -119,10 +119,10 @@ def test_a_group_in_use_is_not_retired() -> None:
 def test_a_request_that_began_before_needs_no_room_in_the_new_group() -> None:
     """Of 20 pages the request has 16; two more in each of its two groups are all there is."""
     manager = make(20)
-    pin = begin(manager, A)
+    running = begin(manager, A)
     register_group(manager, adapter())
-    assert manager.reserve([(pin, 2)])
-    assert not manager.reserve([(pin, 3)])
+    assert manager.reserve([(running, 2)])
+    assert not manager.reserve([(running, 3)])
     later = manager.lock(manager.miss(None))
     assert manager.reserve([(later, 1)])
     assert not manager.reserve([(later, 2)])

@@ -65,10 +65,10 @@ def test_what_a_running_request_holds_is_not_there_to_be_evicted() -> None:
     manager = make()
     queue = Queue(manager)
     serve(manager, A)
-    pin = manager.lock(manager.match(None, A[:8]))
+    running = manager.lock(manager.match(None, A[:8]))
     queue.look(first=tokens(A, 1))
     assert [w.large_pages for w in queue.lookahead.wanted] == [4.0]
-    manager.release(pin)
+    manager.release(running)
 
 
 def test_a_prefix_of_which_nothing_could_be_evicted_is_not_wanted() -> None:
@@ -76,10 +76,10 @@ def test_a_prefix_of_which_nothing_could_be_evicted_is_not_wanted() -> None:
     queue = Queue(manager)
     for document in (A, B):
         serve(manager, document)
-    pin = manager.lock(manager.match(None, A))
+    running = manager.lock(manager.match(None, A))
     queue.look(first=tokens(A, 1), second=tokens(B, 1))
     assert [(w.position, w.large_pages) for w in queue.lookahead.wanted] == [(2, 12.0)]
-    manager.release(pin)
+    manager.release(running)
 
 
 def test_a_window_counts_only_what_a_hit_needs_of_it() -> None:

@@ -61,9 +61,9 @@ def test_a_hit_says_which_group_cut_it_and_what_the_tree_knows() -> None:
     inside.evict_pages(manager, 1, page)
     hit = manager.match(None, A)
     assert (hit.path.num_pages, hit.matched_pages, hit.cut_by) == (10, 12, 1)
-    pin = begin(manager, tokens(A, 999))
+    running = begin(manager, tokens(A, 999))
     assert manager.counters.lost_hit_tokens == {1: 2}
-    manager.release(pin)
+    manager.release(running)
 
 
 # -- lock and release ----------------------------------------------------------------------------
@@ -73,10 +73,10 @@ def test_a_lock_pins_only_what_each_group_needs() -> None:
     manager = make_manager(Full(), SlidingWindow(3), ChunkedLocal(8), num_large=60)
     serve(manager, A)
     assert (used(manager), cached(manager)) == ([0, 0, 0], [12, 12, 12])
-    pin = manager.lock(manager.match(None, A))
+    running = manager.lock(manager.match(None, A))
     assert used(manager) == [12, 2, 4]
     manager.check()
-    manager.release(pin)
+    manager.release(running)
     assert used(manager) == [0, 0, 0]
     manager.check()
 
@@ -93,10 +93,10 @@ def test_a_page_is_used_until_the_last_request_lets_go() -> None:
 
 def test_a_released_request_frees_what_it_did_not_leave_in_the_tree() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=40, page_size=4)
-    pin = begin(manager, A)
-    manager.publish(pin, None, A[:9])
-    grow(manager, pin, 20)
-    manager.release(pin)
+    running = begin(manager, A)
+    manager.publish(running, None, A[:9])
+    grow(manager, running, 20)
+    manager.release(running)
     manager.check()
     assert (used(manager), cached(manager)) == ([0, 0], [2, 2])
     assert inside.num_free_ids(manager) == inside.num_ids(manager) - 2
@@ -107,12 +107,12 @@ def test_virtual_pages_that_only_a_request_kept_end_with_it() -> None:
     evict what this request left behind. Its virtual pages must not outlive it."""
     manager = make_manager(SlidingWindow(3), num_large=8, max_requests=2, max_length=40)
     for document in range(20):
-        pin = manager.lock(manager.miss(None))
+        running = manager.lock(manager.miss(None))
         history = tokens(range(1000 * document, 1000 * document + 40))
         for length in range(1, 41):
-            grow(manager, pin, length)
-            manager.publish(pin, None, history[:length])
-        manager.release(pin)
+            grow(manager, running, length)
+            manager.publish(running, None, history[:length])
+        manager.release(running)
         manager.check()
         assert inside.num_in_tree(manager) <= 8, (
             "each virtual page is there for a page that is held"
@@ -124,31 +124,31 @@ def test_virtual_pages_that_only_a_request_kept_end_with_it() -> None:
 
 def test_pages_are_counted_in_whole_pages() -> None:
     manager = make_manager(Full(), num_large=20, page_size=4)
-    pin = manager.lock(manager.miss(None))
-    assert [manager.new_pages(pin, n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
-    grow(manager, pin, 5)
-    assert [manager.new_pages(pin, n) for n in (4, 8, 9)] == [0, 0, 1]
+    running = manager.lock(manager.miss(None))
+    assert [manager.new_pages(running, n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    grow(manager, running, 5)
+    assert [manager.new_pages(running, n) for n in (4, 8, 9)] == [0, 0, 1]
 
 
 def test_every_stripe_of_every_group_gets_a_small_page() -> None:
     manager = make_manager(Full(), SlidingWindow(9), num_large=40, layers=[2, 6], stripes=[1, 3])
-    pin = begin(manager, A[:5])
+    running = begin(manager, A[:5])
     manager.check()
     assert used(manager) == [5, 15]
     assert [table.shape[1] for table in inside.tables(manager)] == [1, 3]
-    assert (inside.tables(manager)[1][pin.row] > 0).all()
+    assert (inside.tables(manager)[1][running.row] > 0).all()
 
 
 def test_a_refused_reservation_changes_nothing() -> None:
     """Six of ten large pages are pinned, four cached; three pages of both groups do not fit."""
     manager = make_manager(Full(), SlidingWindow(3), num_large=10, layers=[1, 1])
     serve(manager, A[:2])
-    pin = begin(manager, tokens(range(3)))
+    running = begin(manager, tokens(range(3)))
     before = digest(manager)
-    assert not manager.reserve([(pin, 3)])
+    assert not manager.reserve([(running, 3)])
     assert digest(manager) == before
     assert manager.counters.refused_reservations == 1
-    assert manager.reserve([(pin, 2)])
+    assert manager.reserve([(running, 2)])
 
 
 def test_a_batch_is_reserved_for_all_requests_or_for_none() -> None:
@@ -167,10 +167,10 @@ def test_a_batch_is_reserved_for_all_requests_or_for_none() -> None:
 def test_a_reservation_in_the_free_part_evicts_nothing() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=30)
     serve(manager, A)
-    pin = manager.lock(manager.miss(None))
-    assert manager.reserve([(pin, 3)])
+    running = manager.lock(manager.miss(None))
+    assert manager.reserve([(running, 3)])
     assert cached(manager) == [12, 12]
-    assert manager.reserve([(pin, 4)])
+    assert manager.reserve([(running, 4)])
     assert cached(manager) == [12, 10]
 
 
@@ -178,19 +178,19 @@ def test_the_whole_pool_can_be_cached_and_then_used_again() -> None:
     manager = make_manager(Full(), num_large=12)
     serve(manager, A)
     assert inside.num_free(manager) == 0
-    pin = begin(manager, tokens(range(12)))
+    running = begin(manager, tokens(range(12)))
     assert (used(manager), cached(manager)) == ([12], [0])
-    manager.release(pin)
+    manager.release(running)
 
 
 def test_pages_that_were_never_reserved_are_refused_and_nothing_changes() -> None:
     """Group 0 would have had room for the page, group 1 has none."""
     manager = make_manager(Full(), SlidingWindow(100), num_large=3, layers=[1, 2])
-    pin = begin(manager, A[:2])
+    running = begin(manager, A[:2])
     assert inside.num_free(manager) == 0
     before = digest(manager)
     with pytest.raises(MemoryError, match="never reserved"):
-        manager.extend(pin, 3)
+        manager.extend(running, 3)
     assert digest(manager) == before
 
 
@@ -199,11 +199,11 @@ def test_pages_that_were_never_reserved_are_refused_and_nothing_changes() -> Non
 
 def test_a_window_lets_go_of_what_is_behind_it() -> None:
     manager = make_manager(Full(), SlidingWindow(5), num_large=40)
-    pin = begin(manager, A)
-    manager.slide(pin, 12)
+    running = begin(manager, A)
+    manager.slide(running, 12)
     manager.check()
-    assert row_holds(manager, pin, 0) == set(range(12))
-    assert row_holds(manager, pin, 1) == {8, 9, 10, 11}
+    assert row_holds(manager, running, 0) == set(range(12))
+    assert row_holds(manager, running, 1) == {8, 9, 10, 11}
     assert used(manager) == [12, 4]
 
 
@@ -211,41 +211,41 @@ def test_sliding_keeps_the_last_page_boundary_hittable() -> None:
     """Window 4, four tokens a page. After 11 tokens the next one reads 8 to 10, but a hit at
     8 needs 5 to 7, so page 1 stays."""
     manager = make_manager(Full(), SlidingWindow(4), num_large=40, page_size=4)
-    pin = begin(manager, A)
-    manager.slide(pin, 11)
-    assert row_holds(manager, pin, 1) == {1, 2}
-    manager.publish(pin, None, A[:11])
-    manager.release(pin)
+    running = begin(manager, A)
+    manager.slide(running, 11)
+    assert row_holds(manager, running, 1) == {1, 2}
+    manager.publish(running, None, A[:11])
+    manager.release(running)
     assert hit_tokens(manager, A) == 8
 
 
 def test_sliding_again_to_a_shorter_length_takes_nothing_back() -> None:
     manager = make_manager(SlidingWindow(3), num_large=40)
-    pin = begin(manager, A)
-    manager.slide(pin, 10)
-    manager.slide(pin, 4)
+    running = begin(manager, A)
+    manager.slide(running, 10)
+    manager.slide(running, 4)
     manager.check()
-    assert row_holds(manager, pin, 0) == {8, 9, 10, 11}
+    assert row_holds(manager, running, 0) == {8, 9, 10, 11}
 
 
 def test_a_tree_page_behind_the_window_stays_cached() -> None:
     manager = make_manager(SlidingWindow(3), num_large=40)
-    pin = begin(manager, A)
-    manager.publish(pin, None, A[:6], keep=[])
-    manager.slide(pin, 12)
+    running = begin(manager, A)
+    manager.publish(running, None, A[:6], keep=[])
+    manager.slide(running, 12)
     manager.check()
     assert (used(manager), cached(manager)) == ([2], [6])
-    assert row_holds(manager, pin, 0) == {0, 1, 2, 3, 4, 5, 10, 11}
+    assert row_holds(manager, running, 0) == {0, 1, 2, 3, 4, 5, 10, 11}
 
 
 def test_a_chunk_is_let_go_as_a_whole() -> None:
     manager = make_manager(ChunkedLocal(4), num_large=40)
-    pin = begin(manager, A[:7])
-    manager.slide(pin, 7)
-    assert row_holds(manager, pin, 0) == {4, 5, 6}
-    grow(manager, pin, 8)
-    manager.slide(pin, 8)
-    assert row_holds(manager, pin, 0) == set()
+    running = begin(manager, A[:7])
+    manager.slide(running, 7)
+    assert row_holds(manager, running, 0) == {4, 5, 6}
+    grow(manager, running, 8)
+    manager.slide(running, 8)
+    assert row_holds(manager, running, 0) == set()
 
 
 # -- publish -------------------------------------------------------------------------------------
@@ -253,9 +253,9 @@ def test_a_chunk_is_let_go_as_a_whole() -> None:
 
 def test_publishing_makes_pages_hits_while_the_request_runs() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=40)
-    pin = begin(manager, A)
+    running = begin(manager, A)
     assert hit_tokens(manager, A) == 0
-    manager.publish(pin, None, A)
+    manager.publish(running, None, A)
     assert hit_tokens(manager, A) == 12
     assert used(manager) == [12, 2]
     manager.check()
@@ -263,13 +263,13 @@ def test_publishing_makes_pages_hits_while_the_request_runs() -> None:
 
 def test_publishing_goes_on_where_it_ended_last() -> None:
     manager = make_manager(Full(), SlidingWindow(3), num_large=40, page_size=2)
-    pin = begin(manager, A[:5])
-    manager.publish(pin, None, A[:5])
-    grow(manager, pin, 12)
-    manager.publish(pin, None, A)
+    running = begin(manager, A[:5])
+    manager.publish(running, None, A[:5])
+    grow(manager, running, 12)
+    manager.publish(running, None, A)
     manager.check()
     assert held_pages(manager, 0, A) == list(range(6))
-    assert pin.tree_pages == 6
+    assert running.tree_pages == 6
 
 
 def test_two_requests_that_computed_the_same_keep_one_copy() -> None:
@@ -315,17 +315,17 @@ def test_a_hole_in_the_tree_is_filled_by_who_computes_it_again() -> None:
     lost = inside.pages_of(manager, A)[10:11]
     full_page = inside.tables(manager)[0][lost, 0].item()
     inside.evict_pages(manager, 1, lost)
-    pin = begin(manager, A)
-    assert pin.hit.path.num_pages == 10
-    mine = inside.tables(manager)[1][pin.row[10], 0]
+    running = begin(manager, A)
+    assert running.hit.path.num_pages == 10
+    mine = inside.tables(manager)[1][running.row[10], 0]
     held = inside.num_held(manager)[0]
-    manager.publish(pin, None, A)
+    manager.publish(running, None, A)
     manager.check()
-    assert pin.row[10] == lost[0]
+    assert running.row[10] == lost[0]
     assert inside.tables(manager)[0][lost, 0].item() == full_page
     assert inside.tables(manager)[1][lost, 0].item() == mine
     assert inside.num_held(manager)[0] == held - 2, "the copies of pages 10 and 11 are free"
-    manager.release(pin)
+    manager.release(running)
     assert hit_tokens(manager, A) == 12
 
 
@@ -334,10 +334,10 @@ def test_a_page_that_the_request_let_go_of_too_stays_a_hole() -> None:
     serve(manager, A)
     path = inside.pages_of(manager, A)
     inside.evict_pages(manager, 1, path[2:9])
-    pin = begin(manager, A[:9])
-    assert pin.hit.path.num_pages == 2
-    manager.slide(pin, 9)
-    manager.publish(pin, None, A[:9])
+    running = begin(manager, A[:9])
+    assert running.hit.path.num_pages == 2
+    manager.slide(running, 9)
+    manager.publish(running, None, A[:9])
     manager.check()
     assert held_pages(manager, 1, A) == [0, 1, 7, 8, 9, 10, 11]
 
@@ -348,11 +348,11 @@ def test_a_hollow_page_is_taken_over_whole() -> None:
     serve(manager, A)
     inside.evict_pages(manager, 0, inside.pages_of(manager, A)[:10])
     assert inside.pages_of(manager, A)[:10].tolist() == [0] * 10
-    pin = begin(manager, A[:6])
-    mine = pin.row.tolist()
-    manager.publish(pin, None, A[:6])
+    running = begin(manager, A[:6])
+    mine = running.row.tolist()
+    manager.publish(running, None, A[:6])
     manager.check()
-    assert pin.row.tolist() == mine
+    assert running.row.tolist() == mine
     assert held_pages(manager, 0, A) == [0, 1, 2, 3, 4, 5, 10, 11]
 
 
@@ -363,15 +363,15 @@ def test_a_prefix_that_the_tree_forgot_under_a_request_is_no_stumbling_block() -
     serve(manager, A[:5])
     path = inside.pages_of(manager, A[:5])
     inside.evict_pages(manager, 0, path[:4])
-    pin = manager.lock(manager.match(None, A[:4]))
-    assert pin.row.tolist() == [0, 0, 0, 0]
+    running = manager.lock(manager.match(None, A[:4]))
+    assert running.row.tolist() == [0, 0, 0, 0]
     inside.evict_pages(manager, 0, path[4:])
     assert inside.find(manager, None, A).num_pages == 0
-    grow(manager, pin, 7)
-    manager.publish(pin, None, A[:7])
+    grow(manager, running, 7)
+    manager.publish(running, None, A[:7])
     manager.check()
     assert held_pages(manager, 0, A) == [4, 5, 6]
-    manager.release(pin)
+    manager.release(running)
     manager.check()
     assert hit_tokens(manager, A) == 7
 
@@ -421,9 +421,9 @@ def test_no_state_of_the_pool_has_the_number_of_an_earlier_one() -> None:
     manager = make_manager(Full(), num_large=60)
     seen = [manager.changes]
     for history in (tokens(range(4)), tokens(range(50, 58))):
-        pin = begin(manager, history)
+        running = begin(manager, history)
         seen.append(manager.changes)
-        manager.release(pin)
+        manager.release(running)
         seen.append(manager.changes)
     manager.reset()
     seen.append(manager.changes)
@@ -434,14 +434,14 @@ def test_what_the_tree_gains_and_loses_is_noted_by_group_and_in_order() -> None:
     """A window of three tokens lets go of the first pages before they are in the tree."""
     manager = make_manager(Full(), SlidingWindow(3), num_large=60)
     inside.record_tree(manager)
-    pin = begin(manager, tokens(range(4)))
-    manager.slide(pin, 4)
+    running = begin(manager, tokens(range(4)))
+    manager.slide(running, 4)
     assert inside.tree_changes(manager) == []
-    manager.publish(pin, None, tokens(range(4)))
-    pages = pin.row.tolist()
+    manager.publish(running, None, tokens(range(4)))
+    pages = running.row.tolist()
     noted = [(c.group, c.held, c.virtual.tolist()) for c in inside.tree_changes(manager)]
     assert noted == [(0, True, pages), (1, True, pages[2:])]
-    manager.release(pin)
+    manager.release(running)
     assert inside.tree_changes(manager) == []
     manager.evict(4)
     noted = [(c.group, c.held, c.virtual.tolist()) for c in inside.tree_changes(manager)]

@@ -68,9 +68,9 @@ def test_a_history_that_merely_goes_on_is_no_branch() -> None:
 
 def test_the_windows_of_the_lengths_to_keep_stay_and_those_between_go_first() -> None:
     manager = make(CachePolicy())
-    pin = begin(manager, A)
-    manager.publish(pin, None, A, keep=[4, 12])
-    manager.release(pin)
+    running = begin(manager, A)
+    manager.publish(running, None, A, keep=[4, 12])
+    manager.release(running)
     evict_transient(manager)
     assert held_pages(manager, 0, A) == list(range(12))
     assert held_pages(manager, 1, A) == [2, 3, 10, 11]
@@ -79,9 +79,9 @@ def test_the_windows_of_the_lengths_to_keep_stay_and_those_between_go_first() ->
 
 def test_nothing_to_keep_is_the_first_to_go() -> None:
     manager = make(CachePolicy())
-    pin = begin(manager, A)
-    manager.publish(pin, None, A, keep=[])
-    manager.release(pin)
+    running = begin(manager, A)
+    manager.publish(running, None, A, keep=[])
+    manager.release(running)
     evict_transient(manager)
     assert held_pages(manager, 1, A) == []
 
@@ -97,11 +97,11 @@ def window_alone(
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
     manager.counters.mean_output_tokens = mean_output_tokens
     serve(manager, tokens(A[:6], [900]))
-    pin = begin(manager, A)
-    assert pin.hit.path.num_pages == 6
-    manager.slide(pin, 12)
+    running = begin(manager, A)
+    assert running.hit.path.num_pages == 6
+    manager.slide(running, 12)
     manager.check()
-    return manager, pin
+    return manager, running
 
 
 def test_a_history_that_just_went_on_is_not_held_for_others() -> None:
@@ -109,8 +109,8 @@ def test_a_history_that_just_went_on_is_not_held_for_others() -> None:
     geometry = make_geometry([SlidingWindow(3)], 20)
     manager = Manager(geometry, max_requests=8, max_length=1000)
     serve(manager, A[:6])
-    pin = begin(manager, A)
-    manager.slide(pin, 12)
+    running = begin(manager, A)
+    manager.slide(running, 12)
     assert inside.num_used(manager) == [2]
 
 
@@ -121,9 +121,9 @@ def test_a_running_request_holds_the_hit_that_it_used_where_that_pays(
     mean_output_tokens: float, hold_hits: bool, used: int
 ) -> None:
     """The next asker needs tokens 4 and 5."""
-    manager, pin = window_alone(20, mean_output_tokens=mean_output_tokens, hold_hits=hold_hits)
+    manager, running = window_alone(20, mean_output_tokens=mean_output_tokens, hold_hits=hold_hits)
     assert inside.num_used(manager) == [used]
-    manager.release(pin)
+    manager.release(running)
     manager.check()
     assert inside.num_used(manager) == [0]
 
@@ -137,9 +137,9 @@ def test_what_is_held_is_weighed_in_large_pages(mean_output_tokens: int, used: i
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
     manager.counters.mean_output_tokens = mean_output_tokens
     serve(manager, tokens(A[:6], [900]))
-    pin = begin(manager, A)
+    running = begin(manager, A)
     assert inside.num_used(manager) == [8, 12]
-    manager.slide(pin, 12)
+    manager.slide(running, 12)
     assert inside.num_used(manager) == [used, 12]
 
 

@@ -19,17 +19,17 @@ KINDS: list[tuple[Dependency, ...]] = [
 LONGEST = 33
 
 
-def next_token(manager: Manager, pin: Running) -> None:
+def next_token(manager: Manager, running: Running) -> None:
     """Room for one more token, as the next step's batch takes it."""
-    length = pin.length
+    length = running.length
     if length % manager.page_size == 0:
-        manager.slide(pin, length)
-        assert manager.reserve([(pin, 1)])
-        manager.extend_each([pin])
+        manager.slide(running, length)
+        assert manager.reserve([(running, 1)])
+        manager.extend_each([running])
 
 
-def held(pin: Running) -> list[int]:
-    return [sum(r.size for r in ranges) for ranges in pin.held]
+def held(running: Running) -> list[int]:
+    return [sum(r.size for r in ranges) for ranges in running.held]
 
 
 @pytest.mark.parametrize("length", range(1, LONGEST))
@@ -43,10 +43,10 @@ def test_a_prompt_is_hit_as_if_it_had_been_published_at_once(
     holds = []
     for overlapped in (False, True):
         manager = make_manager(*kinds, num_large=300, page_size=page_size)
-        pin = begin(manager, prompt, publish=True)
+        running = begin(manager, prompt, publish=True)
         steps = [
-            lambda m=manager, p=pin: m.publish(p, None, prompt),
-            lambda m=manager, p=pin: next_token(m, p),
+            lambda m=manager, p=running: m.publish(p, None, prompt),
+            lambda m=manager, p=running: next_token(m, p),
         ]
         for step in reversed(steps) if overlapped else steps:
             step()
@@ -54,8 +54,8 @@ def test_a_prompt_is_hit_as_if_it_had_been_published_at_once(
         for end in range(length + 1):
             hit = manager.match(None, prompt[:end])
             assert hit.path.num_pages == end // page_size
-        holds.append(held(pin))
-        manager.release(pin)
+        holds.append(held(running))
+        manager.release(running)
         manager.check_idle()
     assert holds[0] == holds[1]
 
@@ -64,58 +64,58 @@ def waiting(num_large: int) -> tuple[Manager, Running]:
     """A prompt of 16 tokens in four pages, of which a window of 4 needs the last; it is not
     published yet."""
     manager = make_manager(SlidingWindow(4), num_large=num_large, page_size=4)
-    pin = begin(manager, tokens(range(16)), publish=True)
-    manager.slide(pin, 16)
-    assert held(pin) == [4]
-    return manager, pin
+    running = begin(manager, tokens(range(16)), publish=True)
+    manager.slide(running, 16)
+    assert held(running) == [4]
+    return manager, running
 
 
 def test_what_waits_to_be_published_gives_way() -> None:
-    manager, pin = waiting(num_large=4)
+    manager, running = waiting(num_large=4)
     assert manager.make_way(1)
-    assert held(pin) == [1]
-    assert manager.reserve([(pin, 3)]), "the other three pages are free"
+    assert held(running) == [1]
+    assert manager.reserve([(running, 3)]), "the other three pages are free"
 
 
 def test_it_waits_only_where_there_is_room() -> None:
-    manager, pin = waiting(num_large=5)
-    assert manager.reserve([(pin, 1)]) and held(pin) == [4]
-    manager.extend_each([pin])
-    manager.publish(pin, None, tokens(range(16)))
-    assert held(pin) == [2]
+    manager, running = waiting(num_large=5)
+    assert manager.reserve([(running, 1)]) and held(running) == [4]
+    manager.extend_each([running])
+    manager.publish(running, None, tokens(range(16)))
+    assert held(running) == [2]
     assert manager.match(None, tokens(range(15))).path.num_pages == 3
 
 
 def test_it_does_not_wait_twice() -> None:
     """Whoever slides on without publishing leaves nothing."""
-    manager, pin = waiting(num_large=9)
-    grow(manager, pin, 20)
-    manager.slide(pin, 16)
-    assert held(pin) == [5], "the same slide again"
-    manager.slide(pin, 20)
-    assert held(pin) == [1]
+    manager, running = waiting(num_large=9)
+    grow(manager, running, 20)
+    manager.slide(running, 16)
+    assert held(running) == [5], "the same slide again"
+    manager.slide(running, 20)
+    assert held(running) == [1]
 
 
 def test_who_publishes_a_part_waits_with_the_rest() -> None:
-    manager, pin = waiting(num_large=9)
-    manager.publish(pin, None, tokens(range(8)))
-    assert held(pin) == [3]
-    manager.publish(pin, None, tokens(range(16)))
-    assert held(pin) == [1]
+    manager, running = waiting(num_large=9)
+    manager.publish(running, None, tokens(range(8)))
+    assert held(running) == [3]
+    manager.publish(running, None, tokens(range(16)))
+    assert held(running) == [1]
 
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_nothing_waits_that_is_never_published(prefix_cache: bool) -> None:
     manager = make_manager(SlidingWindow(4), num_large=9, page_size=4)
     manager.prefix_cache = prefix_cache
-    pin = begin(manager, tokens(range(16)), publish=not prefix_cache)
-    manager.slide(pin, 16)
-    assert held(pin) == [1]
+    running = begin(manager, tokens(range(16)), publish=not prefix_cache)
+    manager.slide(running, 16)
+    assert held(running) == [1]
 
 
 def test_who_ends_without_publishing_leaves_nothing() -> None:
-    manager, pin = waiting(num_large=4)
-    manager.release(pin)
+    manager, running = waiting(num_large=4)
+    manager.release(running)
     manager.check_idle()
     assert inside.num_free(manager) == 4
 
@@ -131,13 +131,13 @@ def test_a_history_that_others_left_is_held_for_them_all_the_same() -> None:
         manager.evict(1000)
         serve(manager, tokens(document, range(100, 120)))
         prompt = tokens(document[:8], range(200, 224))
-        pin = begin(manager, prompt, publish=True)
+        running = begin(manager, prompt, publish=True)
         if overlapped:
-            next_token(manager, pin)
-        manager.publish(pin, None, prompt)
+            next_token(manager, running)
+        manager.publish(running, None, prompt)
         if not overlapped:
-            next_token(manager, pin)
-        holds.append(pin.held_for_others)
+            next_token(manager, running)
+        holds.append(running.held_for_others)
         manager.check()
     assert holds[0] == holds[1]
     assert any(holds[0]), "nothing is held for others"
@@ -148,13 +148,13 @@ def test_windows_slide_on_once_what_they_waited_for_is_published() -> None:
     holds = []
     for overlapped in (False, True):
         manager = make_manager(SlidingWindow(3), num_large=20)
-        pin = begin(manager, tokens(range(4)), publish=True)
+        running = begin(manager, tokens(range(4)), publish=True)
         if not overlapped:
-            manager.publish(pin, None, tokens(range(4)))
-        grow(manager, pin, 5)
-        manager.slide(pin, 5)
+            manager.publish(running, None, tokens(range(4)))
+        grow(manager, running, 5)
+        manager.slide(running, 5)
         if overlapped:
-            assert held(pin) == [5], "nothing goes before it is published"
-            manager.publish(pin, None, tokens(range(4)))
-        holds.append(held(pin))
+            assert held(running) == [5], "nothing goes before it is published"
+            manager.publish(running, None, tokens(range(4)))
+        holds.append(held(running))
     assert holds[0] == holds[1] == [2]

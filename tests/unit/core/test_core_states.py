@@ -37,31 +37,31 @@ def make(num_large: int, *, answer: int = 0, share: int = 0, prefix_cache: bool 
 
 def compute(manager: Manager, history: Tokens, *partings: int, crowded: bool = False) -> Running:
     """Begin a request, and compute its whole prompt in one step."""
-    pin = begin(manager, history)
-    start = pin.hit.path.num_pages * PAGE
-    manager.save_states(pin, start, len(history), len(history), partings, crowded=crowded)
-    return pin
+    running = begin(manager, history)
+    start = running.hit.path.num_pages * PAGE
+    manager.save_states(running, start, len(history), len(history), partings, crowded=crowded)
+    return running
 
 
 def serve(manager: Manager, history: Tokens, *partings: int) -> Running:
-    pin = compute(manager, history, *partings)
-    manager.publish(pin, None, history)
-    manager.release(pin)
+    running = compute(manager, history, *partings)
+    manager.publish(running, None, history)
+    manager.release(running)
     manager.check_idle()
-    return pin
+    return running
 
 
-def saved(pin: Running) -> list[int]:
-    return [length for length, _ in pin.saves]
+def saved(running: Running) -> list[int]:
+    return [length for length, _ in running.saves]
 
 
 def test_a_request_holds_one_state_however_long_it_grows() -> None:
     manager = make(40)
-    pin = begin(manager, A)
-    grow(manager, pin, 40)
+    running = begin(manager, A)
+    grow(manager, running, 40)
     assert inside.num_used(manager) == [20, 1]
     manager.check()
-    manager.release(pin)
+    manager.release(running)
     manager.check_idle()
     assert inside.num_held(manager) == [0, 0]
 
@@ -69,12 +69,13 @@ def test_a_request_holds_one_state_however_long_it_grows() -> None:
 def test_snapshots_are_left_where_others_part_and_before_the_end_of_the_prompt() -> None:
     """The last token of a prompt is never matched, so of 16 the 14 before its page are worth it."""
     manager = make(40)
-    pin = compute(manager, A, 9, 16)
-    assert saved(pin) == [8, 14, 16]
+    running = compute(manager, A, 9, 16)
+    assert saved(running) == [8, 14, 16]
     assert all(
-        copy.source == inside.tables(manager)[STATES][pin.state_page] for _, copy in pin.saves
+        copy.source == inside.tables(manager)[STATES][running.state_page]
+        for _, copy in running.saves
     )
-    manager.publish(pin, None, A)
+    manager.publish(running, None, A)
     assert [page + 1 for page in held_pages(manager, STATES, A)] == [4, 7, 8]
     assert manager.counters.saved_snapshots == 3
 
@@ -90,9 +91,9 @@ def test_a_hit_ends_exactly_at_a_snapshot() -> None:
 def test_where_nobody_waits_snapshots_are_guessed_further_and_further_from_the_end() -> None:
     """A state takes as much as a page: of eight pages 38 % are three snapshots."""
     manager = make(40, share=38)
-    pin = compute(manager, A)
-    assert saved(pin) == [14, 8, 12] and pin.guessed_pages == [4, 6]
-    manager.publish(pin, None, A)
+    running = compute(manager, A)
+    assert saved(running) == [14, 8, 12] and running.guessed_pages == [4, 6]
+    manager.publish(running, None, A)
     assert [hit_tokens(manager, A[:n]) for n in (7, 9, 13, 15)] == [0, 8, 12, 14]
     assert saved(compute(make(40, share=12), A)) == [14]
     assert saved(compute(make(40, share=38), A, crowded=True)) == [14], "one guess, that one"
@@ -100,10 +101,10 @@ def test_where_nobody_waits_snapshots_are_guessed_further_and_further_from_the_e
 
 def test_a_guess_goes_before_what_is_known() -> None:
     manager = make(8 + 1 + 2, share=25)
-    pin = compute(manager, A)
-    assert saved(pin) == [14, 12]
-    manager.publish(pin, None, A)
-    manager.release(pin)
+    running = compute(manager, A)
+    assert saved(running) == [14, 12]
+    manager.publish(running, None, A)
+    manager.release(running)
     begin(manager, tokens(300))
     assert [page + 1 for page in held_pages(manager, STATES, A)] == [7]
 
@@ -128,67 +129,67 @@ def test_where_a_prompt_leaves_a_known_history_a_snapshot_is_left() -> None:
     manager = make(60)
     serve(manager, A)
     fork = tokens(A[:6], range(200, 209))
-    pin = compute(manager, fork)
-    assert saved(pin) == [6, 14]
-    manager.publish(pin, None, fork)
+    running = compute(manager, fork)
+    assert saved(running) == [6, 14]
+    manager.publish(running, None, fork)
     assert hit_tokens(manager, tokens(A[:6], 300, 301, 302)) == 6
 
 
 def test_a_snapshot_without_room_is_skipped_and_counted() -> None:
     manager = make(8 + 1 + 1)
-    pin = compute(manager, A, 8, 16)
-    assert saved(pin) == [8]
+    running = compute(manager, A, 8, 16)
+    assert saved(running) == [8]
     assert manager.counters.skipped_snapshots == 2
-    manager.publish(pin, None, A)
-    manager.release(pin)
+    manager.publish(running, None, A)
+    manager.release(running)
     manager.check_idle()
     assert hit_tokens(manager, A) == 8
 
 
 def test_a_snapshot_is_given_up_before_a_reservation_fails() -> None:
     manager = make(8 + 1 + 3)
-    pin = compute(manager, A, 8, 16)
-    assert len(pin.saves) == 3
-    assert manager.reserve([(pin, 3)])
+    running = compute(manager, A, 8, 16)
+    assert len(running.saves) == 3
+    assert manager.reserve([(running, 3)])
     assert inside.num_used(manager) == [8, 1]
     manager.check()
-    assert not manager.reserve([(pin, 4)])
+    assert not manager.reserve([(running, 4)])
 
 
 def test_a_snapshot_takes_the_place_of_what_is_merely_cached() -> None:
     manager = make(8 + 1 + 3)
     serve(manager, A, 8, 16)
     other = tokens(range(300, 316))
-    pin = compute(manager, other, 8, 16)
-    assert saved(pin) == [8, 14, 16]
+    running = compute(manager, other, 8, 16)
+    assert saved(running) == [8, 14, 16]
     manager.check()
 
 
 def test_equal_snapshots_are_kept_once() -> None:
     manager = make(60)
-    pins = [begin(manager, A) for _ in range(2)]
-    for pin in pins:
-        manager.save_states(pin, 0, len(A), len(A), (8, 16))
+    batch = [begin(manager, A) for _ in range(2)]
+    for running in batch:
+        manager.save_states(running, 0, len(A), len(A), (8, 16))
     assert inside.num_held(manager)[STATES] == 2 + 2 * 3
-    for pin in pins:
-        manager.publish(pin, None, A)
-        manager.release(pin)
+    for running in batch:
+        manager.publish(running, None, A)
+        manager.release(running)
     manager.check_idle()
     assert inside.num_held(manager) == [8, 3]
 
 
 def test_nothing_is_saved_without_a_prefix_cache() -> None:
     manager = make(40, prefix_cache=False)
-    pin = compute(manager, A)
-    assert not pin.saves
+    running = compute(manager, A)
+    assert not running.saves
     assert manager.counters.skipped_snapshots == 0
 
 
 def test_a_request_is_refused_when_there_is_no_room_for_its_state() -> None:
     manager = make(8)
-    pin = manager.lock(manager.miss(None))
-    assert not manager.reserve([(pin, 8)])
-    assert manager.reserve([(pin, 7)])
+    running = manager.lock(manager.miss(None))
+    assert not manager.reserve([(running, 8)])
+    assert manager.reserve([(running, 7)])
 
 
 def test_admission_counts_one_state_a_request() -> None:
@@ -223,29 +224,29 @@ def test_a_snapshot_is_due_where_a_step_passes_it(
 
 
 def follow(
-    manager: Manager, pin: Running, prompt: int, stop: int, *, crowded: bool = False
+    manager: Manager, running: Running, prompt: int, stop: int, *, crowded: bool = False
 ) -> None:
     """Decode up to ``stop`` tokens, one by one."""
-    for length in range(pin.length + 1, stop + 1):
-        grow(manager, pin, length)
-        manager.save_states(pin, length - 1, length, prompt, crowded=crowded)
+    for length in range(running.length + 1, stop + 1):
+        grow(manager, running, length)
+        manager.save_states(running, length - 1, length, prompt, crowded=crowded)
 
 
 def test_one_snapshot_moves_along_with_the_answer() -> None:
     """Where the answer will end nobody knows: every four tokens it is taken anew, in one place."""
     manager = make(40, answer=4)
-    pin = compute(manager, A[:9])
-    manager.publish(pin, None, A[:9])
-    pin.saves.clear()
-    follow(manager, pin, 9, 15)
-    assert saved(pin) == [12]
-    first = pin.saves.pop()[1].target
-    follow(manager, pin, 9, 23)
-    assert saved(pin) == [16, 20] and all(c.target == first for _, c in pin.saves)
+    running = compute(manager, A[:9])
+    manager.publish(running, None, A[:9])
+    running.saves.clear()
+    follow(manager, running, 9, 15)
+    assert saved(running) == [12]
+    first = running.saves.pop()[1].target
+    follow(manager, running, 9, 23)
+    assert saved(running) == [16, 20] and all(c.target == first for _, c in running.saves)
     assert inside.num_used(manager)[STATES] == 2, "the working state, and one that follows"
     history = tokens(A, range(7))
-    manager.publish(pin, None, history)
-    manager.release(pin)
+    manager.publish(running, None, history)
+    manager.release(running)
     manager.check_idle()
     assert [hit_tokens(manager, history[:n]) for n in (10, 19, 20, 23)] == [8, 8, 20, 20]
 
@@ -254,44 +255,44 @@ def test_a_step_of_many_accepted_tokens_leaves_what_steps_of_one_would() -> None
     """From 9 to 23 tokens at once, in a tail: of the snapshots that a step a token would leave in
     one place, one after the other, the last is left."""
     manager = make(40, answer=4)
-    pin = compute(manager, A[:9])
-    manager.publish(pin, None, A[:9])
-    pin.saves.clear()
-    assert manager.reserve([(pin, manager.new_pages(pin, 30))])
-    manager.extend_tail(pin, 30)
-    manager.save_states(pin, 9, 23, 9)
-    assert saved(pin) == [20]
-    manager.commit(pin, 23)
-    manager.save_states(pin, 23, 24, 9)
-    assert saved(pin) == [20, 24] and pin.saves[0][1].target == pin.saves[1][1].target
+    running = compute(manager, A[:9])
+    manager.publish(running, None, A[:9])
+    running.saves.clear()
+    assert manager.reserve([(running, manager.new_pages(running, 30))])
+    manager.extend_tail(running, 30)
+    manager.save_states(running, 9, 23, 9)
+    assert saved(running) == [20]
+    manager.commit(running, 23)
+    manager.save_states(running, 23, 24, 9)
+    assert saved(running) == [20, 24] and running.saves[0][1].target == running.saves[1][1].target
     assert inside.num_used(manager)[STATES] == 2, "the working state, and one that follows"
-    manager.publish(pin, None, tokens(A, range(8)))
-    manager.release(pin)
+    manager.publish(running, None, tokens(A, range(8)))
+    manager.release(running)
     manager.check_idle()
     assert hit_tokens(manager, tokens(A, range(9))) == 24
 
 
 def test_while_others_wait_for_memory_no_snapshot_begins_to_follow_an_answer() -> None:
     manager = make(40, answer=4)
-    pin = compute(manager, A[:9])
-    pin.saves.clear()
-    follow(manager, pin, 9, 14, crowded=True)
-    assert not pin.saves and not manager.let_go_of_answers()
-    follow(manager, pin, 9, 16)
-    assert saved(pin) == [16]
+    running = compute(manager, A[:9])
+    running.saves.clear()
+    follow(manager, running, 9, 14, crowded=True)
+    assert not running.saves and not manager.let_go_of_answers()
+    follow(manager, running, 9, 16)
+    assert saved(running) == [16]
     assert manager.let_go_of_answers() and not manager.let_go_of_answers()
     assert inside.num_used(manager)[STATES] == 2, "the end of the prompt is not the answer's"
-    manager.release(pin)
+    manager.release(running)
     manager.check_idle()
 
 
 def test_what_follows_an_answer_is_given_up_before_a_reservation_fails() -> None:
     manager = make(10, answer=4)
-    pin = compute(manager, A[:1])
-    follow(manager, pin, 1, 4)
+    running = compute(manager, A[:1])
+    follow(manager, running, 1, 4)
     assert inside.num_used(manager) == [2, 2]
-    assert manager.reserve([(pin, 7)])
+    assert manager.reserve([(running, 7)])
     assert inside.num_used(manager) == [2, 1]
-    follow(manager, pin, 1, 8)
-    assert saved(pin) == [4, 8], "and begins anew when there is room"
+    follow(manager, running, 1, 8)
+    assert saved(running) == [4, 8], "and begins anew when there is room"
     manager.check()

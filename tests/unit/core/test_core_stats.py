@@ -16,8 +16,8 @@ def test_bytes_of_one_request_by_hand() -> None:
     tokens before it. The window's small page has 4 tokens of 8 bytes; two layers of full make
     its small page twice that, which is a large page."""
     manager = make_manager(Full(), SlidingWindow(5), num_large=10, page_size=4, layers=[2, 1])
-    pin = begin(manager, tokens(range(10)))
-    manager.slide(pin, 10)
+    running = begin(manager, tokens(range(10)))
+    manager.slide(running, 10)
     stats = pool_stats(manager)
     full, window = stats["groups"]
     assert stats["large_page_bytes"] == 64
@@ -27,11 +27,11 @@ def test_bytes_of_one_request_by_hand() -> None:
     assert stats["free_bytes"] == (10 - 3 - 2) * 64
     assert stats["unusable_bytes"] == 64  # the reserved page
 
-    grow(manager, pin, 12)
+    grow(manager, running, 12)
     assert [g["waste_bytes"] for g in pool_stats(manager)["groups"]] == [0, 0]
 
-    manager.publish(pin, None, tokens(range(12)))
-    manager.release(pin)
+    manager.publish(running, None, tokens(range(12)))
+    manager.release(running)
     full, window = pool_stats(manager)["groups"]
     assert (full["used_bytes"], full["cached_bytes"]) == (0, 3 * 64)
     assert full["waste_bytes"] == window["waste_bytes"] == 0

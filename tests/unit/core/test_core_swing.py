@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import core_inspector as inside
 import pytest
 from core_builders import make_manager
-from fake_engine import FakeEngine, Job, pin_of
+from fake_engine import FakeEngine, Job, running_of
 
 from jenga_sglang.core.dependency import Full, SlidingWindow
 
@@ -45,12 +45,12 @@ class SteadyEngine(FakeEngine):
         self.chunk = load.chunk
 
     def step(self) -> None:
-        before = [(job, pin_of(job).row.copy()) for job in self.running]
+        before = [(job, running_of(job).row.copy()) for job in self.running]
         places = [table.copy() for table in inside.tables(self.manager)]
         super().step()
         for job, row in before:
             if job in self.running:
-                assert (pin_of(job).row[: len(row)] == row).all(), "a page was exchanged"
+                assert (running_of(job).row[: len(row)] == row).all(), "a page was exchanged"
                 for table, then in zip(inside.tables(self.manager), places, strict=True):
                     now = table[row]
                     assert ((now == then[row]) | (now == 0)).all(), "a page was moved"

@@ -30,9 +30,9 @@ B = tokens(range(300, 312))
 
 def make_room(manager: Manager, pages: int) -> None:
     """Evict until ``pages`` new pages fit, and take none of them."""
-    pin = manager.lock(manager.miss(None))
-    assert manager.reserve([(pin, pages)])
-    manager.release(pin)
+    running = manager.lock(manager.miss(None))
+    assert manager.reserve([(running, pages)])
+    manager.release(running)
     manager.check()
 
 
@@ -45,12 +45,12 @@ def halves() -> Manager:
     window = SlidingWindow(100)
     manager = make_manager(window, window, num_large=6, layers=[1, 2])
     serve(manager, A[:1])
-    pin = begin(manager, A[:3])
-    grow(manager, pin, 4)
-    places = (inside.tables(manager)[0][pin.row, 0] // 2).tolist()
+    running = begin(manager, A[:3])
+    grow(manager, running, 4)
+    places = (inside.tables(manager)[0][running.row, 0] // 2).tolist()
     assert places[0] == places[3] and places[1] == places[2] != places[0]
-    manager.publish(pin, None, A[:4])
-    manager.release(pin)
+    manager.publish(running, None, A[:4])
+    manager.release(running)
     assert (inside.num_free(manager), inside.num_owned(manager)) == (0, [2, 4])
     return manager
 
@@ -96,9 +96,9 @@ def seeing() -> tuple[Manager, Tokens]:
     return manager, tokens([1000] * 4, 1, 2)
 
 
-def insert(manager: Manager, pin: Running, history: Tokens) -> None:
-    grow(manager, pin, len(history))
-    manager.publish(pin, IMAGE, history)
+def insert(manager: Manager, running: Running, history: Tokens) -> None:
+    grow(manager, running, len(history))
+    manager.publish(running, IMAGE, history)
 
 
 @pytest.mark.parametrize("in_one_node", [True, False])
@@ -106,8 +106,8 @@ def test_no_pinned_page_of_an_encoder_goes_with_its_end(in_one_node: bool) -> No
     """One request has computed half of the image, another all of it and has ended."""
     manager, history = seeing()
     half, whole = (manager.lock(manager.match(IMAGE, history)) for _ in range(2))
-    for pin, length in ((whole, 6), (half, 2)) if in_one_node else ((half, 2), (whole, 6)):
-        insert(manager, pin, history[:length])
+    for running, length in ((whole, 6), (half, 2)) if in_one_node else ((half, 2), (whole, 6)):
+        insert(manager, running, history[:length])
     manager.release(whole)
     pages = inside.pages_of(manager, history, IMAGE)
     assert len(inside.nodes_of(manager, pages)) == (1 if in_one_node else 2)
@@ -121,9 +121,9 @@ def test_no_pinned_page_of_an_encoder_goes_with_its_end(in_one_node: bool) -> No
 def test_what_an_encoder_made_goes_as_a_whole_when_nobody_holds_it() -> None:
     manager, history = seeing()
     for length in (2, 6):
-        pin = manager.lock(manager.match(IMAGE, history[:length]))
-        insert(manager, pin, history[:length])
-        manager.release(pin)
+        running = manager.lock(manager.match(IMAGE, history[:length]))
+        insert(manager, running, history[:length])
+        manager.release(running)
     pages = inside.pages_of(manager, history, IMAGE)
     assert len(pages) == 6
     inside.evict_pages(manager, 1, pages[3:4])
@@ -144,12 +144,12 @@ def without_full(num_large: int) -> Manager:
 
 def test_a_reservation_fails_where_there_are_no_ids_although_there_is_memory() -> None:
     manager = without_full(8)
-    pin = begin(manager, A[:4])
-    manager.slide(pin, 4)
-    grow(manager, pin, 8)
-    manager.slide(pin, 8)
+    running = begin(manager, A[:4])
+    manager.slide(running, 4)
+    grow(manager, running, 8)
+    manager.slide(running, 8)
     assert (inside.num_free_ids(manager), inside.num_free(manager)) == (0, 7)
-    assert not manager.reserve([(pin, 1)])
+    assert not manager.reserve([(running, 1)])
     assert manager.counters.refused_reservations == 1
     manager.check()
 
@@ -157,12 +157,12 @@ def test_a_reservation_fails_where_there_are_no_ids_although_there_is_memory() -
 def test_ids_of_cached_pages_are_taken_back_for_a_reservation() -> None:
     manager = without_full(8)
     serve(manager, B[:4])
-    pin = begin(manager, A[:2])
+    running = begin(manager, A[:2])
     assert (inside.num_free_ids(manager), inside.num_free(manager)) == (2, 2)
-    manager.slide(pin, 2)
-    assert manager.reserve([(pin, 4)])
+    manager.slide(running, 2)
+    assert manager.reserve([(running, 4)])
     assert inside.num_free_ids(manager) >= 4
-    manager.extend(pin, 6)
+    manager.extend(running, 6)
     manager.check()
     assert len(held_pages(manager, 1, B)) == 2
 
@@ -217,8 +217,8 @@ def holder(num_large: int) -> Manager:
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
     manager.counters.mean_output_tokens = 24
     serve(manager, tokens(A[:6], [900]))
-    pin = begin(manager, A)
-    manager.slide(pin, 12)
+    running = begin(manager, A)
+    manager.slide(running, 12)
     assert inside.num_used(manager) == [4]
     return manager
 
@@ -253,11 +253,11 @@ def test_two_requests_that_computed_one_page_both_hold_the_one_that_stays() -> N
 def test_a_large_page_that_a_private_page_leaves_idle_can_be_evicted() -> None:
     """Two cached pages of A and the private end of a request share it, until that is aborted."""
     manager = make_manager(Full(), SlidingWindow(100), num_large=4, layers=[2, 3])
-    pin = begin(manager, A[:2])
-    manager.publish(pin, None, A[:2])
-    grow(manager, pin, 3)
+    running = begin(manager, A[:2])
+    manager.publish(running, None, A[:2])
+    grow(manager, running, 3)
     assert inside.num_owned(manager) == [1, 2]
-    manager.release(pin)
+    manager.release(running)
     manager.check()
     make_room(manager, 4)
     assert held_pages(manager, 0, A) == []
@@ -282,37 +282,37 @@ def recurrent(num_large: int, *sizes: int, answer: int = 0) -> Manager:
 
 
 def compute(manager: Manager, history: Tokens, *partings: int) -> Running:
-    pin = begin(manager, history)
-    manager.save_states(pin, 0, len(history), len(history), partings)
-    return pin
+    running = begin(manager, history)
+    manager.save_states(running, 0, len(history), len(history), partings)
+    return running
 
 
 def test_snapshots_in_the_tree_are_as_recent_as_what_is_computed() -> None:
     """Those after 4, 8 and 11 tokens, each in its own page, and no page before them."""
     manager = recurrent(60, 2)
-    pin = compute(manager, A, 4, 8, 12)
-    assert [length for length, _ in pin.saves] == [4, 8, 11, 12]
-    manager.publish(pin, None, A)
+    running = compute(manager, A, 4, 8, 12)
+    assert [length for length, _ in running.saves] == [4, 8, 11, 12]
+    manager.publish(running, None, A)
     assert [page + 1 for page in held_pages(manager, 1, A)] == [4, 8, 11, 12]
-    large = inside.tables(manager)[1][pin.row[[3, 7, 10, 11]], 0]
+    large = inside.tables(manager)[1][running.row[[3, 7, 10, 11]], 0]
     assert inside.times(manager)[large].tolist() == [inside.now(manager)] * 4
-    assert pin.kept == [0, 4, 8, 11, 12, 12]
+    assert running.kept == [0, 4, 8, 11, 12, 12]
 
 
 def test_a_snapshot_that_is_in_the_tree_follows_the_answer_no_more() -> None:
     manager = recurrent(60, 1, answer=2)
-    pin = compute(manager, A[:1])
+    running = compute(manager, A[:1])
     for length in range(2, 5):
-        grow(manager, pin, length)
-        manager.save_states(pin, length - 1, length, 1)
-    assert pin.answer_page == 4
-    manager.publish(pin, None, A[:4])
-    assert pin.answer_page == 0
+        grow(manager, running, length)
+        manager.save_states(running, length - 1, length, 1)
+    assert running.answer_page == 4
+    manager.publish(running, None, A[:4])
+    assert running.answer_page == 0
     for length in range(5, 7):
-        grow(manager, pin, length)
-        manager.save_states(pin, length - 1, length, 1)
+        grow(manager, running, length)
+        manager.save_states(running, length - 1, length, 1)
     manager.check()
-    assert pin.answer_page == 6 and held_pages(manager, 1, A[:4]) == [3]
+    assert running.answer_page == 6 and held_pages(manager, 1, A[:4]) == [3]
 
 
 def test_a_snapshot_goes_into_anybodys_hole_before_it_opens_a_large_page() -> None:
@@ -322,8 +322,8 @@ def test_a_snapshot_goes_into_anybodys_hole_before_it_opens_a_large_page() -> No
     manager = recurrent(9, 2, 4)
     assert inside.small_per_large(manager) == [4, 2, 1]
     begin(manager, B[:1])
-    pin = compute(manager, A[:8], 6)
-    assert [length for length, _ in pin.saves] == [6, 6, 7, 7]
+    running = compute(manager, A[:8], 6)
+    assert [length for length, _ in running.saves] == [6, 6, 7, 7]
     assert inside.num_owned(manager) == [3, 2, 4]
     assert manager.counters.skipped_snapshots == 0
     manager.check()

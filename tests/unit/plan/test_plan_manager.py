@@ -35,11 +35,11 @@ def test_running_requests_hold_the_large_pages_that_were_planned(
     expected = 0
     for length in LENGTHS:
         expected += large_pages(geometry.groups, geometry.large_page_bytes, length + 1)
-        pin = manager.lock(manager.miss(None))
+        running = manager.lock(manager.miss(None))
         for stop in (*range(CHUNK, length + 1, CHUNK), length + 1):
-            assert manager.reserve([(pin, manager.new_pages(pin, stop))])
-            manager.extend(pin, stop)
-            manager.slide(pin, stop)
+            assert manager.reserve([(running, manager.new_pages(running, stop))])
+            manager.extend(running, stop)
+            manager.slide(running, stop)
     manager.check()
     taken = inside.num_large(manager) - inside.num_free(manager)
     assert expected <= taken <= expected + len(LENGTHS)
