@@ -158,15 +158,15 @@ def test_a_follower_knows_what_every_group_holds(seed: int) -> None:
     number_of: dict[int, int] = {}
     follower: dict[int, set[int]] = defaultdict(set)
     documents = [np.random.default_rng(n).integers(0, 9, 60) for n in range(3)]
-    running: list[tuple[Any, Tokens]] = []
+    all_running: list[tuple[Any, Tokens]] = []
     for _ in range(80):
-        if running and (len(running) == 4 or generator.random() < 0.5):
-            running, history = running.pop(generator.randrange(len(running)))
+        if all_running and (len(all_running) == 4 or generator.random() < 0.5):
+            running, history = all_running.pop(generator.randrange(len(all_running)))
             if generator.random() < 0.8:
                 publish(events, running, PLAIN, history)
             manager.release(running)
         else:
-            start(manager, generator.choice(documents)[: generator.randint(4, 60)], running)
+            start(manager, generator.choice(documents)[: generator.randint(4, 60)], all_running)
         follow(events, {DEVICE: follower}, number_of, histories)
         held = snapshot(manager, histories).cached
         for group, pages in enumerate(held):
@@ -194,10 +194,10 @@ def test_a_follower_knows_what_every_group_holds_in_each_tier(seed: int) -> None
     device: dict[int, set[int]] = defaultdict(set)
     host: dict[int, set[int]] = defaultdict(set)
     documents = [np.random.default_rng(n).integers(0, 9, 60) for n in range(3)]
-    running: list[tuple[Any, Tokens]] = []
+    all_running: list[tuple[Any, Tokens]] = []
     for _ in range(80):
-        if running and (len(running) == 4 or generator.random() < 0.5):
-            running, history = running.pop(generator.randrange(len(running)))
+        if all_running and (len(all_running) == 4 or generator.random() < 0.5):
+            running, history = all_running.pop(generator.randrange(len(all_running)))
             if generator.random() < 0.8:
                 publish(events, running, PLAIN, history)
             manager.release(running)
@@ -208,7 +208,7 @@ def test_a_follower_knows_what_every_group_holds_in_each_tier(seed: int) -> None
             whole = manager.match_tiers(PLAIN, document[:-1])[1]
             if (running := manager.load(whole)) is not None:
                 manager.release(running)
-            start(manager, document, running)
+            start(manager, document, all_running)
         manager.tiers.take_copies()
         follow(events, {DEVICE: device, HOST: host}, number_of, histories)
         for group, pages in enumerate(snapshot(manager, histories).cached):
@@ -234,11 +234,11 @@ def fetch(events: KvEvents, history: Tokens) -> None:
         events.published(PLAIN, history[: len(row) * 4], row)
 
 
-def start(manager: Manager, history: Tokens, running: list[tuple[Any, Tokens]]) -> None:
+def start(manager: Manager, history: Tokens, all_running: list[tuple[Any, Tokens]]) -> None:
     running = manager.lock(manager.match(PLAIN, history[:-1]))
     if manager.reserve([(running, manager.new_pages(running, len(history)))]):
         manager.extend(running, len(history))
-        running.append((running, history))
+        all_running.append((running, history))
     else:
         manager.release(running)
 

@@ -231,6 +231,10 @@ class JengaTieredCache(JengaPrefixCache):
                 traffic=self._traffic,
                 fetched=self._note_fetched,
             )
+        except ValueError as error:
+            # What was asked for makes no sense here: who asked is told, and nothing has happened.
+            logger.warning("Storage backend %s was not attached: %s", storage_backend, error)
+            return False, f"{storage_backend}: {error}"
         except Exception as error:
             logger.exception("Attaching storage failed")
             return False, f"{type(error).__name__}: {error}"
