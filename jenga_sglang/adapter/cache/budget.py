@@ -48,6 +48,9 @@ class JengaPrefillBudget:
         self._after_load: list[int] = []
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
         self._blocked = False
+        # A prompt is cut in this pass, perhaps before an image and with tokens of the chunk to
+        # spare: SGLang computes one prompt in chunks at a time, so no other may be cut.
+        self._has_cut = False
         self._room = growth_room(manager)
         self._tails = tails_to_come(manager)
 
@@ -80,7 +83,8 @@ class JengaPrefillBudget:
             prefix = min(prefix, candidate.num_pages * self.page_size)
         self._asked = (input_tokens + max_new_tokens, fresh, encoder_pages)
         self._candidate = self._pages_beyond(prefix)
-        if self._blocked:
+        is_cut = chunk_limit is not None and self.ceil_paged_tokens(extend_input_len) > chunk_limit
+        if self._blocked or (self._has_cut and is_cut):
             return False, None
         fits = self._fits_at_last if candidate else self._fits
         if not fits(self._candidate):
@@ -95,6 +99,7 @@ class JengaPrefillBudget:
             if candidate is not None:
                 self.admission.lookahead.predict()
         else:
+            self._has_cut |= is_cut
             return True, chunk_limit
         return False, None
 
@@ -102,10 +107,12 @@ class JengaPrefillBudget:
         """Tokens that a step may compute of the candidate beyond ``prefix``: 0 leaves it to another
         pass, where it has ``most`` of a chunk that ends inside an image, and others the rest."""
         whole, page_size = candidate.hit.whole, self.page_size
-        step = longest_step(prefix, most, length, whole, page_size)
+        # SGLang takes a prompt to its end where there is room for its last page.
+        end = prefix + self.ceil_paged_tokens(length - prefix)
+        step = longest_step(prefix, most, end, whole, page_size)
         if step or any(self._pending):
             return step
-        return shortest_step(prefix, length, whole, page_size)
+        return self.ceil_paged_tokens(shortest_step(prefix, end, whole, page_size))
 
     def _pages_beyond(self, prefix: int) -> list[int]:
         length, fresh, encoder_pages = self._asked
@@ -152,6 +159,7 @@ class JengaPrefillBudget:
             pages = self.manager.new_pages(running, running.length + tokens)
         self._candidate = step_pages(self.manager, pages)
         if self.manager.can_serve(self._with_pending(self._candidate)):
+            self._has_cut |= tokens < extend_input_len
             return chunk_limit
         self._blocked = True
         weighing = weigh(self.manager, self._pending, self._candidate)

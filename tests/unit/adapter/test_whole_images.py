@@ -162,7 +162,39 @@ def test_the_first_chunk_does_not_cut_an_image() -> None:
     assert first_chunk(Range(10, 20)) == 8
     assert first_chunk(Range(2, 30)) == 32  # longer than a chunk
     assert first_chunk(Range(2, 12), admitted=8) == 0  # a whole chunk will do, in another pass
-    assert first_chunk(Range(2, 30), prompt=30) == 30
+    # SGLang takes a prompt whole where there is room for its last page.
+    assert first_chunk(Range(2, 30), prompt=30) == 32
+
+
+def test_a_prompt_whose_last_page_has_no_room_is_cut_before_its_image() -> None:
+    """SGLang would cut a chunk of as many tokens as the prompt has, at a page inside the image."""
+    assert CHUNK % PAGE == 0
+    assert first_chunk(Range(10, CHUNK - 1), prompt=CHUNK - 1, admitted=1) == 8
+    assert first_chunk(Range(10, CHUNK), prompt=CHUNK) == CHUNK
+
+
+def test_nobody_is_cut_beside_a_prompt_that_was() -> None:
+    """An image leaves some of the chunk to others, and SGLang can go on with one prompt only."""
+    manager = make_manager(Full(), num_large=100, page_size=PAGE)
+    cache = make_cache(manager)
+    with cache.admission.passing(make_scheduler(None, chunk_tokens=CHUNK)) as passing:
+        budget = JengaPrefillBudget(cache.admission)
+
+        def offer(prompt: int, *images: Range, chunk_limit: int) -> tuple[bool, int | None]:
+            hit = replace(manager.match(None, tokens(range(prompt))), whole=images)
+            passing.candidate = manager.lock(hit)
+            return budget.check_prefill(
+                extend_input_len=prompt,
+                total_tokens=prompt,
+                max_new_tokens=1,
+                input_tokens=prompt,
+                swa_host_hit_length=0,
+                chunk_limit=chunk_limit,
+            )
+
+        assert offer(60, Range(10, 20), chunk_limit=CHUNK) == (True, 8)
+        assert offer(60, chunk_limit=CHUNK - 8) == (False, None)
+        assert offer(CHUNK - 8, chunk_limit=CHUNK - 8) == (True, CHUNK - 8)
 
 
 @pytest.mark.parametrize(
