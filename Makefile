@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 MODEL_RESULTS := tests/e2e/models.json
 MODEL_TESTS := $(addprefix tests/e2e/test_,$(addsuffix .py,released_models same_answers states latent_rows \
-	transformers_backend cross_attention whisper))
+	transformers_backend cross_attention sights whisper))
 MUTANTS ?= 200
 SEED ?= 0
 ARCH ?= 9.0a

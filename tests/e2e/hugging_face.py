@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from models.tiny_step import HUGGING_FACE
 
 
 @cache
@@ -13,8 +14,10 @@ def load(path: Path, more: int = 0) -> Any:
     """The model of the class that wrote the checkpoint: an `Auto` class may take another part.
 
     Its windows are longer by ``more`` tokens. Logits of attention are capped by the eager
-    implementation only.
+    implementation only. A checkpoint whose release Hugging Face reads otherwise has one for it
+    inside.
     """
+    path = path / HUGGING_FACE if (path / HUGGING_FACE).exists() else path
     config = transformers.AutoConfig.from_pretrained(path)
     (name,) = config.architectures
     text = config.get_text_config()

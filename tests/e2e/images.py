@@ -11,6 +11,7 @@ from e2e import sound
 from e2e.stream import TOKENS, Request
 from external_models.net import HIDDEN
 from models.tiny_mllama import IMAGE_PIXELS
+from models.tiny_sights import CLOSES, IMAGE, OPENS, SIGHTS, positions
 
 Images = tuple[int, ...]  # the images of one request, each by the seed of its pixels
 KINDS: list[Images] = [(), (1,), (2,), (3, 4), (5,)]
@@ -63,6 +64,8 @@ def multimodal_inputs(request: Request) -> Any:
         return sound.multimodal_inputs(request.sound)
     if not request.pictures:
         return None
+    if request.sight:
+        return _of_sight(request)
     from sglang.srt.managers.schedule_batch import (
         Modality,
         MultimodalDataItem,
@@ -80,6 +83,31 @@ def multimodal_inputs(request: Request) -> Any:
     for item in items:
         item.set_pad_value()
     return MultimodalProcessorOutput(mm_items=items)
+
+
+def _of_sight(request: Request) -> Any:
+    """What SGLang's processor makes of images for one of `models.tiny_sights`: an item for each."""
+    from sglang.srt.managers.schedule_batch import (
+        Modality,
+        MultimodalDataItem,
+        MultimodalProcessorOutput,
+    )
+
+    sight = SIGHTS[request.sight]
+    items = []
+    for first, drawn in sorted(request.pictures.items()):
+        data = sight.data(*drawn)
+        item = MultimodalDataItem(
+            modality=Modality.IMAGE,
+            feature=data.pop(sight.feature),
+            offsets=[(first, first + drawn[1] - 1)],
+            model_specific_data=data,
+        )
+        item.set_pad_value()
+        items.append(item)
+    tokens = {"im_token_id": IMAGE, "im_start_id": OPENS, "im_end_id": CLOSES}
+    places = positions(request.prompt, request.pictures) if sight.has_own_positions else {}
+    return MultimodalProcessorOutput(mm_items=items, **tokens, **places)
 
 
 def make_requests(tiles: int, count: int) -> list[Request]:

@@ -39,8 +39,10 @@ RELEASES: dict[str, tuple[str, str | None]] = {
     "falcon_mamba": ("Falcon-Mamba", None),
     "gemma2": ("Gemma-2-27B", "gemma-2-27b"),
     "gemma3": ("Gemma-3-27B", "gemma-3-27b"),
+    "gemma3_sight": ("Gemma-3-27B, images", "gemma-3-27b"),
     "gemma3n": ("Gemma-3n-E4B", "gemma-3n-e4b"),
     "gemma4": ("Gemma-4-31B", "gemma-4-31b"),
+    "gemma4_sight": ("Gemma-4-31B, images", "gemma-4-31b"),
     "gemma4_moe": ("Gemma-4 with experts", None),
     "glm4_moe": ("GLM-4.5-Air", "glm-4.5-air"),
     "glm4_moe_lite": ("GLM-4.7-Flash", "glm-4.7-flash"),
@@ -67,9 +69,11 @@ RELEASES: dict[str, tuple[str, str | None]] = {
     "qwen3_5": ("Qwen3.5-27B", "qwen3.5-27b"),
     "qwen3_5_moe": ("Qwen3.5-35B-A3B", "qwen3.5-35b-a3b"),
     "qwen3_moe": ("Qwen3-30B-A3B", "qwen3-30b-a3b"),
+    "qwen3_vl": ("Qwen3-VL, images", None),
     "qwen3_next": ("Qwen3-Next-80B-A3B", "qwen3-next-80b"),
     "seed_oss": ("Seed-OSS-36B", "seed-oss-36b"),
     "smollm3": ("SmolLM3-3B", "smollm3-3b"),
+    "step3p5": ("Step-3.5-Flash", "step-3.5-flash"),
     "whisper": ("Whisper", None),
 }
 

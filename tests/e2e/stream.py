@@ -23,6 +23,8 @@ class Request:
     tiles: int = 1
     # For one that reads them in the text: an image's seed and its tokens, by the first one's place.
     pictures: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # Which of `models.tiny_sights` sees them; none for `external_models.seeing`.
+    sight: str = ""
     # For one that listens: the seed of its sound (`e2e.sound`), 0 for none.
     sound: int = 0
 

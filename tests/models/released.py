@@ -4,8 +4,9 @@ from models.released_full import FULL
 from models.released_states import STATES
 from models.released_windows import CHUNK, WINDOWS
 from models.tiny import WINDOW, Architecture
+from models.tiny_step import STEP_3P5
 
-RELEASED: dict[str, Architecture] = FULL | WINDOWS | STATES
+RELEASED: dict[str, Architecture] = FULL | WINDOWS | STATES | {"step3p5": STEP_3P5}
 
 
 def dependencies(kind: Architecture) -> set[str]:

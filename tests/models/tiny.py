@@ -5,7 +5,7 @@ tokens far back change what follows.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Architecture:
     # Fields of the saved config as releases write them, where Hugging Face's class saves others;
     # None leaves one out.
     saved: dict[str, Any] = field(default_factory=dict)
+    # Makes of the written checkpoint, in a folder, one as released.
+    as_released: Callable[[Path], None] | None = None
     # What SGLang must be told beside it: fields of `ServerArgs`.
     flags: dict[str, Any] = field(default_factory=dict)
     # SGLang's class reads so many tokens more than the window of the config.
@@ -264,6 +266,8 @@ def write_model(path: Path, kind: Architecture, seed: int) -> Path:
         rename_weights(path / "model.safetensors", kind.renamed)
     if kind.saved:
         change_config(path / "config.json", kind.saved)
+    if kind.as_released:
+        kind.as_released(path)
     make_byte_tokenizer(path)
     return path
 
