@@ -18,6 +18,7 @@ from e2e.models_table import HUGGING_FACE, STOCK, keep
 from e2e.stream import TOKENS, Request
 from models.tiny import Architecture, write_model
 from models.tiny_sights import CLOSES, IMAGE, OPENS, SIGHTS, of_hugging_face
+from safetensors.torch import load_file, save_file
 
 LOGPROB_ERROR = 1e-3
 SHORT_CHUNK = 48  # tokens: shorter than some images
@@ -73,6 +74,7 @@ def jobs(name: str, path: Path, requests: list[Request]) -> dict[str, Job]:
 def test_every_token_is_hugging_faces(name: str, tmp_path: Path) -> None:
     kind = SIGHTS[name].kind
     path = write_model(tmp_path / "model", kind, seed=zlib.crc32(name.encode()))
+    name_as_released(path / "model.safetensors")
     requests = make_requests(name)
     reports = run_jobs(jobs(name, path, requests), tmp_path)
     jenga = reports.pop("jenga")
@@ -84,8 +86,18 @@ def test_every_token_is_hugging_faces(name: str, tmp_path: Path) -> None:
     keep(name, path, jenga.state, [HUGGING_FACE, *([STOCK] if "stock" in reports else [])])
 
 
+def name_as_released(weights: Path) -> None:
+    """Released checkpoints of Gemma-3 say ``vision_model``, which SGLang's class expects; what
+    Transformers writes leaves it out."""
+    tensors = load_file(weights)
+    tower = "vision_tower."
+    if f"{tower}embeddings.patch_embedding.weight" in tensors:
+        renamed = {k.replace(tower, f"{tower}vision_model."): v for k, v in tensors.items()}
+        save_file(renamed, weights, metadata={"format": "pt"})
+
+
 def assert_pool_was_used(kind: Architecture, jenga: Report) -> None:
-    assert jenga.cached_tokens > 1000
+    assert jenga.cached_tokens > 500
     for group in jenga.state["groups"]:
         assert group["evicted_pages"] > 0 and group["used_bytes"] == 0, group
 

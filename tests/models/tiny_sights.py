@@ -116,7 +116,8 @@ SIGHTS = {
                 "image_token_index": IMAGE,
                 "mm_tokens_per_image": GEMMA_3_SIDE**2,
                 "vision_config": SMALL_VISION
-                | {"patch_size": PATCH, "image_size": PATCH * GEMMA_3_SIDE},
+                | {"patch_size": PATCH, "image_size": PATCH * GEMMA_3_SIDE}
+                | {"vision_use_head": False},
             },
             flags={"enable_multimodal": True},
         ),
