@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from jenga_sglang.core.books.corrupt import CorruptPool
 from jenga_sglang.core.books.lru import Candidates
 from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.books.tree import Node, PrefixTree
@@ -120,7 +121,23 @@ class Evictor:
         for g, count in enumerate(demand):
             while large.shortfall(demand) > 0 and count > large.num_holes(g) and large.mixed(g):
                 short = count - large.num_holes(g)
-                self.evict_pages(g, self.memory.mixed_tenants(g, short))
+                self.evict_pages(g, self._mixed_tenants(g, short))
+
+    def _mixed_tenants(self, group: int, count: int) -> Ids:
+        """Cached pages of ``group`` with at least ``count`` small pages between them, in large
+        pages that also hold used ones, least recently mixed first."""
+        memory = self.memory
+        found: list[Ids] = []
+        for large in memory.large.mixed(group):
+            tenants = each_once(memory.tenants(group, np.array([large], np.int64)).ravel())
+            cached = tenants[(tenants != 0) & (memory.pins[group][tenants] == 0)]
+            found.append(cached)
+            count -= len(cached)
+            if count <= 0:
+                break
+        if not found:
+            raise CorruptPool(f"group {group}: nothing cached is left beside used pages")
+        return each_once(np.concatenate(found))
 
     def evict_large(self, wanted: int) -> bool:
         """Empty up to ``wanted`` of the least recently used large pages that hold only cached

@@ -96,8 +96,7 @@ class Manager(Prefixes):
         return np.empty(0, np.int64)
 
     def _new_evictor(self) -> Evictor:
-        books = self.memory, self.tree
-        return Evictor(*books, self.needs.permanent, self.counters, self.policy)
+        return Evictor(self.memory, self.tree, self.needs.permanent, self.counters, self.policy)
 
     @property
     def memories(self) -> list[Memory]:
@@ -118,7 +117,6 @@ class Manager(Prefixes):
     def _begin(self, hit: Hit) -> Running:
         """A request that continues from ``hit``, with its names pinned and nothing in any group."""
         pages, history = self.tree.pages(hit.path), self.history(hit.encoder_pages)
-        length = len(pages) * self.page_size
         self._last_number += 1
         self.memory.pin_virtual(pages)
         return Running(
@@ -126,7 +124,7 @@ class Manager(Prefixes):
             hit,
             history,
             pages,
-            history.held_pages(length),
+            history.held_pages(len(pages) * self.page_size),
             tuple(self.memory.row_groups),
             tuple(self.memory.encoder_groups),
             _leaves_known_history(self.tree, hit),
@@ -219,10 +217,8 @@ class Manager(Prefixes):
 
     def use_hit(self, running: Running) -> None:
         """``running`` begins to use its hit; counted and refreshed once."""
-        if not running.touched:
-            self._count_hit(running)
-
-    def _count_hit(self, running: Running) -> None:
+        if running.touched:
+            return
         running.touched = True
         num_tokens = running.num_pages * self.page_size
         running.keep_hit(num_tokens, shared=self.tree.goes_on(running.hit.path))
@@ -232,8 +228,7 @@ class Manager(Prefixes):
 
     def extend_each(self, batch: Sequence[Running]) -> Ids:
         """Give each of ``batch``, which have filled their pages, a private page for its next
-        token; return the pages in order. An answer is published when it has ended, with what the
-        windows hold by then.
+        token; return the pages in order. An answer is published when it has ended.
 
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
@@ -249,8 +244,7 @@ class Manager(Prefixes):
     def extend_tail(self, running: Running, stop: int) -> Ids:
         """Give ``running`` private pages up to ``stop`` tokens and return them; its length stays.
 
-        They are its *tail*: room for drafts, written again by every step until they are accepted.
-        Nothing is to be done for those that are not, and `release` frees the tail with the rest.
+        They are its *tail*: room for drafts, written by every step until they are accepted.
         Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
         parts = running.parts(self.new_pages(running, stop))
@@ -279,9 +273,8 @@ class Manager(Prefixes):
         its recurrent states, where a later request may continue: where this prompt leaves a known
         history, at the ``partings`` (tokens) where requests that wait leave this one, at a few
         guessed places, before the end of the ``prompt`` and, unless it is ``crowded`` (others wait
-        for memory), near the end of the answer.
-
-        For a batch that has been extended. A snapshot without room is skipped and counted.
+        for memory), near the end of the answer. For a batch that has been extended; a snapshot
+        without room is skipped and counted.
         """
         if self.memory.state_groups and self.prefix_cache:
             self.snapshots.leave(running, start, stop, prompt, partings, crowded=crowded)

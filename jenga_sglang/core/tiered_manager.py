@@ -189,9 +189,10 @@ class TieredManager(Manager):
         if self.write_policy is WritePolicy.THROUGH and self.prefix_cache:
             self._write(running, running.tree_pages, running.kept)
 
-    def _count_hit(self, running: Running) -> None:
-        super()._count_hit(running)
-        if self.write_policy is WritePolicy.SELECTIVE:
+    def use_hit(self, running: Running) -> None:
+        is_first = not running.touched
+        super().use_hit(running)
+        if is_first and self.write_policy is WritePolicy.SELECTIVE:
             pages = running.num_pages
             self._write(running, pages, [pages * self.page_size])
 

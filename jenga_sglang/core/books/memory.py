@@ -20,14 +20,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jenga_sglang.core.books.corrupt import CorruptPool
 from jenga_sglang.core.books.journal import Journal
 from jenga_sglang.core.books.large_pages import LargePages
 from jenga_sglang.core.books.lru import LruBuckets
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.dependency import reads_everything
 from jenga_sglang.core.groups import Groups, Parts
-from jenga_sglang.core.ids import Ids, ceil_div, each_once
+from jenga_sglang.core.ids import Ids, ceil_div
 
 # A logical time, with the weight of a page above it.
 TIME_BITS = 42
@@ -288,21 +287,6 @@ class Memory(Groups):
     def tenants(self, group: int, large: Ids) -> Ids:
         """Virtual pages with a small page of ``group`` in ``large`` pages; shape (large, k)."""
         return self.virtual_of[group][self.large.small_of(group, large)]
-
-    def mixed_tenants(self, group: int, count: int) -> Ids:
-        """Cached pages of ``group`` with at least ``count`` small pages between them, in large
-        pages that also hold used ones, least recently mixed first."""
-        found: list[Ids] = []
-        for large in self.large.mixed(group):
-            tenants = each_once(self.tenants(group, np.array([large], np.int64)).ravel())
-            cached = tenants[(tenants != 0) & (self.pins[group][tenants] == 0)]
-            found.append(cached)
-            count -= len(cached)
-            if count <= 0:
-                break
-        if not found:
-            raise CorruptPool(f"group {group}: nothing cached is left beside used pages")
-        return each_once(np.concatenate(found))
 
     def first_missing(self, group: int, virtual: Ids) -> int | None:
         """Index of the first page that ``group`` does not hold, or None."""
