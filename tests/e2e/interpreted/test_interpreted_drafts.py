@@ -41,7 +41,10 @@ def do_each(steps: Sequence[Callable[[], None]]) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "architecture", "drafts"),
-    [("flashinfer", "gemma3", 20), ("triton", "gemma3", 5)],
+    [
+        ("flashinfer", "gemma3", 20),
+        pytest.param("triton", "gemma3", 5, marks=pytest.mark.long),
+    ],
 )
 def test_chains_of_n_grams(
     backend: str,
@@ -70,7 +73,7 @@ def test_chains_of_n_grams(
             assert group["evicted_pages"] > 0 and group["used_bytes"] == 0, group
 
 
-@pytest.mark.parametrize("backend", ["flashinfer", "triton"])
+@pytest.mark.parametrize("backend", ["flashinfer", pytest.param("triton", marks=pytest.mark.long)])
 def test_the_target_as_its_own_draft(
     backend: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
