@@ -55,6 +55,12 @@ def check(values: Mapping[str, Any], attention_backend: str) -> None:
             f"--speculative-eagle-topk {topk}",
             "makes trees of drafts; with --memory-backend jenga choose 1, a chain",
         )
+    if algorithm in WITH_MODEL and _plans_on_another_stream():
+        raise refuse(
+            "SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1",
+            "builds page tables on a stream of its own, which has not been tried with "
+            f"--memory-backend jenga and {FLAG} {asked}; leave it out",
+        )
     breadth = values.get("speculative_ngram_max_bfs_breadth")
     if algorithm == "NGRAM" and attention_backend in CHAINS_ONLY and breadth != 1:
         raise refuse(
@@ -63,6 +69,12 @@ def check(values: Mapping[str, Any], attention_backend: str) -> None:
             "with --memory-backend jenga yet; add --speculative-ngram-max-bfs-breadth 1, or choose "
             "--attention-backend jenga_torch",
         )
+
+
+def _plans_on_another_stream() -> bool:
+    from sglang.srt.environ import envs
+
+    return bool(envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get())
 
 
 def _instead(algorithm: str) -> str:

@@ -49,6 +49,14 @@ def test_every_other_algorithm_of_sglangs_is_refused() -> None:
         assert f"--speculative-algorithm {name}" in line and "NGRAM, STANDALONE" in line
 
 
+def test_page_tables_on_another_stream_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_ENABLE_OVERLAP_PLAN_STREAM", "1")
+    line = refusal(speculative_algorithm="EAGLE")
+    assert "SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1" in line and "leave it out" in line
+    without_model = {"speculative_algorithm": "NGRAM", "speculative_ngram_max_bfs_breadth": 1}
+    assert flags.apply_flag({"memory_backend": "jenga", "device": "cpu", **without_model})
+
+
 def test_a_draft_models_trees_are_refused() -> None:
     line = refusal(speculative_algorithm="EAGLE", speculative_eagle_topk=4)
     assert "--speculative-eagle-topk 4" in line and "choose 1" in line
