@@ -15,12 +15,15 @@ from __future__ import annotations
 import functools
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
 from packaging.specifiers import SpecifierSet
+from sglang.srt.plugins import hook_registry
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from jenga_sglang import flags, versions
@@ -164,11 +167,41 @@ def install(hooks: Sequence[Hook]) -> None:
     before = [hook.resolve() for hook in hooks]
     for hook in hooks:
         HookRegistry.register(hook.target, hook.run, hook.kind)
-    HookRegistry.apply_hooks()
+    with _propagated_at_once():
+        HookRegistry.apply_hooks()
     for hook, original in zip(hooks, before, strict=True):
         if hook.resolve() is original:
             raise refuse(hook.target, "the hook did not take hold; see the log above")
         _installed.add(hook.target)
+
+
+@contextmanager
+def _propagated_at_once() -> Iterator[None]:
+    """SGLang's registry goes through every loaded module once a hook, for those that imported the
+    function by name (`hook_registry._propagate_patch`): seconds in each process of a server. Here
+    it is done once for all hooks, at the end."""
+    hooked: dict[int, tuple[Any, Any, Any]] = {}
+
+    def note(original: Any, wrapped: Any, source: Any) -> int:
+        hooked[id(original)] = original, wrapped, source
+        return 0
+
+    propagate, hook_registry._propagate_patch = hook_registry._propagate_patch, note
+    try:
+        yield
+    finally:
+        hook_registry._propagate_patch = propagate
+        _propagate(hooked)
+
+
+def _propagate(hooked: Mapping[int, tuple[Any, Any, Any]]) -> None:
+    """Put (original, wrapped, source), by the original's id, into all modules but the source."""
+    for module in list(sys.modules.values()):
+        if not isinstance(module, ModuleType):
+            continue
+        for name, value in list(vars(module).items()):
+            if (found := hooked.get(id(value))) and found[2] is not module:
+                setattr(module, name, found[1])
 
 
 _installed: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 
 from packaging.specifiers import SpecifierSet
@@ -10,6 +11,7 @@ SUPPORTED_SGLANG = ">=0.5.22,<0.5.24"
 DRAFTING_SGLANG = ">=0.5.23,<0.5.24"
 
 
+@cache
 def installed_sglang() -> str:
     """Version of the SGLang of this environment. Raises ``PackageNotFoundError`` without one."""
     return version("sglang")

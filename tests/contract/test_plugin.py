@@ -207,6 +207,29 @@ class TestInstall:
         line = refusal(lambda: install([hook("untouched", "value")]))
         assert "untouched" in line and "did not take hold" in line
 
+    @pytest.mark.parametrize("is_ours", [True, False])
+    def test_modules_that_imported_it_by_name_have_it_as_by_sglangs_own_registry(
+        self, module: ModuleType, monkeypatch: pytest.MonkeyPatch, is_ours: bool
+    ) -> None:
+        original = module.untouched
+        importer = ModuleType("importer")
+        vars(importer).update(untouched=original, renamed=original, another=around)
+        monkeypatch.setitem(sys.modules, "importer", importer)
+        monkeypatch.setattr(module, "second_name", original, raising=False)
+        if is_ours:
+            install([hook("untouched", "value")])
+        else:
+            HookRegistry.register(f"{SELF}.untouched", around, HookType.AROUND)
+            HookRegistry.apply_hooks()
+        assert module.untouched is not original
+        assert importer.untouched is importer.renamed is module.untouched
+        assert importer.another is around and module.second_name is original
+
+    def test_sglang_goes_through_modules_itself_once_we_are_done(self, module: ModuleType) -> None:
+        own = registry._propagate_patch
+        install([hook("untouched", "value")])
+        assert registry._propagate_patch is own and own.__module__ == registry.__name__
+
 
 class TestRecord:
     """What `@hook` writes down, and when the function that it stands on is called."""

@@ -4,6 +4,7 @@ The fork server imports SGLang once. Everything from the tokenized request to th
 what a server runs: its event loop with overlap, the model, the pools, the leak checks.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -151,6 +152,7 @@ def _start_fork_server(context: Any) -> None:
 
 def _child(job: Job, log_path: Path, sender: Connection) -> None:
     """Run the job with its output in a file, and send a `Report` or a traceback."""
+    gc.freeze()  # what the fork server imported is nobody's garbage, and takes long to go through
     with log_path.open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
