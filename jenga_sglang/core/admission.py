@@ -34,6 +34,7 @@ def request_pages(
     length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
     length, fresh = length + manager.tail_tokens, max(fresh, manager.tail_tokens)
     of_pages = manager.needs.of_pages
+    longest = ceil_div(length, page_size)
     pages = []
     for g, dependency in enumerate(manager.dependencies):
         if g not in memory.row_groups:
@@ -43,7 +44,7 @@ def request_pages(
         ranges = max(1, len(dependency.needed(length)))
         held = ceil_div(dependency.peak_tokens(length) + fresh, page_size) + 1 + ranges
         pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)])
-        pages.append(max(0, min(ceil_div(length, page_size), held) - pinned))
+        pages.append(max(0, min(longest, held) - pinned))
     return pages
 
 
@@ -57,19 +58,16 @@ def step_pages(manager: Manager, pages: int) -> list[int]:
 def growth_room(manager: Manager) -> list[int]:
     """Pages per group that the running requests could still grow by, together."""
     tail_pages = ceil_div(manager.tail_tokens, manager.page_size)
-    # Of a group that was retired, running requests still have pages; those do not grow.
-    most = [0] * len(manager.dependencies)
+    room = [0] * len(manager.dependencies)
     for g in manager.memory.row_groups:
-        most[g] = manager.needs.most_pages[g] + tail_pages
-    room = [0] * len(most)
-    for running in manager.running.values():
-        held = running.held
-        for g in running.groups:
-            left = most[g]
-            for start, stop in held[g]:
-                left -= stop - start
-            if left > 0:
-                room[g] += left
+        most = manager.needs.most_pages[g] + tail_pages
+        for running in manager.running.values():
+            if g in running.groups:
+                left = most
+                for start, stop in running.held[g]:
+                    left -= stop - start
+                if left > 0:
+                    room[g] += left
     return room
 
 
@@ -172,9 +170,8 @@ def whole_tokens_left(manager: Manager, pages: Sequence[int]) -> int:
     page_bytes = [g.page_bytes for g in geometry.groups]
     all_rows = sum(page_bytes[g] for g in manager.memory.row_groups)
     usable = (books.available) * geometry.large_page_bytes
-    usable += sum(
-        books.num_usable(g) * cut.small_page_bytes for g, cut in enumerate(geometry.groups)
-    )
+    small_page_bytes = [g.small_page_bytes for g in geometry.groups]
+    usable += sum(n * b for n, b in zip(books.usable, small_page_bytes, strict=True))
     usable -= sum(n * b for n, b in zip(pages, page_bytes, strict=True))
     return usable // all_rows * manager.page_size if all_rows else manager.max_length
 
@@ -203,9 +200,5 @@ def _num_large(manager: Manager, pages: Sequence[int]) -> int:
 
 def _large_beside_used(manager: Manager, pages: Sequence[int]) -> list[int]:
     """Large pages that each group would have to take, its own usable pages spent first."""
-    books, stripes = manager.memory.large, manager.memory.stripes
-    usable = books.num_usable
-    return [
-        ceil_div(max(0, n * s - usable(g)), k)
-        for g, (n, s, k) in enumerate(zip(pages, stripes, books.small_per_large, strict=True))
-    ]
+    stripes = manager.memory.stripes
+    return manager.memory.large.large_of_each([n * s for n, s in zip(pages, stripes, strict=True)])

@@ -29,7 +29,7 @@ from jenga_sglang.core.books.tree import Node, Path, PrefixTree, Tokens
 from jenga_sglang.core.guard import Guard
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
-from jenga_sglang.core.running import Hit
+from jenga_sglang.core.ranges import Range
 
 MAX_REQUESTS = 128  # looked at, from the head of the queue
 
@@ -84,11 +84,12 @@ class _Route:
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """What a request on one path will hit: these ``pages``, which lie in these ``large`` pages of
-    each group. It stays that for as long as the path's pages are what they were at ``version``."""
+    """What a request on one path will hit: these ``pages``, of which each group needs these ranges,
+    in these ``large`` pages. It stays that for as long as the path's pages are what they were at
+    ``version``."""
 
-    hit: Hit
     pages: Ids
+    needed: list[list[Range]]
     large: list[Ids]
     version: int
 
@@ -166,13 +167,10 @@ class Lookahead:
         if prefix is not None and not tree.has_changed(path, prefix.version):
             return prefix
         hit = manager.hit_of(path)
-        pages = tree.pages(hit.path)
-        return _Prefix(
-            hit,
-            pages,
-            manager.recency.large_pages(manager.history(hit.encoder_pages), pages),
-            tree.version,
-        )
+        pages, history = tree.pages(hit.path), manager.history(hit.encoder_pages)
+        needed = history.held_pages(len(pages) * manager.page_size)
+        large = manager.recency.large_pages(history, pages)
+        return _Prefix(pages, needed, large, tree.version)
 
     def _wanted(self, hits: Sequence[tuple[int, _Prefix, int]]) -> list[Wanted]:
         """What each of the ``hits`` adds from the page on that comes with it, if anything."""
@@ -183,10 +181,9 @@ class Lookahead:
             parts: list[Ids] = []
             owners: list[int] = []
             for i, (_, prefix, first) in enumerate(hits):
-                pages, history = prefix.pages, manager.history(prefix.hit.encoder_pages)
-                for start, stop in history.pages(g, len(pages) * manager.page_size):
+                for start, stop in prefix.needed[g]:
                     if stop > first:
-                        parts.append(pages[max(start, first) : stop])
+                        parts.append(prefix.pages[max(start, first) : stop])
                         owners.append(i)
             idle = [0] * len(hits)
             for owner, count in zip(owners, _idle_in_each(memory.pins[g], parts), strict=True):
@@ -247,7 +244,7 @@ class Lookahead:
             if g in manager.memory.encoder_groups:
                 pages.append(0)  # an image is for others to hit
                 continue
-            lasts = manager.needs.keeps_everything(g)
+            lasts = g not in manager.needs.forgetful
             tokens = own_tokens if lasts else prompt_tokens + output_tokens
             pages.append(dependency.peak_pages(ceil(tokens), manager.page_size))
         return pages

@@ -71,6 +71,7 @@ class Running:
     encoder_groups: tuple[int, ...]
     # The known history goes on beyond the hit, and the request has not got there yet.
     branch_ahead: bool
+    encoder_pages: int = field(init=False)  # how many of the history's first an encoder made
     num_pages: int = field(init=False)
     tree_pages: int = field(init=False)
     length: int = field(init=False)  # tokens in the row for good; its pages may have room for more
@@ -98,15 +99,11 @@ class Running:
     answer_page: int = 0
 
     def __post_init__(self) -> None:
+        self.encoder_pages = self.history.encoder_pages
         self.num_pages = self.tree_pages = len(self.pages)
         self.length = len(self.pages) * self.history.needs.page_size
         self.path = Path(self.hit.path.node, self.hit.matched_pages)
         self.held_for_others = [[] for _ in self.held]
-
-    @property
-    def encoder_pages(self) -> int:
-        """How many of the first pages of the history an encoder made."""
-        return self.history.encoder_pages
 
     @property
     def row(self) -> Ids:
@@ -186,17 +183,14 @@ class Running:
     # -- sliding ------------------------------------------------------------------------------
 
     def slide_target(self, num_pages: int) -> int:
-        """How far windows may slide when ``num_pages`` are computed; notes what has to wait."""
-        if num_pages <= self.tree_pages or not self._is_to_wait(num_pages):
+        """How far windows may slide when ``num_pages`` are computed; notes what has to wait, for it
+        is to be published and is not yet."""
+        if self.to_publish_pages <= self.tree_pages or num_pages <= self.tree_pages:
+            return num_pages
+        if self.waiting_slide_pages and num_pages > self.waiting_slide_pages:
             return num_pages
         self.waiting_slide_pages = num_pages
         return self.tree_pages
-
-    def _is_to_wait(self, num_pages: int) -> bool:
-        """Whether a slide to ``num_pages`` would let go of what is to be published."""
-        if self.to_publish_pages <= self.tree_pages:
-            return False
-        return not self.waiting_slide_pages or num_pages <= self.waiting_slide_pages
 
     def begin_slide(self, num_pages: int) -> bool:
         """Whether a history of ``num_pages`` pages has anything to let go of; it has slid then."""

@@ -127,7 +127,7 @@ class Tiers:
     def _most_pages(self, group: int) -> int:
         """Pages of ``group`` that fit once everything in the host that is not pinned has gone."""
         large = self.host.large
-        small = large.num_usable(group) + large.available * large.small_per_large[group]
+        small = large.usable[group] + large.available * large.small_per_large[group]
         return small // self.memory.stripes[group]
 
     def spill(self, group: int, virtual: Ids) -> None:

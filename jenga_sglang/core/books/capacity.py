@@ -30,10 +30,12 @@ class Capacity(PageNumbers):
         """Free small pages inside large pages that ``group`` owns already."""
         return self.num_owned[group] * self.small_per_large[group] - self.num_held[group]
 
-    def num_usable(self, group: int) -> int:
-        """Free and cached small pages in large pages that ``group`` must keep (some are used)."""
-        kept = self.num_owned[group] - self.num_reclaimable[group]
-        return kept * self.small_per_large[group] - self.num_used[group]
+    @property
+    def usable(self) -> list[int]:
+        """By group, the free and cached small pages in large pages that it must keep (some are
+        used)."""
+        counts = (self.num_owned, self.num_reclaimable, self.num_used, self.small_per_large)
+        return [(owned - idle) * k - used for owned, idle, used, k in zip(*counts, strict=True)]
 
     @property
     def available(self) -> int:
@@ -46,20 +48,19 @@ class Capacity(PageNumbers):
 
     def shortfall(self, demand: Sequence[int]) -> int:
         """Large pages short of serving ``demand`` small pages per group without any eviction."""
-        needed = 0
-        for g, count in enumerate(demand):
-            if (fresh := count - self.num_holes(g)) > 0:
-                needed += ceil_div(fresh, self.small_per_large[g])
-        return needed - self.num_free
+        holes = zip(demand, self.num_owned, self.num_held, self.small_per_large, strict=False)
+        fresh = [(count - (owned * k - held), k) for count, owned, held, k in holes]
+        return sum([ceil_div(count, k) for count, k in fresh if count > 0]) - self.num_free
 
     def large_needed(self, demand: Sequence[int]) -> int:
         """Large pages that ``demand`` small pages per group take, of those that are `available`,
         once everything cached has gone."""
-        needed = 0
-        for g, count in enumerate(demand):
-            if (fresh := count - self.num_usable(g)) > 0:
-                needed += ceil_div(fresh, self.small_per_large[g])
-        return needed
+        return sum(self.large_of_each(demand))
+
+    def large_of_each(self, demand: Sequence[int]) -> list[int]:
+        """`large_needed`, of each group."""
+        usable = zip(demand, self.usable, self.small_per_large, strict=False)  # or no demand at all
+        return [ceil_div(n - u, k) if n > u else 0 for n, u, k in usable]
 
     def can_serve(self, demand: Sequence[int]) -> bool:
         """Whether ``demand`` small pages per group fit once everything cached has gone."""

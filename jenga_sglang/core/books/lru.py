@@ -95,7 +95,7 @@ class LruBuckets:
             return
         times = self.time[large]
         early = times < self._queued_at[large]
-        if not early.all():
+        if np.count_nonzero(early) < len(large):  # a third of what `all` takes for a few
             large, times = large[early], times[early]
             if not len(large):
                 return
@@ -104,7 +104,7 @@ class LruBuckets:
         self._queued_at[large] = times
         self._num_entries += len(large)
         first = int(times[0])
-        if (times == first).all():
+        if np.count_nonzero(times == first) == len(times):
             self._bucket(first).fresh.append(large)
             return
         order = np.argsort(times, kind="stable")
