@@ -28,8 +28,11 @@ STOP_SECONDS = 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`pytest -n N --dist loadgroup`: tests of one file, or around one server, stay together."""
+    """`pytest -n N --dist loadgroup`: tests of one file, or around one server, stay together,
+    unless they are marked otherwise."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         folder = item.path.parent.name
         group = folder if folder in SHARED_SERVERS else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 
-def assert_passes_interpreted(folder: Path, marker: str = "not gpu and not long") -> None:
-    """Every test in ``folder`` that ``marker`` picks passes."""
+def assert_passes_interpreted(
+    path: Path, marker: str = "not gpu and not long", keyword: str = ""
+) -> None:
+    """Every test of a file or a folder that ``marker`` and ``keyword`` pick passes: one or more."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     result = subprocess.run(
-        [*command, "--tb=short", "-m", marker, str(folder)],
+        [*command, "--tb=short", "-m", marker, "-k", keyword, str(path)],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

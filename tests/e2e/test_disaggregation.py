@@ -51,8 +51,15 @@ def run_three(
     return reports["prefill"], reports["decode"], reports["alone"]
 
 
+LONG_KINDS = ("falcon_h1", "lfm2", "minicpm3", "falcon_mamba")
+
+
 @pytest.mark.parametrize(
-    "kind", ["llama", "gemma3", "falcon_h1", "lfm2", "qwen3_5", "minicpm3", "falcon_mamba"]
+    "kind",
+    [
+        *("llama", "gemma3", "qwen3_5"),
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in LONG_KINDS),
+    ],
 )
 def test_a_pair_answers_as_one_server_does(
     kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
@@ -82,7 +89,7 @@ def test_nothing_of_a_prefix_that_the_answering_server_has_cached_is_sent(
     assert 0 < prefill.after.sent_bytes < prefill.after.needed_bytes * 0.7
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "lfm2"])
+@pytest.mark.parametrize("kind", [pytest.param("gemma3", marks=pytest.mark.long), "lfm2"])
 def test_a_request_that_gives_way_goes_on_where_it_was(
     kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -111,7 +118,7 @@ def test_aborts_leave_nothing_behind(tiny_model: Callable[[str], Path], tmp_path
     assert "abort" in reasons
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.long), "gemma3"])
 def test_a_pair_sends_no_more_than_stocks_pair(
     kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -134,7 +141,7 @@ def test_a_pair_sends_no_more_than_stocks_pair(
         assert sent["jenga"] < sent["stock"] / 2
 
 
-@pytest.mark.parametrize("side", ["prefill", "decode"])
+@pytest.mark.parametrize("side", [pytest.param("prefill", marks=pytest.mark.long), "decode"])
 def test_an_abort_in_any_queue_leaves_nothing_behind(
     side: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -155,7 +162,7 @@ def test_an_abort_in_any_queue_leaves_nothing_behind(
             assert reports["decode"].answers[number].tokens == alone.tokens
 
 
-@pytest.mark.parametrize("mode", ["prefill", "decode"])
+@pytest.mark.parametrize("mode", ["prefill", pytest.param("decode", marks=pytest.mark.long)])
 def test_a_server_killed_in_mid_transfer_takes_only_its_own_requests_along(
     mode: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -189,7 +196,7 @@ def test_a_decode_server_without_room_says_so_and_goes_on(
     assert [a.tokens for a in decode.answers[1:]] == [a.tokens for a in alone.answers[1:]]
 
 
-@pytest.mark.parametrize("side", ["prefill", "decode"])
+@pytest.mark.parametrize("side", [pytest.param("prefill", marks=pytest.mark.long), "decode"])
 def test_servers_of_other_layouts_are_told_so_and_go_on(
     side: str,
     tiny_model: Callable[[str], Path],

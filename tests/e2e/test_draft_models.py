@@ -91,7 +91,7 @@ def test_a_draft_of_another_shape_accepts_what_stocks_does(
     ]
 
 
-@pytest.mark.parametrize("architecture", ["gemma3", "llama"])
+@pytest.mark.parametrize("architecture", ["gemma3", pytest.param("llama", marks=pytest.mark.long)])
 def test_one_request_at_a_time_accepts_what_stocks_does(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -120,7 +120,9 @@ def test_one_request_at_a_time_accepts_what_stocks_does(
     assert min(accepted(answers)) > 0 and sum(a.cached_tokens for a in answers) > 0
 
 
-@pytest.mark.parametrize(("page_size", "steps"), [(16, 18), (1, 3)])
+@pytest.mark.parametrize(
+    ("page_size", "steps"), [(16, 18), pytest.param(1, 3, marks=pytest.mark.long)]
+)
 def test_every_number_of_drafts_is_accepted_across_pages_and_windows(
     page_size: int, steps: int, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -144,7 +146,14 @@ def test_every_number_of_drafts_is_accepted_across_pages_and_windows(
     assert set(sum(planned, Counter())) == set(range(steps + 1))
 
 
-@pytest.mark.parametrize(("algorithm", "page_size"), [("EAGLE", 16), ("EAGLE3", 1), ("NEXTN", 16)])
+@pytest.mark.parametrize(
+    ("algorithm", "page_size"),
+    [
+        pytest.param("EAGLE", 16, marks=pytest.mark.long),
+        ("EAGLE3", 1),
+        pytest.param("NEXTN", 16, marks=pytest.mark.long),
+    ],
+)
 def test_heads_on_a_target(
     algorithm: str, page_size: int, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -22,9 +22,9 @@ from models.tiny import write_model
 CASES = [
     ("llama", 16, 4, 1, False),
     ("gemma3", 16, 20, 1, True),
-    ("gemma3", 1, 8, 1, False),
     ("gemma3", 1, 12, 4, False),
-    ("llama", 1, 2, 1, True),
+    pytest.param("gemma3", 1, 8, 1, False, marks=pytest.mark.long),
+    pytest.param("llama", 1, 2, 1, True, marks=pytest.mark.long),
     ("cohere2", 64, 6, 1, False),
 ]
 

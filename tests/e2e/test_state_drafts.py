@@ -33,11 +33,11 @@ TOLERANCES = {"qwen3_5": Tolerance(4e-4, 1e-5)}
 # drafts beside them), drafts at most, continuations of one n-gram, overlapped
 CASES = [
     ("lfm2", 16, (640, 3), 4, 1, True),
-    ("falcon_h1", 16, (640, 3), 8, 1, False),
     ("qwen3_5", 16, (320, 3), 20, 1, True),
-    ("qwen3_5", 1, (320, 3), 6, 4, False),
-    ("kimi_linear", 64, (1280, 10), 3, 1, True),
-    ("falcon_mamba", 16, (640, 3), 5, 1, True),
+    pytest.param("falcon_h1", 16, (640, 3), 8, 1, False, marks=pytest.mark.long),
+    pytest.param("qwen3_5", 1, (320, 3), 6, 4, False, marks=pytest.mark.long),
+    pytest.param("kimi_linear", 64, (1280, 10), 3, 1, True, marks=pytest.mark.long),
+    pytest.param("falcon_mamba", 16, (640, 3), 5, 1, True, marks=pytest.mark.long),
 ]
 
 
@@ -129,7 +129,11 @@ def test_a_next_turn_hits_as_much_as_without_drafts(
 
 @pytest.mark.parametrize(
     ("architecture", "page_size", "steps"),
-    [("qwen3_5", 16, 4), ("qwen3_5", 1, 2), ("qwen3_next", 64, 3)],
+    [
+        ("qwen3_5", 16, 4),
+        pytest.param("qwen3_5", 1, 2, marks=pytest.mark.long),
+        pytest.param("qwen3_next", 64, 3, marks=pytest.mark.long),
+    ],
 )
 def test_a_head_of_its_own(architecture: str, page_size: int, steps: int, tmp_path: Path) -> None:
     """These checkpoints have a layer that drafts. It is one more of the layers with attention, and

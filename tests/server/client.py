@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+JENGA = ("--memory-backend", "jenga", "--dtype", "float32", "--random-seed", "0")
+# SGLang's own leak check, at every step and not only when idle.
+STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "OMP_NUM_THREADS": "1"}
 PATIENCE_SECONDS = 300
 # What SGLang and Jenga log when the books do not add up, or something broke.
 TROUBLE = ("leak detected", "leak Detected", "Traceback", "Scheduler hit an exception")

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import Client
+from client import JENGA, STRICT, Client
 from taught_model import make_taught_model
 
-JENGA = ("--memory-backend", "jenga", "--dtype", "float32", "--random-seed", "0")
-# SGLang's own leak check, at every step and not only when idle.
-STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "OMP_NUM_THREADS": "1"}
 POOL_TOKENS = 20_000
 
 

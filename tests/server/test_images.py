@@ -15,6 +15,9 @@ from models.tiny_mllama import IMAGE_PIXELS, IMAGE_TOKEN, TILE_TOKENS, TinyMllam
 from PIL import Image
 from transformers import AutoProcessor
 
+# Its servers are its own: no need to stay with the tests of the shared one.
+pytestmark = pytest.mark.xdist_group("images")
+
 PAGE = 16
 NUM_TOKENS = 12
 IMAGE_PAGES = -(-TILE_TOKENS // PAGE)

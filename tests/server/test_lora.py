@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import Client
-from conftest import JENGA
+from client import JENGA, Client
 from models.tiny import make_tiny_model
 from models.tiny_adapter import make_tiny_adapter
+
+# Its servers are its own: no need to stay with the tests of the shared one.
+pytestmark = pytest.mark.xdist_group("lora")
 
 LORA = ("--enable-lora", "--max-lora-rank", "4", "--max-loras-per-batch", "3")
 TARGETS = ("--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj")

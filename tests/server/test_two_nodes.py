@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from client import PATIENCE_SECONDS, Client
-from conftest import JENGA, STRICT
+from client import JENGA, PATIENCE_SECONDS, STRICT, Client
 from models.released import RELEASED
 from models.tiny import write_model
 
