@@ -76,7 +76,7 @@ def attention_spec(
         num_qo_heads=spec.num_qo_heads,
         num_kv_heads=spec.layout.num_kv_heads,
         head_dim_qk=spec.layout.head_dim_k,
-        head_dim_vo=spec.layout.head_dim_v,
+        head_dim_vo=spec.latent_dim or spec.layout.head_dim_v,
         entry_tokens=spec.trim.entry_tokens,
         q_dtype=BF16,
         kv_dtype=spec.layout.dtype,
@@ -85,6 +85,7 @@ def attention_spec(
         soft_cap=spec.soft_cap,
         backend=backend,
         variant=variant,
+        is_latent=spec.layout.is_latent,
     )
 
 
@@ -164,6 +165,24 @@ def test_unequal_head_dims_of_k_and_v(device, workspace, name, qo_heads) -> None
     layout = layout_of(dim=192, dim_v=128)
     kernel = replace(KERNELS[name], qo_heads=qo_heads)
     case = made(case_spec(kernel, layout=layout), device)
+    assert_right(run(kernel, case, workspace), case)
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("backend", ["fa2", "fa3"])
+@pytest.mark.parametrize("is_far", [False, True])
+def test_latent_rows(device, workspace, is_hopper, request, kind, backend, is_far) -> None:
+    """Both parts of a row are read where it lies, past 32-bit offsets too."""
+    if backend == "fa3" and not is_hopper:
+        pytest.skip("needs sm_90")
+    layout = GroupLayout(3, 16, 1, 576, 0, BF16, 3 * 16 * 576 * BF16.itemsize)
+    pool = request.getfixturevalue("far_pool") if is_far else None
+    pages = None if pool is None else layout.num_pages(pool.numel())
+    kernel = Kernel("mla", decode=kind == "decode", backend=backend)
+    case = made(
+        case_spec(kernel, layout=layout, latent_dim=512, num_pages=pages), device, buffer=pool
+    )
+    assert check_kernel_limits(case.buffer, layout, ("mla",)) == []
     assert_right(run(kernel, case, workspace), case)
 
 

@@ -85,7 +85,6 @@ class DeviceBackend(AttentionBackend):
     extend_dummy_seqs_capped_by_req_pool = True
     name: str
     instead: str  # backends that serve what this one does not
-    reads_latent_rows = False  # MLA
     entry_tokens: int
     index_dtype = torch.int32
 
@@ -174,13 +173,6 @@ class DeviceBackend(AttentionBackend):
 
     def _check_groups(self) -> None:
         for group in self.groups:
-            if self.pool.layouts[group].is_latent and not self.reads_latent_rows:
-                raise refuse(
-                    f"--attention-backend {self.name}",
-                    "reads no latent (MLA) rows in Jenga pages yet; choose "
-                    f"--attention-backend {flags.TRITON_BACKEND}, {flags.FA3_BACKEND} or "
-                    f"{flags.TORCH_BACKEND}",
-                )
             try:
                 trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
                 for layer in self.layers[group]:
@@ -395,11 +387,16 @@ class DeviceBackend(AttentionBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
         sinks: torch.Tensor | None = None,
+        q_rope: torch.Tensor | None = None,
+        k_rope: torch.Tensor | None = None,
         **unknown: Any,
     ) -> torch.Tensor:
+        """SGLang's DeepSeek layers give some backends queries and latent rows in two parts."""
         if given := [name for name, value in unknown.items() if value is not None]:
             raise NotImplementedError(f"--attention-backend {self.name} under Jenga: {given}")
         step = present(self._step, "init_forward_metadata has not run for this batch")
+        q = joined(q, q_rope, layer.tp_q_head_num, layer)
+        k = k if k is None else joined(k, k_rope, layer.tp_k_head_num, layer)
         if k is not None and v is not None:
             k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
             v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
@@ -457,6 +454,18 @@ class DeviceBackend(AttentionBackend):
 
     def _layout(self, layer: RadixAttention) -> GroupLayout:
         return self.pool.layouts[self.pool.place[layer.layer_id].group]
+
+
+def joined(
+    first: torch.Tensor, second: torch.Tensor | None, heads: int, layer: RadixAttention
+) -> torch.Tensor:
+    """(tokens, heads, D) of queries or latent rows whose second part is given apart; any others as
+    they are."""
+    if second is None:
+        return first
+    dims = (layer.v_head_dim, layer.qk_head_dim - layer.v_head_dim)
+    parts = (x.view(-1, heads, dim) for x, dim in zip((first, second), dims, strict=True))
+    return torch.cat([*parts], -1)
 
 
 def most_parts(queries: int, chunk_tokens: int) -> int:

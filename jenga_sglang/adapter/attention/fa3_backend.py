@@ -10,7 +10,7 @@ the last is 1. Of latent rows (MLA) the part that rotates is K, and the rest of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,7 +23,6 @@ from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 # Major compute capabilities that the kernel is compiled for.
@@ -47,7 +46,6 @@ class JengaFA3Backend(DeviceBackend):
 
     name = "fa3"
     instead = "flashinfer, triton or jenga_torch"
-    reads_latent_rows = True
 
     def __init__(self, runner: ModelRunner) -> None:
         check_gpu()
@@ -113,32 +111,6 @@ class JengaFA3Backend(DeviceBackend):
         offsets = torch.zeros(len(rows) + 1, dtype=torch.int32)
         torch.cumsum(rows.queries, 0, out=offsets[1:])
         return to_device(offsets, self.device), int(rows.queries.max())
-
-    def forward_extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        sinks: torch.Tensor | None = None,
-        q_rope: torch.Tensor | None = None,
-        k_rope: torch.Tensor | None = None,
-        **unknown: Any,
-    ) -> torch.Tensor:
-        """SGLang's DeepSeek layers give queries and rows in two parts."""
-        rope_dim = layer.qk_head_dim - layer.v_head_dim
-        if q_rope is not None:
-            parts = (q.view(-1, layer.tp_q_head_num, layer.v_head_dim), q_rope)
-            q = torch.cat([parts[0], parts[1].view(-1, layer.tp_q_head_num, rope_dim)], -1)
-        if k is not None and k_rope is not None:
-            k = torch.cat([k.view(-1, 1, layer.v_head_dim), k_rope.view(-1, 1, rope_dim)], -1)
-        return super().forward_extend(
-            q, k, v, layer, forward_batch, save_kv_cache, sinks, **unknown
-        )
-
-    forward_decode = forward_extend
 
     def attend(
         self,

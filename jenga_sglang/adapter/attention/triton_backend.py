@@ -118,7 +118,6 @@ class JengaTritonBackend(DeviceBackend):
 
     name = "triton"
     instead = "jenga_torch"
-    reads_latent_rows = True
     entry_tokens = 1
     # The kernels multiply an entry by a stride in the entry's own width.
     index_dtype = torch.int64
