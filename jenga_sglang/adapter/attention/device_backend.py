@@ -73,6 +73,23 @@ class Step:
     images: Sequence[tuple[Range, ...]] = ()
 
 
+@dataclass(slots=True)
+class Call:
+    """What one layer attends with in one step: q (tokens, Hq, D), k and v of the new tokens if the
+    layer made any, its place in the pool, its group's step and its table's number there. The
+    results fill out (tokens, Hq, Dv)."""
+
+    layer: RadixAttention
+    q: torch.Tensor
+    k: torch.Tensor | None
+    v: torch.Tensor | None
+    sinks: torch.Tensor | None
+    out: torch.Tensor
+    place: LayerPlace
+    of_group: GroupStep
+    table: int
+
+
 class DeviceBackend(AttentionBackend):
     """Base of `--attention-backend flashinfer` and `triton` under Jenga.
 
@@ -138,36 +155,27 @@ class DeviceBackend(AttentionBackend):
     def table_spec(self, group: int) -> TableSpec:
         """The group's tables; rows and stripes are filled in by the caller."""
 
-    @abstractmethod
     def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
         """Rows of an extend batch whose new tokens are the last ``q_lens`` of ``kv_lens``."""
+        return Rows.whole(kv_lens, q_lens)
 
-    @abstractmethod
     def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
         """The same for a group that sees chunks."""
+        return Rows.parts(kv_lens, q_lens, chunk_tokens)
 
     @abstractmethod
     def begin(self, step: Step) -> None:
         """Prepare what the step's kernels need beyond the tables."""
 
-    @abstractmethod
     def cache(self, layer_id: int) -> KV:
         """The layer's K and V as (entries, tokens, heads, dim), for `kv_write` at write slots. Of
         latent rows K is all: V has no elements."""
+        k, v = self.pool.get_kv_buffer(layer_id)
+        return k, v[..., :0] if self.pool.layouts[self.pool.place[layer_id].group].is_latent else v
 
     @abstractmethod
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
-        """Fill out (tokens, Hq, Dv) with the attention of q (tokens, Hq, D); k and v are the new
-        tokens' if the layer made any."""
+    def attend(self, call: Call, step: Step) -> None:
+        """Fill ``call.out`` with the layer's attention."""
 
     # -- start-up -----------------------------------------------------------------------------
 
@@ -407,7 +415,11 @@ class DeviceBackend(AttentionBackend):
         real = step.num_tokens
         # Kernels fill the rows of requests; what pads the batch must be numbers too.
         out[real:].zero_()
-        self.attend(q[:real], k, v, layer, step, sinks, out[:real])
+        place = self.pool.place[layer.layer_id]
+        of_group = step.groups[place.group]
+        table = self.table_of(place)
+        call = Call(layer, q[:real], k, v, sinks, out[:real], place, of_group, table)
+        self.attend(call, step)
         return out.view(len(out), -1)
 
     forward_decode = forward_extend

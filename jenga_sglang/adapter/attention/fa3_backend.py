@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flashinfer_ext.table_spec import TableSpec
-from flashinfer_ext.views import KV
-from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
+from jenga_sglang.adapter.attention.device_backend import Call, DeviceBackend, Step
 from jenga_sglang.adapter.attention.step_tables import Rows
 from jenga_sglang.adapter.staged import to_device
 from jenga_sglang.refusal import refuse
@@ -87,17 +86,6 @@ class JengaFA3Backend(DeviceBackend):
     def table_spec(self, group: int) -> TableSpec:
         return TableSpec(self.trim(group), 1, write_mul=self.page_size, csr=False)
 
-    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
-        return Rows.whole(kv_lens, q_lens)
-
-    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
-        return Rows.parts(kv_lens, q_lens, chunk_tokens)
-
-    def cache(self, layer_id: int) -> KV:
-        k, v = self.pool.get_kv_buffer(layer_id)
-        is_latent = self.pool.layouts[self.pool.place[layer_id].group].is_latent
-        return k, v[..., :0] if is_latent else v
-
     def begin(self, step: Step) -> None:
         if step.is_decode:
             one_each = (self._ones[: step.num_tokens + 1], 1)
@@ -112,22 +100,12 @@ class JengaFA3Backend(DeviceBackend):
         torch.cumsum(rows.queries, 0, out=offsets[1:])
         return to_device(offsets, self.device), int(rows.queries.max())
 
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
-        place = self.pool.place[layer.layer_id]
-        tables = step.groups[place.group].tables
-        offsets, longest = self._queries[place.group]
-        window_left = self.trim(place.group).window_left
+    def attend(self, call: Call, step: Step) -> None:
+        layer, tables, group = call.layer, call.of_group.tables, call.place.group
+        offsets, longest = self._queries[group]
+        window_left = self.trim(group).window_left
         result = self._attention(
-            page_table=tables.block_tables[self.table_of(place)],
+            page_table=tables.block_tables[call.table],
             cache_seqlens=tables.kv_lens,
             cu_seqlens_q=offsets,
             max_seqlen_q=longest,
@@ -135,17 +113,18 @@ class JengaFA3Backend(DeviceBackend):
             causal=not layer.is_cross_attention,
             window_size=(window_left, 0 if window_left >= 0 else -1),
             softcap=layer.logit_cap,
-            sinks=sinks,
-            out=out,
-            **self._inputs(q, layer),
+            sinks=call.sinks,
+            out=call.out,
+            **self._inputs(call),
         )
-        if result.data_ptr() != out.data_ptr():
-            out.copy_(result)
+        if result.data_ptr() != call.out.data_ptr():
+            call.out.copy_(result)
 
-    def _inputs(self, q: torch.Tensor, layer: RadixAttention) -> dict[str, torch.Tensor]:
+    def _inputs(self, call: Call) -> dict[str, torch.Tensor]:
         """Queries and pages by the kernel's names."""
-        k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
-        latent_dim = self.pool.groups[self.pool.place[layer.layer_id].group].latent_dim
+        q = call.q
+        k_pages, v_pages = self.pool.get_kv_buffer(call.layer.layer_id)
+        latent_dim = self.pool.groups[call.place.group].latent_dim
         if not latent_dim:
             return {"q": q.contiguous(), "k_cache": k_pages, "v_cache": v_pages}
         return {

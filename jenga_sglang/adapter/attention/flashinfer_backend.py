@@ -25,11 +25,9 @@ from flashinfer_ext.plan_spec import AttentionSpec
 from flashinfer_ext.planner import GroupPlanner, Plan
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.variants import Variant, use_prebuilt
-from flashinfer_ext.views import KV
 from flashinfer_ext.xqa import SEMAPHORE_BYTES, XqaDecode
 from jenga_sglang import settings
-from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
-from jenga_sglang.adapter.attention.step_tables import Rows
+from jenga_sglang.adapter.attention.device_backend import Call, DeviceBackend, Step
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
@@ -194,16 +192,6 @@ class JengaFlashInferBackend(DeviceBackend):
         is_dense = self.use.decode == "xqa"
         return TableSpec(self.trim(group), 1, write_mul=self.page_size, dense=is_dense)
 
-    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
-        return Rows.whole(kv_lens, q_lens)
-
-    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
-        return Rows.parts(kv_lens, q_lens, chunk_tokens)
-
-    def cache(self, layer_id: int) -> KV:
-        k, v = self.pool.get_kv_buffer(layer_id)
-        return k, v[..., :0] if self._is_latent(self.pool.place[layer_id].group) else v
-
     def begin(self, step: Step) -> None:
         self._plans = {}
         if self._sinks:
@@ -214,32 +202,20 @@ class JengaFlashInferBackend(DeviceBackend):
             for key in self._graph_keys:
                 self._plan(key, step)
 
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
-        place = self.pool.place[layer.layer_id]
-        key = self._key(layer, place.group, step.is_decode, sinks is not None)
+    def attend(self, call: Call, step: Step) -> None:
+        layer, sinks = call.layer, call.sinks
+        key = self._key(layer, call.place.group, step.is_decode, sinks is not None)
         caches = self.pool.get_kv_buffer(layer.layer_id)
         sink_logits = None if sinks is None else self._logits_of(layer, sinks)
         k_scale, v_scale = self.descales(layer)
-        scales = {"k_scale": k_scale, "v_scale": v_scale}
-        stripe = self.table_of(place)
+        options = {"stripe": call.table, "out": call.out, "k_scale": k_scale, "v_scale": v_scale}
         if step.is_decode and self.use.decode == "xqa":
-            tables = step.groups[place.group].tables
-            self._xqa_decode(key).run(
-                q, *caches, tables, stripe=stripe, sinks=sink_logits, out=out, **scales
-            )
+            tables = call.of_group.tables
+            self._xqa_decode(key).run(call.q, *caches, tables, sinks=sink_logits, **options)
             return
         plan = self._plans.get(key) or self._plan(key, step)
         extra = () if sink_logits is None else (sink_logits,)
-        plan.run(q, *caches, *extra, stripe=stripe, out=out, **scales)
+        plan.run(call.q, *caches, *extra, **options)
 
     def _logits_of(self, layer: RadixAttention, sinks: torch.Tensor) -> torch.Tensor:
         """The layer's sinks as kernels read them, float32. They are weights, which stay where they
