@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bare_machine import ABSENT, make_site, run_bare
+from bare_machine import ABSENT, ROOT, make_site, run_bare
 
 from benchmarks.kernels import bare, kit
 from flashinfer_ext.modules import gpu_test_modules
@@ -82,6 +82,35 @@ print("prebuilt", [spec.name for spec in specs if spec.is_aot])
     variables = {"FLASHINFER_WORKSPACE_BASE": str(tmp_path), "FLASHINFER_CUDA_ARCH_LIST": "9.0a"}
     ran = run_bare(site, "-c", program, path=paths(made), **variables)
     assert f"prebuilt ['{URI}']" in ran.stdout, ran.stdout
+
+
+def test_what_is_compiled_loads_without_a_device(site: Path, tmp_path: Path) -> None:
+    """From a kit for this Python, of those that a command has compiled here."""
+    compiled = ROOT / kit.DEFAULT_OUT / "9.0a"
+    if not any(compiled.glob("*/*.so")):
+        pytest.skip("nothing is compiled: make gpu-kit")
+    content = kit.make_kit(tmp_path / "made", compiled, "9.0a", PYTHON)
+    program = """
+import warnings; warnings.simplefilter("ignore")
+import torch, flashinfer
+from flashinfer_ext import modules, variants
+variants.use_prebuilt(%r)
+specs = [module.spec() for module in modules.gpu_test_modules()]
+loaded = [spec.build_and_load() for spec in specs if spec.is_aot]
+print("loaded", len(loaded), "of", len(specs))
+"""
+    ran = run_bare(
+        site,
+        "-c",
+        program % str(tmp_path / "made" / "modules"),
+        path=paths(tmp_path / "made"),
+        FLASHINFER_WORKSPACE_BASE=str(tmp_path),
+        FLASHINFER_CUDA_ARCH_LIST="9.0a",
+    )
+    missing = content["missing"]
+    assert isinstance(missing, list)
+    total = len(gpu_test_modules())
+    assert f"loaded {total - len(missing)} of {total}" in ran.stdout, ran.stdout
 
 
 def test_every_gpu_test_but_those_of_a_server_is_collected(

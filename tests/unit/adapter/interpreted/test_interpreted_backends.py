@@ -151,6 +151,13 @@ def captured_decodes(model: Model, backend: Any, tolerance: float = 1e-5) -> Non
     addresses = graph_addresses(ours)
     pair.serve_captured(GRAPH_BATCH, ours.run)
     assert graph_addresses(ours) == addresses, "a graph would read what is no longer written"
+    # A rank of data-parallel attention without requests replays padding alone.
+    before = ours.pool.buffer.clone()
+    idle = ours.batch(DECODE, {}, padding=GRAPH_BATCH)
+    ours.backend.init_forward_metadata_out_graph(idle)
+    outs = ours.run(idle, pair.inputs(GRAPH_BATCH))
+    assert all(out.isfinite().all() for out in outs)
+    assert torch.equal(before, ours.pool.buffer), "padding was written"
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("cross")])
