@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -34,7 +35,7 @@ PREFILL_TAIL = {"cap": 22, "scale": 23}
 VARIANT_TAIL = {"tensor": 16, "scale": 17}
 CAUSAL = 1
 # Positions of the head dims of K and V in what module getters and `plan` are given.
-DECODE_GETTER_DIMS, PREFILL_GETTER_DIMS, VARIANT_GETTER_DIMS = 4, 5, 6
+DECODE_GETTER_DIMS, PREFILL_GETTER_DIMS, VARIANT_GETTER_DIMS, LATENT_GETTER_DIMS = 4, 5, 6, 5
 DECODE_PLAN_DIMS, PREFILL_PLAN_DIMS = 11, 12
 
 
@@ -43,20 +44,24 @@ Dims = tuple[int, int]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one `plan` was told. qo_indptr, kv_indptr: (B + 1,) int32."""
+    """What one `plan` was told. qo_indptr, kv_indptr: (B + 1,) int32. kv_lens: (B,) of latent rows
+    alone, whose kernel has them from the schedule."""
 
     qo_indptr: list[int]
     kv_indptr: list[int]
     window_left: int
     in_graph: bool
+    kv_lens: list[int] = field(default_factory=list)
 
 
 @dataclass
 class Host:
-    """All schedules in the order of their plans, and how often a kernel ran."""
+    """All schedules in the order of their plans, how often a kernel ran, and the modules that were
+    asked for: FlashInfer's generators of them, by name, and what these would be given."""
 
     schedules: list[Schedule] = field(default_factory=list)
     runs: int = 0
+    asked: set[tuple[Any, ...]] = field(default_factory=set)
 
     def keep(self, schedule: Schedule, workspaces: Sequence[torch.Tensor]) -> list[int]:
         """Write the schedule's number to where FlashInfer copies the schedule."""
@@ -99,11 +104,12 @@ class DecodeModule:
 @dataclass(frozen=True)
 class PrefillModule:
     """Prefill, and decode on tensor cores; `has_sinks` for the variant with sinks. `dims` as of
-    `DecodeModule`."""
+    `DecodeModule`; `independent`: what FlashInfer asks for where K and V have other strides."""
 
     host: Host
     dims: Dims
     has_sinks: bool = False
+    independent: tuple[Any, ...] = ()
 
     def plan(self, *given: Any) -> list[int]:
         check_dims(self.dims, given[PREFILL_PLAN_DIMS:])
@@ -115,6 +121,8 @@ class PrefillModule:
     def paged_run(self, *given: Any) -> None:
         q, k, v, qo_indptr, indptr, indices, last, out, _, mask = given[RUN_HEAD : RUN_HEAD + 10]
         check_widths(self.dims, q, k, v, out)
+        if k.stride() != v.stride() and self.independent:
+            self.host.asked.add(self.independent)
         schedule = self.host.scheduled(given[1])
         assert given[14] == schedule.window_left
         assert qo_indptr[: len(schedule.qo_indptr)].tolist() == schedule.qo_indptr
@@ -128,6 +136,45 @@ class PrefillModule:
         queries = torch.tensor(schedule.qo_indptr).diff()
         is_causal = mask == CAUSAL or bool((queries <= 1).all())
         attend(self.host, schedule, paged, q, k, v, out, is_causal, scale, cap, sinks)
+
+
+@dataclass(frozen=True)
+class LatentModule:
+    """Prefill and decode over latent rows. `dims`: of a row's two parts, as built."""
+
+    host: Host
+    dims: Dims
+
+    def plan(self, *given: Any) -> list[int]:
+        qo_indptr, kv_indptr, kv_lens, _, dim_v, _ = given[PLAN_HEAD:]
+        check_dims(self.dims, (dim_v, self.dims[1]))
+        lengths = kv_lens.tolist()
+        schedule = Schedule(qo_indptr.tolist(), kv_indptr.tolist(), -1, False, lengths)
+        self.host.keep(schedule, given[:PLAN_HEAD])
+        # The launch and the places in the workspaces: what a graph keeps.
+        return [len(lengths), schedule.qo_indptr[-1]]
+
+    def run(self, *given: Any) -> None:
+        q, q_rope, rows, rope, indices, out = given[RUN_HEAD : RUN_HEAD + 6]
+        mask, heads, page_size, scale, _, row_scale, rope_scale, _ = given[RUN_HEAD + 7 :]
+        widths = [x.shape[-1] for x in (q, q_rope, rows, rope, out)]
+        assert widths == [*self.dims, *self.dims, self.dims[0]], f"{self.dims}, given {widths}"
+        assert (heads, page_size) == (q.shape[1], rows.shape[1])
+        # Of parts, the kernel has the strides of pages, rows and heads alone.
+        assert all(x.stride(-1) == 1 for x in (q, q_rope, rows, rope, out))
+        schedule = self.host.scheduled(given[1])
+        assert given[2] == [len(schedule.kv_lens), schedule.qo_indptr[-1]] and len(q) == given[2][1]
+        last = [(length - 1) % page_size + 1 for length in schedule.kv_lens]
+        paged = Paged(
+            schedule.qo_indptr, torch.tensor(schedule.kv_indptr), indices, torch.tensor(last)
+        )
+        values = rows.to(q.dtype) * row_scale
+        keys = torch.cat([values, rope.to(q.dtype) * rope_scale], -1)
+        caches = (keys.unsqueeze(2), values.unsqueeze(2))
+        whole = torch.cat([q, q_rope], -1)
+        queries = torch.tensor(schedule.qo_indptr).diff()
+        is_causal = mask == CAUSAL or bool((queries <= 1).all())
+        attend(self.host, schedule, paged, whole, *caches, out, is_causal, scale, 0.0)
 
 
 def check_dims(built: Dims, asked: Sequence[Any]) -> None:
@@ -206,9 +253,11 @@ def xqa(host: Host) -> Any:
         host.runs += 1
         # The kernel takes q's address alone and reads rows one right after the other.
         heads, dim = q.shape[1:]
+        tokens, kv_heads = caches[0].shape[1:3]
+        shape = (tokens, dim, heads // kv_heads, window_left >= 0)
+        host.asked.add(("gen_xqa_module", q.dtype, caches[0].dtype, *shape, q.dtype))
         q = q.as_strided(q.shape, (heads * dim, dim, 1))
         assert int(lengths.long().max()) <= max_len
-        tokens = caches[0].shape[1]
         outs = []
         for row, pages, length in zip(q, block_tables, lengths.long().tolist(), strict=True):
             used = pages[: -(-length // tokens)].long()
@@ -236,17 +285,29 @@ def flashinfer_on_host() -> Iterator[Host]:
     """Let FlashInfer's wrappers run on host tensors inside the block."""
     with warnings.catch_warnings(action="ignore"):
         import flashinfer.decode
+        import flashinfer.jit
         import flashinfer.prefill
     host = Host()
 
     def decode_module(*args: Any) -> DecodeModule:
+        host.asked.add(("gen_batch_decode_module", *args))
         return DecodeModule(host, dims_at(args, DECODE_GETTER_DIMS))
 
     def prefill_module(*args: Any) -> PrefillModule:
-        return PrefillModule(host, dims_at(args, PREFILL_GETTER_DIMS))
+        is_fa2 = args[0] == "fa2"
+        generator = "_gen_batch_prefill_primary_module" if is_fa2 else "gen_batch_prefill_module"
+        host.asked.add((generator, *args))
+        beside = ("_gen_batch_prefill_independent_paged_module", *args) if is_fa2 else ()
+        return PrefillModule(host, dims_at(args, PREFILL_GETTER_DIMS), independent=beside)
 
     def variant_dims(*args: Any, **kwargs: Any) -> Dims:
+        host.asked.add(("gen_customize_batch_prefill_module", args[0], args[1]))
         return dims_at(args, VARIANT_GETTER_DIMS)
+
+    def latent_module(*args: Any) -> Any:
+        host.asked.add(("gen_batch_mla_module", *args))
+        module = LatentModule(host, dims_at(args, LATENT_GETTER_DIMS))
+        return SimpleNamespace(build_and_load=lambda: module)
 
     plain_empty = torch.empty
 
@@ -266,5 +327,6 @@ def flashinfer_on_host() -> Iterator[Host]:
         put(decode, "get_batch_decode_module", decode_module)
         put(decode, "xqa_batch_decode_with_kv_cache", xqa(host))
         put(prefill, "get_customize_batch_prefill_module", variant_dims)
+        put(flashinfer.jit, "gen_batch_mla_module", latent_module)
         put(prefill, "get_batch_prefill_jit_module", lambda _, d: PrefillModule(host, d, True))
         yield host

@@ -46,8 +46,12 @@ def gpu_test_modules() -> list[Module]:
     modules += [stock("decode", 128, False, soft_cap=True), stock("fa2", 128, False, kv_dtype=FP8)]
     modules += [stock(kind, 192, False, dim_v=128) for kind in ("fa2", "fa2_independent")]
     modules += [xqa(128, group, w) for group in (2, 4) for w in windows]
-    modules += [of_variant(Variant("sink", BF16, BF16, 64, 64, window=w)) for w in windows]
+    # A backend prefills with FA3 where it can, and decodes with FA2.
+    for backend in ("fa2", "fa3"):
+        sinks = (Variant("sink", BF16, BF16, 64, 64, w, backend) for w in windows)
+        modules += [*map(of_variant, sinks), latent(backend)]
     modules.append(of_variant(Variant("page_mask", BF16, BF16, 128, 128, window=False)))
+    modules.append(append())
     return modules
 
 
@@ -108,3 +112,25 @@ def xqa(head_dim: int, group_size: int, window: bool, page_size: int = 16) -> Mo
         return gen_xqa_module(BF16, BF16, page_size, head_dim, group_size, window, BF16)
 
     return Module(f"stock_xqa_page_{page_size}_d_{head_dim}_g_{group_size}_swa_{int(window)}", spec)
+
+
+def latent(backend: str, head_dim: int = 576, dim_v: int = 512) -> Module:
+    """FlashInfer's own module for latent rows (MLA) in bf16, "fa2" or "fa3"."""
+
+    def spec() -> Any:
+        from .latent import module_spec
+
+        return module_spec(backend, BF16, BF16, dim_v, head_dim)
+
+    return Module(f"stock_latent_{backend}_d_{head_dim}_{dim_v}", spec)
+
+
+def append() -> Module:
+    """FlashInfer's `append_paged_kv_cache`, what a benchmark compares with."""
+
+    def spec() -> Any:
+        from flashinfer.jit.page import gen_page_module
+
+        return gen_page_module()
+
+    return Module("stock_append", spec)

@@ -23,9 +23,9 @@ def zero_pages(buffer: torch.Tensor, page_bytes: int, ids: torch.Tensor) -> None
     """
     words = _words("buffer", buffer, page_bytes)
     _check_ids("ids", ids, buffer)
-    page_words = page_bytes // WORD_BYTES
     if ids.numel():
-        kernel.zero_pages[_grid(ids.numel(), page_words)](words, ids, page_words, BLOCK=BLOCK_WORDS)
+        grid = _grid(ids.numel(), page_bytes // WORD_BYTES)
+        kernel.zero_pages[grid](words, ids, page_bytes // VECTOR_BYTES, BLOCK=BLOCK_WORDS)
 
 
 def zero_spans(
@@ -98,16 +98,15 @@ def _move(
     given = [ids for ids in (source_ids, target_ids) if ids is not None]
     for ids in given:
         _check_ids("ids", ids, source)
-    page_words = page_bytes // WORD_BYTES
     count = given[0].numel()
     if count == 0:
         return
-    kernel.move_pages[_grid(count, page_words)](
+    kernel.move_pages[_grid(count, page_bytes // WORD_BYTES)](
         source_words,
         target_words,
         given[0] if source_ids is None else source_ids,
         given[0] if target_ids is None else target_ids,
-        page_words,
+        page_bytes // VECTOR_BYTES,
         HAS_SOURCE_IDS=source_ids is not None,
         HAS_TARGET_IDS=target_ids is not None,
         BLOCK=BLOCK_WORDS,

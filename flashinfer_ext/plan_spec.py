@@ -18,7 +18,8 @@ class AttentionSpec:
     """Attention of one group. The output has the queries' dtype.
 
     `entry_tokens` is the page size FlashInfer sees: 1 in the row view. `window_left` as in `Trim`.
-    `variant` replaces FlashInfer's own module (sinks, page masks).
+    `variant` replaces FlashInfer's own module (sinks, page masks). `is_latent`: K is a row of one
+    head, whose first `head_dim_vo` elements are V (MLA).
     """
 
     num_qo_heads: int
@@ -34,6 +35,7 @@ class AttentionSpec:
     causal: bool = True
     backend: str = "fa2"
     variant: Variant | None = None
+    is_latent: bool = False
 
     def __post_init__(self) -> None:
         if self.num_kv_heads < 1 or self.num_qo_heads % self.num_kv_heads:
@@ -44,6 +46,8 @@ class AttentionSpec:
             raise ValueError(f"backend: expected 'fa2' or 'fa3', got {self.backend!r}")
         if self.variant is not None:
             check_variant(self, self.variant)
+        if self.is_latent:
+            check_latent(self)
 
     @property
     def decodes_on_tensor_cores(self) -> bool:
@@ -71,6 +75,17 @@ def check_variant(spec: AttentionSpec, variant: Variant) -> None:
         )
     if spec.soft_cap > 0:
         raise ValueError(f"variant: expected no soft cap, got {spec.soft_cap}")
+
+
+def check_latent(spec: AttentionSpec) -> None:
+    """Raise ValueError unless the spec is one of latent rows as FlashInfer's kernels read them."""
+    if spec.num_kv_heads != 1 or spec.head_dim_qk <= spec.head_dim_vo:
+        raise ValueError(
+            "latent rows: expected one KV head and V as a part of K, got "
+            f"{spec.num_kv_heads}, {spec.head_dim_qk} and {spec.head_dim_vo}"
+        )
+    if spec.window_left >= 0 or spec.soft_cap > 0 or spec.variant is not None:
+        raise ValueError("latent rows: their kernel has no window, no soft cap and no variants")
 
 
 def int_workspace_bytes(max_batch: int, max_rows: int, num_qo_heads: int) -> int:

@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from .latent import SCHEDULE_BYTES, LatentPlan, load_module
 from .plan import INDEX_BYTES, AttentionPlan
 from .plan_spec import AttentionSpec, int_workspace_bytes
 from .staging import PinnedRing
@@ -21,6 +23,7 @@ from .table_spec import GroupTables
 
 # Decode or prefill, and the queries of a captured batch.
 Key = tuple[str, int | None]
+Plan = AttentionPlan | LatentPlan
 
 
 class GroupPlanner:
@@ -42,16 +45,18 @@ class GroupPlanner:
         self.max_batch = max_batch
         self.device = float_workspace.device
         self.float_workspace = float_workspace
-        self.schedule_bytes = int_workspace_bytes(max_batch, max_rows, spec.num_qo_heads)
+        self.schedule_bytes = (
+            SCHEDULE_BYTES
+            if spec.is_latent
+            else int_workspace_bytes(max_batch, max_rows, spec.num_qo_heads)
+        )
         offset_bytes = (max_batch + 1) * INDEX_BYTES
         self.ring = PinnedRing(self.schedule_bytes + offset_bytes, in_flight + 1, self.device)
         self._offsets = torch.arange(max_batch + 1, dtype=torch.int32, device=self.device)
         self._graph_schedule = self._new_schedule()
-        self._plans: dict[Key, AttentionPlan] = {}
+        self._plans: dict[Key, Plan] = {}
 
-    def decode(
-        self, batch_size: int, tables: GroupTables, cuda_graph: bool = False
-    ) -> AttentionPlan:
+    def decode(self, batch_size: int, tables: GroupTables, cuda_graph: bool = False) -> Plan:
         """Plan for one query per request.
 
         With `cuda_graph` the plan belongs to this batch size and to these tables, of exactly
@@ -60,7 +65,7 @@ class GroupPlanner:
         captured = batch_size if cuda_graph else None
         return self._plan(("decode", captured), self._decode_kind(), tables)
 
-    def prefill(self, tables: GroupTables, captured_queries: int | None = None) -> AttentionPlan:
+    def prefill(self, tables: GroupTables, captured_queries: int | None = None) -> Plan:
         """Plan for any number of queries per request.
 
         With `captured_queries` the plan belongs to a CUDA graph: to a batch of that many queries
@@ -74,11 +79,20 @@ class GroupPlanner:
             return "prefill"
         return "decode_tc" if self.spec.decodes_on_tensor_cores else "decode"
 
-    def _plan(self, key: Key, kind: str, tables: GroupTables) -> AttentionPlan:
+    @cached_property
+    def _latent_module(self) -> Any:
+        return load_module(self.spec)
+
+    def _plan(self, key: Key, kind: str, tables: GroupTables) -> Plan:
         plan = self._plans.get(key)
         cuda_graph = key[1] is not None
         if plan is None:
-            plan = self._plans[key] = self._new_plan(kind, tables, cuda_graph)
+            is_decode = key[0] == "decode"
+            plan = self._plans[key] = (
+                self._new_latent_plan(is_decode, tables, cuda_graph)
+                if self.spec.is_latent
+                else self._new_plan(kind, tables, cuda_graph)
+            )
         elif not cuda_graph:
             plan.tables = tables
         return plan
@@ -90,9 +104,23 @@ class GroupPlanner:
             batch = tables.last_page_len.numel() if cuda_graph else self.max_batch
             offsets = torch.zeros(batch + 1, dtype=torch.int32, device=self.device)
         wrapper = self._wrapper(kind, tables, offsets, cuda_graph)
-        schedule = self._graph_schedule if cuda_graph else self._new_schedule()
-        wrapper._int_workspace_buffer = schedule
+        wrapper._int_workspace_buffer = self._schedule(cuda_graph)
         return AttentionPlan(self.spec, kind, wrapper, tables, self.ring, offsets)
+
+    def _new_latent_plan(self, is_decode: bool, tables: GroupTables, cuda_graph: bool) -> Plan:
+        return LatentPlan(
+            self.spec,
+            self._latent_module,
+            is_decode,
+            cuda_graph,
+            tables,
+            self.ring,
+            self.float_workspace,
+            self._schedule(cuda_graph),
+        )
+
+    def _schedule(self, cuda_graph: bool) -> torch.Tensor:
+        return self._graph_schedule if cuda_graph else self._new_schedule()
 
     def _new_schedule(self) -> torch.Tensor:
         return torch.empty(self.schedule_bytes, dtype=torch.uint8, device=self.device)

@@ -28,7 +28,8 @@ VIEWS = {"page": page_views, "row": row_views, "block": block_views}
 
 @dataclass(frozen=True)
 class CaseSpec:
-    """A batch of one group. `num_pages` is the pool's size; by default a few more than needed."""
+    """A batch of one group. `num_pages` is the pool's size; by default a few more than needed. Of a
+    latent layout (MLA) V is the first `latent_dim` elements of K."""
 
     layout: GroupLayout
     kv_lens: tuple[int, ...]
@@ -42,6 +43,7 @@ class CaseSpec:
     layer: int = 0
     num_pages: int | None = None
     seed: int = 0
+    latent_dim: int = 0
 
     @property
     def scale(self) -> float:
@@ -161,7 +163,11 @@ class PagedCase:
 
     def views(self) -> KV:
         """K and V of the case's layer in the case's view."""
-        return VIEWS[self.spec.view](self.buffer, self.spec.layout, self.spec.layer)
+        return self._read(VIEWS[self.spec.view](self.buffer, self.spec.layout, self.spec.layer))
+
+    def _read(self, caches: KV) -> KV:
+        k, v = caches
+        return (k, k[..., : self.spec.latent_dim]) if self.spec.latent_dim else (k, v)
 
     def page_views(self) -> KV:
         return page_views(self.buffer, self.spec.layout, self.spec.layer)
@@ -174,7 +180,7 @@ class PagedCase:
         """(sum of q_lens, Hq, Dv) from the pages as they are, by the reference."""
         return reference.paged_attention(
             self.q,
-            *self.page_views(),
+            *self._read(self.page_views()),
             self.block_tables,
             list(self.spec.kv_lens),
             list(self.spec.q_lens),

@@ -216,6 +216,15 @@ def _check_compiler(device: str | None) -> None:
 
 def _check_graphs(values: MutableMapping[str, Any], attention_backend: str) -> None:
     """What a user asks for by name goes before what ``disable_cuda_graph`` says."""
+    from sglang.srt.environ import envs
+
+    of_tables = "SGLANG_ENABLE_METADATA_GLUE_GRAPH"
+    if hasattr(envs, of_tables) and getattr(envs, of_tables).get():
+        raise refuse(
+            f"{of_tables}=1",
+            f"captures what prepares a step; with {FLAG} jenga the host counts its pages anew for "
+            "every step; leave it out",
+        )
     for phase in ("decode", "prefill"):
         shown, graphs = _graphs_asked_for(values, phase)
         if attention_backend == TORCH_BACKEND and graphs not in (None, "disabled"):

@@ -137,6 +137,13 @@ REFUSED: dict[str, RefusedFlag] = {
     "enable_single_batch_overlap": RefusedFlag(
         "--enable-single-batch-overlap", False, _OVERLAP, _TWO_TABLES
     ),
+    "enable_torch_compile": RefusedFlag(
+        "--enable-torch-compile",
+        False,
+        "traces decodes through the attention backend, which the host tells of every step anew",
+        "attention as an operator that the compiler leaves alone, and a device to compare answers "
+        "on",
+    ),
     "prefill_only_disable_kv_cache": RefusedFlag(
         "--prefill-only-disable-kv-cache",
         False,

@@ -134,8 +134,8 @@ class Settings:
         metadata=_about(
             "auto",
             _one_of(*PREFILL_KERNELS),
-            "what computes prompts with --attention-backend flashinfer: fa2, or fa3 on sm_90; auto "
-            "takes fa3 there for layer groups that fit it",
+            "what computes prompts with --attention-backend flashinfer, and all over latent rows: "
+            "fa2, or fa3 on sm_90; auto takes fa3 there for layer groups that fit it",
         )
     )
     decode_kernel: str = field(

@@ -5,7 +5,7 @@
     OUT/site       FlashInfer, as much of it as is imported, and tvm_ffi
     OUT/modules    FlashInfer's modules, compiled for the architecture
     OUT/shim       the names of SGLang that the attention backends use, and its Triton kernels
-    OUT/kit.json   versions, modules, sizes
+    OUT/kit.json   versions, modules, those that tests and benchmarks ask for and are missing, sizes
 
 The machine is taken to have torch, Triton, numpy and pytest. No GPU is needed to make it. Modules
 are those that `python -m flashinfer_ext.aot` has compiled; the command compiles what is missing.
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,7 +30,8 @@ from flashinfer_ext.aot import DEFAULT_OUT, architecture
 from flashinfer_ext.aot import main as compile_ahead
 
 MOST_BYTES = 60 << 20
-SHIM = Path(__file__).parents[2] / "tests" / "gpu" / "shim"
+ROOT = Path(__file__).parents[2]
+SHIM = ROOT / "tests" / "gpu" / "shim"
 # What plans, variants and benchmarks import; run where nothing has been imported before.
 IMPORTS = """
 import warnings
@@ -40,6 +43,12 @@ for module in list(sys.modules.values()):
     file = getattr(module, "__file__", None)
     if file and module.__name__.split(".")[0] == "flashinfer":
         print(file)
+"""
+NAMES = """
+import warnings
+warnings.simplefilter("ignore")
+from flashinfer_ext.modules import gpu_test_modules
+print(*(module.spec().name for module in gpu_test_modules()))
 """
 # Sources that a module's name and its place are worked out from; they are not compiled there.
 SOURCES = ("batch_*", "page*", "*.jinja", "*.inc", "*.h", "xqa/*")
@@ -113,6 +122,21 @@ def copy_modules(compiled: Path, target: Path) -> list[str]:
     return names
 
 
+def asked_for(arch: str) -> list[str]:
+    """Names of the modules that tests and benchmarks load, as FlashInfer has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run(
+            [sys.executable, "-c", NAMES],
+            cwd=ROOT,
+            env=os.environ
+            | {"FLASHINFER_WORKSPACE_BASE": folder, "FLASHINFER_CUDA_ARCH_LIST": arch},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    return result.stdout.split("\n")[-2].split()
+
+
 def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -133,6 +157,7 @@ def make_kit(out: Path, compiled: Path, arch: str, python: str) -> dict[str, obj
         "python": python,
         "versions": {name: version(name) for name in packages},
         "modules": modules,
+        "missing": sorted(set(asked_for(arch)) - set(modules)),
         "bytes": size,
     }
     (out / "kit.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -156,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return status
     content = make_kit(options.out, options.modules / options.arch, options.arch, options.python)
     print(f"{options.out}: {content['bytes']} bytes, modules: {content['modules'] or 'none'}")
+    print(f"missing, which fails the tests that need them: {content['missing'] or 'none'}")
     return 0
 
 

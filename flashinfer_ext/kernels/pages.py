@@ -21,12 +21,14 @@ def move_pages(
     target,
     source_ids,
     target_ids,
-    page_words,
+    page_vectors,
     HAS_SOURCE_IDS: tl.constexpr,
     HAS_TARGET_IDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (pages, pieces). source, target: int32 words; a side without ids is dense."""
+    """Grid (pages, pieces). source, target: int32 words, 4 to a vector; a side without ids is
+    dense."""
+    page_words = page_vectors * 4
     start = _page(source_ids, tl.program_id(0), HAS_SOURCE_IDS)
     end = _page(target_ids, tl.program_id(0), HAS_TARGET_IDS)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -38,8 +40,10 @@ def move_pages(
 
 
 @triton.jit
-def zero_pages(target, ids, page_words, BLOCK: tl.constexpr):
-    """Grid (pages, pieces). target: int32 words, ids: page ids, negative ones are skipped."""
+def zero_pages(target, ids, page_vectors, BLOCK: tl.constexpr):
+    """Grid (pages, pieces). target: int32 words, 4 to a vector. ids: page ids, negative ones are
+    skipped."""
+    page_words = page_vectors * 4
     page = _page(ids, tl.program_id(0), True)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (word < page_words) & (page >= 0)

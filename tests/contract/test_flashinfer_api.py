@@ -82,6 +82,11 @@ CALLS: list[tuple[Callable[..., Any], str, str]] = [
         "",
     ),
     (
+        modules.gen_batch_mla_module,
+        "backend dtype_q dtype_kv dtype_o dtype_idx head_dim_ckv head_dim_kpe use_profiler",
+        "",
+    ),
+    (
         xqa.gen_xqa_module,
         "input_dtype kv_cache_dtype page_size head_dim head_group_ratio use_sliding_window "
         "output_dtype",

@@ -437,6 +437,15 @@ class TestFlag:
         line = refusal(lambda: flags.apply_flag(values))
         assert shown in line and "breakable" in line
 
+    def test_tables_in_a_graph_of_their_own_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A replay would read the pages of the step that was captured."""
+        monkeypatch.setenv("SGLANG_ENABLE_METADATA_GLUE_GRAPH", "1")
+        line = refusal(lambda: flags.apply_flag({"memory_backend": "jenga"}))
+        assert "SGLANG_ENABLE_METADATA_GLUE_GRAPH=1" in line and "leave it out" in line
+        assert not flags.apply_flag({"memory_backend": "default"})
+
     @pytest.mark.parametrize("phase", ["decode", "prefill"])
     def test_graphs_of_a_backend_that_has_none_are_refused(self, phase: str) -> None:
         for asked in (

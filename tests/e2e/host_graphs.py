@@ -23,7 +23,7 @@ class HostGraphs:
 
     def __init__(self, runner: Any, **kwargs: Any) -> None:
         attention = runner.attn_backend
-        self._attention = [attention, *getattr(attention, "attn_backend_list", [])]
+        self._attention = [attention, *(getattr(attention, "attn_backend_list", None) or [])]
         self._kept: dict[Any, tuple[Callable[[], Any], list[dict[str, Any]]]] = {}
 
     def capture_session(self, stream: Any) -> Any:
@@ -76,7 +76,10 @@ def decode_in_graphs(scheduler: Any) -> None:
     runner = scheduler.tp_worker.model_runner
     most = max(CAPTURED)
     runner.graph_shared_output = GraphSharedOutput(device=torch.device("cpu"), max_rows=most)
-    runner.decode_cuda_graph_runner = module.DecodeCudaGraphRunner(runner)
+    # As the scheduler runs its batches. Operators in place of kernels write into views, and
+    # Falcon-Mamba's model, unlike others, does not turn gradients off itself.
+    with torch.no_grad():
+        runner.decode_cuda_graph_runner = module.DecodeCudaGraphRunner(runner)
 
 
 def replays(scheduler: Any) -> Counter[tuple[int, int]]:

@@ -62,8 +62,6 @@ def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, is_hop
         pytest.importorskip("sgl_kernel", exc_type=ImportError)
         if not is_hopper or name == "fp8":
             pytest.skip("is compiled for sm_90, and for KV of the queries' dtype")
-    if kernel.startswith("flashinfer") and name == "latent rows":
-        pytest.skip("latent rows are refused")
     if kernel == "triton" and name == "fp8":
         pytest.skip("its kernels round the queries to fp8, plain torch does not")
     return Pair.of(MODELS[name], KERNELS[kernel], "cuda", TOLERANCE)

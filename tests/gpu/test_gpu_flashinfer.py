@@ -55,11 +55,19 @@ def kernel(request: pytest.FixtureRequest, is_hopper: bool) -> Kernel:
 
 
 def layout_of(
-    dim: int = 128, dtype: torch.dtype = BF16, dim_v: int | None = None, padding: int = 0
+    dim: int = 128,
+    dtype: torch.dtype = BF16,
+    dim_v: int | None = None,
+    padding: int = 0,
+    tokens: int = 16,
 ) -> GroupLayout:
     dim_v = dim if dim_v is None else dim_v
-    payload = 3 * 16 * 4 * (dim + dim_v) * dtype.itemsize
-    return GroupLayout(3, 16, 4, dim, dim_v, dtype, payload + padding)
+    payload = 3 * tokens * 4 * (dim + dim_v) * dtype.itemsize
+    return GroupLayout(3, tokens, 4, dim, dim_v, dtype, payload + padding)
+
+
+def latent_layout() -> GroupLayout:
+    return GroupLayout(3, 16, 1, 576, 0, BF16, 3 * 16 * 576 * BF16.itemsize)
 
 
 def case_spec(kernel: Kernel, **change: Any) -> CaseSpec:
@@ -76,7 +84,7 @@ def attention_spec(
         num_qo_heads=spec.num_qo_heads,
         num_kv_heads=spec.layout.num_kv_heads,
         head_dim_qk=spec.layout.head_dim_k,
-        head_dim_vo=spec.layout.head_dim_v,
+        head_dim_vo=spec.latent_dim or spec.layout.head_dim_v,
         entry_tokens=spec.trim.entry_tokens,
         q_dtype=BF16,
         kv_dtype=spec.layout.dtype,
@@ -85,6 +93,7 @@ def attention_spec(
         soft_cap=spec.soft_cap,
         backend=backend,
         variant=variant,
+        is_latent=spec.layout.is_latent,
     )
 
 
@@ -158,12 +167,38 @@ def test_padded_pages(device, workspace, kernel) -> None:
     assert_right(run(kernel, case, workspace), case)
 
 
+@pytest.mark.parametrize("tokens", [8, 64])
+def test_page_sizes(device, workspace, kernel, tokens) -> None:
+    if kernel.limit == "xqa":
+        pytest.skip("is compiled for pages of 16 tokens")
+    case = made(case_spec(kernel, layout=layout_of(tokens=tokens), window_left=127), device)
+    assert_right(run(kernel, case, workspace), case)
+
+
 @pytest.mark.parametrize("name", ["decode on tensor cores", "FA2 prefill"])
 @pytest.mark.parametrize("qo_heads", [8, 16])
 def test_unequal_head_dims_of_k_and_v(device, workspace, name, qo_heads) -> None:
     layout = layout_of(dim=192, dim_v=128)
     kernel = replace(KERNELS[name], qo_heads=qo_heads)
     case = made(case_spec(kernel, layout=layout), device)
+    assert_right(run(kernel, case, workspace), case)
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("backend", ["fa2", "fa3"])
+@pytest.mark.parametrize("is_far", [False, True])
+def test_latent_rows(device, workspace, is_hopper, request, kind, backend, is_far) -> None:
+    """Both parts of a row are read where it lies, past 32-bit offsets too."""
+    if backend == "fa3" and not is_hopper:
+        pytest.skip("needs sm_90")
+    layout = latent_layout()
+    pool = request.getfixturevalue("far_pool") if is_far else None
+    pages = None if pool is None else layout.num_pages(pool.numel())
+    kernel = Kernel("mla", decode=kind == "decode", backend=backend)
+    case = made(
+        case_spec(kernel, layout=layout, latent_dim=512, num_pages=pages), device, buffer=pool
+    )
+    assert check_kernel_limits(case.buffer, layout, ("mla",)) == []
     assert_right(run(kernel, case, workspace), case)
 
 
@@ -265,6 +300,36 @@ def test_a_captured_decode_follows_new_lengths(device, workspace, heads, dim_k, 
         plan.plan(case.spec.counts())
         graph.replay()
         assert_right(out, case)
+
+
+@pytest.mark.parametrize("kind", ["CUDA cores", "tensor cores", "latent rows"])
+def test_captured_sizes_share_a_schedule_and_replay_in_any_order(
+    device, workspace, is_hopper, kind
+) -> None:
+    is_latent = kind == "latent rows"
+    kernel = Kernel("mla" if is_latent else "", qo_heads=8 if kind == "CUDA cores" else 16)
+    of_rows = {"layout": latent_layout(), "latent_dim": 512} if is_latent else {}
+    cases = [
+        made(case_spec(kernel, kv_lens=KV_LENS[:size], q_lens=(1,) * size, **of_rows), device)
+        for size in (6, 3)
+    ]
+    backend = "fa3" if is_latent and is_hopper else "fa2"
+    planner = GroupPlanner(attention_spec(cases[0], backend), workspace, 6, 6)
+    replays = []
+    for case in cases:
+        plan = planner.decode(len(case.q), case.tables, cuda_graph=True)
+        plan.plan(case.spec.counts())
+        plan.run(case.q, *case.views())
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = plan.run(case.q, *case.views())
+        replays.append((plan, graph, out))
+    for which in (1, 0, 0, 1):
+        plan, graph, out = replays[which]
+        plan.plan(cases[which].spec.counts())
+        graph.replay()
+        assert_right(out, cases[which])
 
 
 def test_planning_and_running_do_not_wait_for_the_device(device, workspace) -> None:

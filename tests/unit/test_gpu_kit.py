@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bare_machine import ABSENT, make_site, run_bare
+from bare_machine import ABSENT, ROOT, make_site, run_bare
 
 from benchmarks.kernels import bare, kit
+from flashinfer_ext.modules import gpu_test_modules
 
 URI = "jenga_sink_fa2_q_bf16_kv_bf16_d_64_64_swa_1"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -40,7 +41,21 @@ def paths(made: Path) -> tuple[Path, ...]:
 def test_it_is_small_and_says_what_is_in_it(made: Path) -> None:
     content = json.loads((made / "kit.json").read_text())
     assert content["modules"] == [URI] and content["arch"] == "9.0a"
+    assert URI not in content["missing"] and len(content["missing"]) == len(gpu_test_modules()) - 1
     assert kit.folder_bytes(made) <= 60 << 20
+
+
+def test_one_that_is_too_large_to_bring_along_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kit, "MOST_BYTES", 1 << 20)
+    for name in ("copy_flashinfer", "copy_tvm_ffi", "copy_shim"):
+        monkeypatch.setattr(kit, name, lambda *args: None)
+    (tmp_path / "compiled" / URI).mkdir(parents=True)
+    (tmp_path / "compiled" / URI / f"{URI}.so").write_bytes(bytes((1 << 20) + 1))
+    with pytest.raises(RuntimeError, match="expected at most 1048576 bytes, got 1048577"):
+        kit.make_kit(tmp_path / "made", tmp_path / "compiled", "9.0a", PYTHON)
+    assert not (tmp_path / "made" / "kit.json").exists()
 
 
 def test_the_machine_lacks_what_it_is_said_to_lack(site: Path) -> None:
@@ -67,6 +82,35 @@ print("prebuilt", [spec.name for spec in specs if spec.is_aot])
     variables = {"FLASHINFER_WORKSPACE_BASE": str(tmp_path), "FLASHINFER_CUDA_ARCH_LIST": "9.0a"}
     ran = run_bare(site, "-c", program, path=paths(made), **variables)
     assert f"prebuilt ['{URI}']" in ran.stdout, ran.stdout
+
+
+def test_what_is_compiled_loads_without_a_device(site: Path, tmp_path: Path) -> None:
+    """From a kit for this Python, of those that a command has compiled here."""
+    compiled = ROOT / kit.DEFAULT_OUT / "9.0a"
+    if not any(compiled.glob("*/*.so")):
+        pytest.skip("nothing is compiled: make gpu-kit")
+    content = kit.make_kit(tmp_path / "made", compiled, "9.0a", PYTHON)
+    program = """
+import warnings; warnings.simplefilter("ignore")
+import torch, flashinfer
+from flashinfer_ext import modules, variants
+variants.use_prebuilt(%r)
+specs = [module.spec() for module in modules.gpu_test_modules()]
+loaded = [spec.build_and_load() for spec in specs if spec.is_aot]
+print("loaded", len(loaded), "of", len(specs))
+"""
+    ran = run_bare(
+        site,
+        "-c",
+        program % str(tmp_path / "made" / "modules"),
+        path=paths(tmp_path / "made"),
+        FLASHINFER_WORKSPACE_BASE=str(tmp_path),
+        FLASHINFER_CUDA_ARCH_LIST="9.0a",
+    )
+    missing = content["missing"]
+    assert isinstance(missing, list)
+    total = len(gpu_test_modules())
+    assert f"loaded {total - len(missing)} of {total}" in ran.stdout, ran.stdout
 
 
 def test_every_gpu_test_but_those_of_a_server_is_collected(

@@ -73,6 +73,23 @@ class Step:
     images: Sequence[tuple[Range, ...]] = ()
 
 
+@dataclass(slots=True)
+class Call:
+    """What one layer attends with in one step: q (tokens, Hq, D), k and v of the new tokens if the
+    layer made any, its place in the pool, its group's step and its table's number there. The
+    results fill out (tokens, Hq, Dv)."""
+
+    layer: RadixAttention
+    q: torch.Tensor
+    k: torch.Tensor | None
+    v: torch.Tensor | None
+    sinks: torch.Tensor | None
+    out: torch.Tensor
+    place: LayerPlace
+    of_group: GroupStep
+    table: int
+
+
 class DeviceBackend(AttentionBackend):
     """Base of `--attention-backend flashinfer` and `triton` under Jenga.
 
@@ -85,7 +102,6 @@ class DeviceBackend(AttentionBackend):
     extend_dummy_seqs_capped_by_req_pool = True
     name: str
     instead: str  # backends that serve what this one does not
-    reads_latent_rows = False  # MLA
     entry_tokens: int
     index_dtype = torch.int32
 
@@ -139,48 +155,32 @@ class DeviceBackend(AttentionBackend):
     def table_spec(self, group: int) -> TableSpec:
         """The group's tables; rows and stripes are filled in by the caller."""
 
-    @abstractmethod
     def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
         """Rows of an extend batch whose new tokens are the last ``q_lens`` of ``kv_lens``."""
+        return Rows.whole(kv_lens, q_lens)
 
-    @abstractmethod
     def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
         """The same for a group that sees chunks."""
+        return Rows.parts(kv_lens, q_lens, chunk_tokens)
 
     @abstractmethod
     def begin(self, step: Step) -> None:
         """Prepare what the step's kernels need beyond the tables."""
 
-    @abstractmethod
     def cache(self, layer_id: int) -> KV:
         """The layer's K and V as (entries, tokens, heads, dim), for `kv_write` at write slots. Of
         latent rows K is all: V has no elements."""
+        k, v = self.pool.get_kv_buffer(layer_id)
+        return k, v[..., :0] if self.pool.layouts[self.pool.place[layer_id].group].is_latent else v
 
     @abstractmethod
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
-        """Fill out (tokens, Hq, Dv) with the attention of q (tokens, Hq, D); k and v are the new
-        tokens' if the layer made any."""
+    def attend(self, call: Call, step: Step) -> None:
+        """Fill ``call.out`` with the layer's attention."""
 
     # -- start-up -----------------------------------------------------------------------------
 
     def _check_groups(self) -> None:
         for group in self.groups:
-            if self.pool.layouts[group].is_latent and not self.reads_latent_rows:
-                raise refuse(
-                    f"--attention-backend {self.name}",
-                    "reads no latent (MLA) rows in Jenga pages yet; choose "
-                    f"--attention-backend {flags.TRITON_BACKEND}, {flags.FA3_BACKEND} or "
-                    f"{flags.TORCH_BACKEND}",
-                )
             try:
                 trim_of(self.pool.manager.dependencies[group], self.entry_tokens)
                 for layer in self.layers[group]:
@@ -395,11 +395,16 @@ class DeviceBackend(AttentionBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
         sinks: torch.Tensor | None = None,
+        q_rope: torch.Tensor | None = None,
+        k_rope: torch.Tensor | None = None,
         **unknown: Any,
     ) -> torch.Tensor:
+        """SGLang's DeepSeek layers give some backends queries and latent rows in two parts."""
         if given := [name for name, value in unknown.items() if value is not None]:
             raise NotImplementedError(f"--attention-backend {self.name} under Jenga: {given}")
         step = present(self._step, "init_forward_metadata has not run for this batch")
+        q = joined(q, q_rope, layer.tp_q_head_num, layer)
+        k = k if k is None else joined(k, k_rope, layer.tp_k_head_num, layer)
         if k is not None and v is not None:
             k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
             v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
@@ -410,7 +415,11 @@ class DeviceBackend(AttentionBackend):
         real = step.num_tokens
         # Kernels fill the rows of requests; what pads the batch must be numbers too.
         out[real:].zero_()
-        self.attend(q[:real], k, v, layer, step, sinks, out[:real])
+        place = self.pool.place[layer.layer_id]
+        of_group = step.groups[place.group]
+        table = self.table_of(place)
+        call = Call(layer, q[:real], k, v, sinks, out[:real], place, of_group, table)
+        self.attend(call, step)
         return out.view(len(out), -1)
 
     forward_decode = forward_extend
@@ -457,6 +466,18 @@ class DeviceBackend(AttentionBackend):
 
     def _layout(self, layer: RadixAttention) -> GroupLayout:
         return self.pool.layouts[self.pool.place[layer.layer_id].group]
+
+
+def joined(
+    first: torch.Tensor, second: torch.Tensor | None, heads: int, layer: RadixAttention
+) -> torch.Tensor:
+    """(tokens, heads, D) of queries or latent rows whose second part is given apart; any others as
+    they are."""
+    if second is None:
+        return first
+    dims = (layer.v_head_dim, layer.qk_head_dim - layer.v_head_dim)
+    parts = (x.view(-1, heads, dim) for x, dim in zip((first, second), dims, strict=True))
+    return torch.cat([*parts], -1)
 
 
 def most_parts(queries: int, chunk_tokens: int) -> int:

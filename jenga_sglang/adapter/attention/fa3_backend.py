@@ -10,20 +10,18 @@ the last is 1. Of latent rows (MLA) the part that rotates is K, and the rest of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from flashinfer_ext.table_spec import TableSpec
-from flashinfer_ext.views import KV
-from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
+from jenga_sglang.adapter.attention.device_backend import Call, DeviceBackend, Step
 from jenga_sglang.adapter.attention.step_tables import Rows
 from jenga_sglang.adapter.staged import to_device
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 # Major compute capabilities that the kernel is compiled for.
@@ -47,7 +45,6 @@ class JengaFA3Backend(DeviceBackend):
 
     name = "fa3"
     instead = "flashinfer, triton or jenga_torch"
-    reads_latent_rows = True
 
     def __init__(self, runner: ModelRunner) -> None:
         check_gpu()
@@ -89,17 +86,6 @@ class JengaFA3Backend(DeviceBackend):
     def table_spec(self, group: int) -> TableSpec:
         return TableSpec(self.trim(group), 1, write_mul=self.page_size, csr=False)
 
-    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
-        return Rows.whole(kv_lens, q_lens)
-
-    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
-        return Rows.parts(kv_lens, q_lens, chunk_tokens)
-
-    def cache(self, layer_id: int) -> KV:
-        k, v = self.pool.get_kv_buffer(layer_id)
-        is_latent = self.pool.layouts[self.pool.place[layer_id].group].is_latent
-        return k, v[..., :0] if is_latent else v
-
     def begin(self, step: Step) -> None:
         if step.is_decode:
             one_each = (self._ones[: step.num_tokens + 1], 1)
@@ -114,48 +100,12 @@ class JengaFA3Backend(DeviceBackend):
         torch.cumsum(rows.queries, 0, out=offsets[1:])
         return to_device(offsets, self.device), int(rows.queries.max())
 
-    def forward_extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        sinks: torch.Tensor | None = None,
-        q_rope: torch.Tensor | None = None,
-        k_rope: torch.Tensor | None = None,
-        **unknown: Any,
-    ) -> torch.Tensor:
-        """SGLang's DeepSeek layers give queries and rows in two parts."""
-        rope_dim = layer.qk_head_dim - layer.v_head_dim
-        if q_rope is not None:
-            parts = (q.view(-1, layer.tp_q_head_num, layer.v_head_dim), q_rope)
-            q = torch.cat([parts[0], parts[1].view(-1, layer.tp_q_head_num, rope_dim)], -1)
-        if k is not None and k_rope is not None:
-            k = torch.cat([k.view(-1, 1, layer.v_head_dim), k_rope.view(-1, 1, rope_dim)], -1)
-        return super().forward_extend(
-            q, k, v, layer, forward_batch, save_kv_cache, sinks, **unknown
-        )
-
-    forward_decode = forward_extend
-
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
-        place = self.pool.place[layer.layer_id]
-        tables = step.groups[place.group].tables
-        offsets, longest = self._queries[place.group]
-        window_left = self.trim(place.group).window_left
+    def attend(self, call: Call, step: Step) -> None:
+        layer, tables, group = call.layer, call.of_group.tables, call.place.group
+        offsets, longest = self._queries[group]
+        window_left = self.trim(group).window_left
         result = self._attention(
-            page_table=tables.block_tables[self.table_of(place)],
+            page_table=tables.block_tables[call.table],
             cache_seqlens=tables.kv_lens,
             cu_seqlens_q=offsets,
             max_seqlen_q=longest,
@@ -163,17 +113,18 @@ class JengaFA3Backend(DeviceBackend):
             causal=not layer.is_cross_attention,
             window_size=(window_left, 0 if window_left >= 0 else -1),
             softcap=layer.logit_cap,
-            sinks=sinks,
-            out=out,
-            **self._inputs(q, layer),
+            sinks=call.sinks,
+            out=call.out,
+            **self._inputs(call),
         )
-        if result.data_ptr() != out.data_ptr():
-            out.copy_(result)
+        if result.data_ptr() != call.out.data_ptr():
+            call.out.copy_(result)
 
-    def _inputs(self, q: torch.Tensor, layer: RadixAttention) -> dict[str, torch.Tensor]:
+    def _inputs(self, call: Call) -> dict[str, torch.Tensor]:
         """Queries and pages by the kernel's names."""
-        k_pages, v_pages = self.pool.get_kv_buffer(layer.layer_id)
-        latent_dim = self.pool.groups[self.pool.place[layer.layer_id].group].latent_dim
+        q = call.q
+        k_pages, v_pages = self.pool.get_kv_buffer(call.layer.layer_id)
+        latent_dim = self.pool.groups[call.place.group].latent_dim
         if not latent_dim:
             return {"q": q.contiguous(), "k_cache": k_pages, "v_cache": v_pages}
         return {

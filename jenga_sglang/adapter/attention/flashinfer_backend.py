@@ -20,16 +20,14 @@ from sglang.srt.runtime_context import get_schedule, max_prefill_buffer_tokens
 from sglang.srt.utils import get_cuda_graph_max_batch_size
 
 from flashinfer_ext import check_kernel_limits
-from flashinfer_ext.plan import AttentionPlan
+from flashinfer_ext.latent import FA3_CKV_DIMS, MOST_TILES, check_shapes, most_tiles
 from flashinfer_ext.plan_spec import AttentionSpec
-from flashinfer_ext.planner import GroupPlanner
+from flashinfer_ext.planner import GroupPlanner, Plan
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.variants import Variant, use_prebuilt
-from flashinfer_ext.views import KV
 from flashinfer_ext.xqa import SEMAPHORE_BYTES, XqaDecode
 from jenga_sglang import settings
-from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
-from jenga_sglang.adapter.attention.step_tables import Rows
+from jenga_sglang.adapter.attention.device_backend import Call, DeviceBackend, Step
 from jenga_sglang.refusal import refuse
 
 if TYPE_CHECKING:
@@ -104,10 +102,11 @@ class JengaFlashInferBackend(DeviceBackend):
         self._max_rows = self._most_queries(runner)
         if self._chunks:
             self._max_parts = 2 * self._max_parts + self._max_rows // self._chunks[0]
+        self._check_largest_latent_batch()
         self._keys: dict[tuple[RadixAttention, bool, bool], Key] = {}
         self._planners: dict[Key, GroupPlanner] = {}
         self._xqa: dict[Key, XqaDecode] = {}
-        self._plans: dict[Key, AttentionPlan] = {}
+        self._plans: dict[Key, Plan] = {}
         # By layer: the model's, and the same in float32.
         self._sinks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # A dict for its order: every rank plans in the same one.
@@ -124,7 +123,27 @@ class JengaFlashInferBackend(DeviceBackend):
         # A tail is at least what a step drafts.
         return max(prompts, self._max_parts * self.pool.manager.tail_tokens)
 
+    def _check_largest_latent_batch(self) -> None:
+        """Refuse a start whose largest batch is more than a plan over latent rows holds."""
+        for layer in (x for g in self.groups if self._is_latent(g) for x in self.layers[g]):
+            sizes = (self._max_rows, self._max_parts, layer.tp_q_head_num)
+            most = most_tiles(*sizes, self.device)
+            if most > MOST_TILES:
+                raise refuse(
+                    "--attention-backend flashinfer",
+                    f"plans at most {MOST_TILES} tiles of latent rows, and batches of "
+                    f"{self._max_rows} tokens with {layer.tp_q_head_num} heads take up to {most}; "
+                    "lower --chunked-prefill-size or choose --attention-backend triton or fa3",
+                )
+
+    def _is_latent(self, group: int) -> bool:
+        return self.pool.layouts[group].is_latent
+
     def kernels(self, group: int) -> Sequence[str]:
+        if self._is_latent(group):
+            for layer in self.layers[group]:
+                check_shapes(self._spec(layer, group, False, False))
+            return ("mla",)
         on_tensor_cores = any(
             self._spec(layer, group, True, False).decodes_on_tensor_cores
             for layer in self.layers[group]
@@ -133,20 +152,21 @@ class JengaFlashInferBackend(DeviceBackend):
         return (f"{self.prefill(group)}_prefill", "xqa" if self.use.decode == "xqa" else decode)
 
     def prefill(self, group: int) -> str:
-        """The kernel of the group's prefills, fa2 or fa3. SGLang's own default on Hopper is an
-        FA3; what its shapes or dtypes do not fit keeps FA2."""
+        """The kernel of the group's prefills, fa2 or fa3, and over latent rows of its decodes too.
+        SGLang's own default on Hopper is an FA3; what its shapes or dtypes do not fit keeps FA2."""
         if self.use.prefill != "auto":
             return self.use.prefill
         if group not in self._prefills:
-            fits = (
-                device_major() in ARCHITECTURES["fa3"]
-                and self.pool.layouts[group].dtype == self.q_dtype
-                and not check_kernel_limits(
-                    self.pool.buffer, self.pool.layouts[group], ("fa3_prefill",)
-                )
-            )
+            fits = device_major() in ARCHITECTURES["fa3"] and self._fits_fa3(group)
             self._prefills[group] = "fa3" if fits else "fa2"
         return self._prefills[group]
+
+    def _fits_fa3(self, group: int) -> bool:
+        layout = self.pool.layouts[group]
+        if layout.is_latent:
+            return self.pool.groups[group].latent_dim in FA3_CKV_DIMS
+        problems = check_kernel_limits(self.pool.buffer, layout, ("fa3_prefill",))
+        return layout.dtype == self.q_dtype and not problems
 
     def check_layer(self, layer: RadixAttention) -> None:
         if layer.xai_temperature_len > 0:
@@ -155,25 +175,22 @@ class JengaFlashInferBackend(DeviceBackend):
             raise ValueError(
                 f"layer {layer.layer_id} has a soft cap, XQA has none: leave out {DECODE_VARIABLE}"
             )
-        if self.use.prefill == "fa3" and self.kv_dtype(layer) != self.q_dtype:
+        if self._is_latent(self.pool.place[layer.layer_id].group):
+            self._check_latent_layer(layer)
+        elif self.use.prefill == "fa3" and self.kv_dtype(layer) != self.q_dtype:
             raise ValueError(
                 f"FA3 reads KV of the queries' dtype {self.q_dtype}, not {self.kv_dtype(layer)}: "
                 f"leave out {PREFILL_VARIABLE}"
             )
 
+    def _check_latent_layer(self, layer: RadixAttention) -> None:
+        if self.use.decode == "xqa":
+            raise ValueError(f"XQA reads no latent rows: leave out {DECODE_VARIABLE}")
+        self._spec(layer, self.pool.place[layer.layer_id].group, False, False)
+
     def table_spec(self, group: int) -> TableSpec:
         is_dense = self.use.decode == "xqa"
         return TableSpec(self.trim(group), 1, write_mul=self.page_size, dense=is_dense)
-
-    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
-        return Rows.whole(kv_lens, q_lens)
-
-    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
-        return Rows.parts(kv_lens, q_lens, chunk_tokens)
-
-    def cache(self, layer_id: int) -> KV:
-        pages: KV = self.pool.get_kv_buffer(layer_id)
-        return pages
 
     def begin(self, step: Step) -> None:
         self._plans = {}
@@ -185,32 +202,20 @@ class JengaFlashInferBackend(DeviceBackend):
             for key in self._graph_keys:
                 self._plan(key, step)
 
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
-        place = self.pool.place[layer.layer_id]
-        key = self._key(layer, place.group, step.is_decode, sinks is not None)
+    def attend(self, call: Call, step: Step) -> None:
+        layer, sinks = call.layer, call.sinks
+        key = self._key(layer, call.place.group, step.is_decode, sinks is not None)
         caches = self.pool.get_kv_buffer(layer.layer_id)
         sink_logits = None if sinks is None else self._logits_of(layer, sinks)
         k_scale, v_scale = self.descales(layer)
-        scales = {"k_scale": k_scale, "v_scale": v_scale}
-        stripe = self.table_of(place)
+        options = {"stripe": call.table, "out": call.out, "k_scale": k_scale, "v_scale": v_scale}
         if step.is_decode and self.use.decode == "xqa":
-            tables = step.groups[place.group].tables
-            self._xqa_decode(key).run(
-                q, *caches, tables, stripe=stripe, sinks=sink_logits, out=out, **scales
-            )
+            tables = call.of_group.tables
+            self._xqa_decode(key).run(call.q, *caches, tables, sinks=sink_logits, **options)
             return
         plan = self._plans.get(key) or self._plan(key, step)
         extra = () if sink_logits is None else (sink_logits,)
-        plan.run(q, *caches, *extra, stripe=stripe, out=out, **scales)
+        plan.run(call.q, *caches, *extra, **options)
 
     def _logits_of(self, layer: RadixAttention, sinks: torch.Tensor) -> torch.Tensor:
         """The layer's sinks as kernels read them, float32. They are weights, which stay where they
@@ -232,9 +237,10 @@ class JengaFlashInferBackend(DeviceBackend):
     def _spec(
         self, layer: RadixAttention, group: int, is_decode: bool, has_sinks: bool
     ) -> AttentionSpec:
-        """The layer's attention; FA3 takes part in prefills only."""
+        """The layer's attention; FA3 takes part in prefills only, and in all over latent rows."""
         window_left = self.trim(group).window_left
-        backend = "fa2" if is_decode else self.prefill(group)
+        is_latent = self._is_latent(group)
+        backend = "fa2" if is_decode and not is_latent else self.prefill(group)
         dims = (layer.qk_head_dim, layer.v_head_dim)
         dtypes = (self.q_dtype, self.pool.layouts[group].dtype)
         is_xqa = is_decode and self.use.decode == "xqa"
@@ -253,9 +259,10 @@ class JengaFlashInferBackend(DeviceBackend):
             causal=not layer.is_cross_attention,
             backend=backend,
             variant=variant,
+            is_latent=is_latent,
         )
 
-    def _plan(self, key: Key, step: Step) -> AttentionPlan:
+    def _plan(self, key: Key, step: Step) -> Plan:
         """Plan the step for layers of one kind; remembered where a graph will need it again."""
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a layer was not run while its CUDA graph was warmed up")

@@ -21,7 +21,7 @@ from sglang.srt.utils import get_device_core_count
 
 from flashinfer_ext.table_spec import TableSpec
 from flashinfer_ext.views import KV, row_views
-from jenga_sglang.adapter.attention.device_backend import DeviceBackend, Step
+from jenga_sglang.adapter.attention.device_backend import Call, DeviceBackend, Step
 from jenga_sglang.adapter.attention.latent_rows import has_latent_rows
 from jenga_sglang.adapter.attention.step_tables import Rows
 from jenga_sglang.adapter.kv_pool import LayerPlace
@@ -118,7 +118,6 @@ class JengaTritonBackend(DeviceBackend):
 
     name = "triton"
     instead = "jenga_torch"
-    reads_latent_rows = True
     entry_tokens = 1
     # The kernels multiply an entry by a stride in the entry's own width.
     index_dtype = torch.int64
@@ -200,20 +199,11 @@ class JengaTritonBackend(DeviceBackend):
             self._q_offsets = {g: self._offsets(step, g) for g in self.groups}
             self._masks = {g: self._mask(step, g) for g in self.groups}
 
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
+    def attend(self, call: Call, step: Step) -> None:
         if step.is_decode:
-            self._decode(q, out, layer, step, sinks)
+            self._decode(call, step)
         else:
-            self._extend(q, k, v, out, layer, step, sinks)
+            self._extend(call, step)
 
     # -- decode -------------------------------------------------------------------------------
 
@@ -241,34 +231,26 @@ class JengaTritonBackend(DeviceBackend):
                 MAX_NUM_SEQ=max(MIN_COUNTED_BATCH, triton.next_power_of_2(batch)),
             )
 
-    def _decode(
-        self,
-        q: torch.Tensor,
-        out: torch.Tensor,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-    ) -> None:
-        place = self.pool.place[layer.layer_id]
-        tables = step.groups[place.group].tables
+    def _decode(self, call: Call, step: Step) -> None:
+        layer, tables = call.layer, call.of_group.tables
         key = (layer.tp_q_head_num, layer.v_head_dim)
         if key not in self._partial:
             self._partial[key] = self._new_partial(step.num_tokens, key)
         partial = self._partial[key]
         decode_attention_fwd(
-            q,
+            call.q,
             *self._rows[layer.layer_id],
-            out,
+            call.out,
             tables.indptr,
-            tables.indices[self.table_of(place)],
+            tables.indices[call.table],
             partial.logits,
             partial.lse,
-            self._splits[place.group],
+            self._splits[call.place.group],
             self.max_splits,
             layer.scaling,
             *self.descales(layer),
             logit_cap=layer.logit_cap,
-            sinks=sinks,
+            sinks=call.sinks,
             xai_temperature_len=layer.xai_temperature_len,
             has_mla=self._reads_once(layer),
         )
@@ -316,18 +298,9 @@ class JengaTritonBackend(DeviceBackend):
         spans = list(zip(starts, stops, kept, step.images, strict=True))
         return image_mask(spans, self.trim(group).window_left, self.device)
 
-    def _extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        out: torch.Tensor,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-    ) -> None:
-        place = self.pool.place[layer.layer_id]
-        tables = step.groups[place.group].tables
+    def _extend(self, call: Call, step: Step) -> None:
+        layer, place, tables = call.layer, call.place, call.of_group.tables
+        k, v = call.k, call.v
         k_rows, v_rows = self._rows[layer.layer_id]
         if layer.is_cross_attention:
             # All that is read is in the rows by now: there is no part of it that is new.
@@ -340,15 +313,15 @@ class JengaTritonBackend(DeviceBackend):
         offsets, longest = self._q_offsets[place.group]
         mask = self._masks[place.group] or NO_MASK
         extend_attention_fwd(
-            q.contiguous(),
+            call.q.contiguous(),
             k.contiguous(),
             v.contiguous(),
-            out,
+            call.out,
             k_rows,
             v_rows,
             offsets,
             tables.indptr,
-            tables.indices[self.table_of(place)],
+            tables.indices[call.table],
             mask.cells,
             # Causal, the kernel would not look behind a block of queries.
             not layer.is_cross_attention and mask.cells is None,
@@ -361,6 +334,6 @@ class JengaTritonBackend(DeviceBackend):
             sliding_window_size=self._window(place.group, mask),
             window_kv_offsets=mask.shifts,
             skip_extend=layer.is_cross_attention,
-            sinks=sinks,
+            sinks=call.sinks,
             xai_temperature_len=layer.xai_temperature_len,
         )

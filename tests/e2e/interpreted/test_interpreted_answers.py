@@ -64,18 +64,19 @@ def test_every_answer_is_stocks(
         assert reports["jenga"].retractions > 0, "memory was never short"
 
 
+@pytest.mark.parametrize("backend", ["flashinfer", "triton"])
 def test_every_answer_over_latent_rows_is_stocks(
-    tiny_model: Callable[[str], Path], tmp_path: Path
+    backend: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """MLA, in prompts that continue a cached prefix and in those that do not."""
     prompts = [[7 + n * n % (23 + end) for n in range(end)] for end in (40, 21)]
     requests = [Request(prompt, 6, ignore_eos=True) for prompt in (*prompts, [*prompts[0], 9, 8])]
     flags = server_flags(tiny_model("deepseek_v3"), 16) | {"max_total_tokens": POOL_TOKENS}
-    ours = flags | FLAGS["triton"] | {"memory_backend": "jenga", "attention_backend": "triton"}
+    ours = flags | FLAGS[backend] | {"memory_backend": "jenga", "attention_backend": backend}
     flags |= {"memory_backend": "default"}
     jobs = {
         "stock": Job(flags, requests, concurrency=2, prepare=absorb_latent_rows),
-        "jenga": Job(ours, requests, concurrency=2, env=POISON),
+        "jenga": Job(ours, requests, concurrency=2, env=POISON, prepare=PREPARE[backend]),
     }
     reports = run_jobs(jobs, tmp_path)
     assert_same_answers("deepseek_v3", reports["stock"].answers, reports["jenga"].answers)

@@ -24,6 +24,7 @@ LONG, SHORT, CONTINUED = 30, 20, 48
         pytest.param("qwen3_5", marks=pytest.mark.long),
         pytest.param("falcon_h1", marks=pytest.mark.long),
         pytest.param("falcon_mamba", marks=pytest.mark.long),
+        pytest.param("kimi_linear", marks=pytest.mark.long),  # beside latent rows
     ],
 )
 def test_replayed_decodes_move_states_on(

@@ -31,6 +31,7 @@ from flashinfer_ext.trim import Trim
 # 65,536 registers of a processor hold eight programs of 128 threads with as many.
 MOST_REGISTERS = 64
 PAGE = 1 << 16
+ODD_PAGE = 4144  # vectors of 16 bytes, and nothing larger, divide it
 IDS = torch.zeros(16, dtype=torch.int64)
 
 
@@ -112,18 +113,19 @@ def assert_moves_vectors(ptx: str, stored: str = "st.global.v4.b32") -> None:
 
 
 PAGE_CALLS = {
-    "copy": lambda b: pages.copy_pages(b, PAGE, IDS, IDS),
-    "zero": lambda b: pages.zero_pages(b, PAGE, IDS.int()),
-    "zero spans": lambda b: pages.zero_spans(b, IDS, IDS, PAGE),
-    "gather": lambda b: pages.gather_pages(b, PAGE, IDS, b.view(16, PAGE)),
-    "scatter": lambda b: pages.scatter_pages(b.view(16, PAGE), b, PAGE, IDS),
+    "copy": lambda b, size: pages.copy_pages(b, size, IDS, IDS),
+    "zero": lambda b, size: pages.zero_pages(b, size, IDS.int()),
+    "zero spans": lambda b, size: pages.zero_spans(b, IDS, IDS, size),
+    "gather": lambda b, size: pages.gather_pages(b, size, IDS, b.view(16, size)),
+    "scatter": lambda b, size: pages.scatter_pages(b.view(16, size), b, size, IDS),
 }
 
 
 @pytest.mark.parametrize("name", PAGE_CALLS)
-def test_page_moves(ptx_of: Compile, name: str) -> None:
-    buffer = torch.zeros(16 * PAGE, dtype=torch.uint8)
-    kernels = ptx_of(lambda: PAGE_CALLS[name](buffer))
+@pytest.mark.parametrize("size", [PAGE, ODD_PAGE])
+def test_page_moves(ptx_of: Compile, name: str, size: int) -> None:
+    buffer = torch.zeros(16 * size, dtype=torch.uint8)
+    kernels = ptx_of(lambda: PAGE_CALLS[name](buffer, size))
     assert len(kernels) == 1
     assert_moves_vectors(kernels[0])
 

@@ -2,8 +2,11 @@
 every layer, same bytes in the pool, in every kind of batch SGLang makes."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +22,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from flashinfer_ext import variants
 from flashinfer_ext.host_modules import Host, flashinfer_on_host
+from flashinfer_ext.modules import gpu_test_modules
 from jenga_sglang import draft_flags
 from jenga_sglang.adapter.attention import fa3_backend, flashinfer_backend, triton_backend
 from jenga_sglang.adapter.attention.fa3_backend import JengaFA3Backend
@@ -52,7 +56,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = SimpleNamespace(chunked_prefill_size=64, max_prefill_tokens=64)
     monkeypatch.setattr(flashinfer_backend, "get_schedule", lambda: schedule)
     monkeypatch.setattr(flashinfer_backend, "max_prefill_buffer_tokens", lambda: 64)
@@ -64,11 +68,19 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setitem(variants.DTYPE_NAMES, torch.float32, "f32")
     execution = SimpleNamespace(kernel=SimpleNamespace(triton_attention_num_kv_splits=2))
     monkeypatch.setattr(triton_backend, "get_exec", lambda: execution)
+
+
+@pytest.fixture
+def host(settings: None) -> Iterator[Host]:
     with flashinfer_on_host() as made:
         yield made
 
 
-BACKENDS = {"fa3": JengaFA3Backend, "triton": JengaTritonBackend}
+BACKENDS = {
+    "flashinfer": JengaFlashInferBackend,
+    "fa3": JengaFA3Backend,
+    "triton": JengaTritonBackend,
+}
 
 
 @pytest.fixture(params=["flashinfer", "flashinfer with XQA", "fa3", "triton"])
@@ -139,6 +151,13 @@ def captured_decodes(model: Model, backend: Any, tolerance: float = 1e-5) -> Non
     addresses = graph_addresses(ours)
     pair.serve_captured(GRAPH_BATCH, ours.run)
     assert graph_addresses(ours) == addresses, "a graph would read what is no longer written"
+    # A rank of data-parallel attention without requests replays padding alone.
+    before = ours.pool.buffer.clone()
+    idle = ours.batch(DECODE, {}, padding=GRAPH_BATCH)
+    ours.backend.init_forward_metadata_out_graph(idle)
+    outs = ours.run(idle, pair.inputs(GRAPH_BATCH))
+    assert all(out.isfinite().all() for out in outs)
+    assert torch.equal(before, ours.pool.buffer), "padding was written"
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("cross")])
@@ -155,13 +174,14 @@ def test_latent_rows(name: str, of: str, host: Host) -> None:
     captured_decodes(LATENT[name], BACKENDS[of], tolerance=1e-4)
 
 
-def test_fa3_takes_latent_queries_and_rows_in_two_parts(host: Host) -> None:
+@pytest.mark.parametrize("of", ["fa3", "flashinfer"])
+def test_latent_queries_and_rows_come_in_two_parts(of: str, host: Host) -> None:
     """As SGLang's DeepSeek layers give them to a backend of that name."""
-    bench = Bench(LATENT["latent rows"], JengaFA3Backend)
+    bench = Bench(LATENT["latent rows"], BACKENDS[of])
     bench.start(1)
     bench.grow(1, 6)
     batch = bench.batch(EXTEND, {1: 6})
-    whole = Pair.of(LATENT["latent rows"], JengaFA3Backend).inputs(6)[0]
+    whole = Pair.of(LATENT["latent rows"], BACKENDS[of]).inputs(6)[0]
     layer, outs = bench.layers[0], []
     bench.backend.init_forward_metadata(batch)
     q = whole.q.view(6, -1, 24)
@@ -173,18 +193,7 @@ def test_fa3_takes_latent_queries_and_rows_in_two_parts(host: Host) -> None:
 
 
 def test_fa3_refuses_fp8() -> None:
-    def refusal(model: Model) -> str:
-        said: list[str] = []
-
-        def refused(runner: Any) -> Any:
-            with pytest.raises(SystemExit) as stop:
-                JengaFA3Backend(runner)
-            said.append(str(stop.value))
-
-        Bench(model.on_gpu(), refused)
-        return said[0]
-
-    line = refusal(Model(("full",), store_dtype=torch.float8_e4m3fn))
+    line = refusal(Model(("full",), store_dtype=torch.float8_e4m3fn).on_gpu(), JengaFA3Backend)
     assert (
         "not torch.float8_e4m3fn" in line
         and "choose --attention-backend flashinfer, triton or jenga_torch" in line
@@ -214,13 +223,81 @@ def test_v_of_a_latent_row_has_ks_scale(
     assert backend.descales(layer) == scales
 
 
-def test_flashinfer_sends_latent_rows_to_triton(host: Host) -> None:
-    def refused(runner: Any) -> Any:
-        with pytest.raises(SystemExit, match="latent") as stop:
-            JengaFlashInferBackend(runner)
-        assert "--attention-backend triton, fa3 or jenga_torch" in str(stop.value)
+def refusal(model: Model, backend: Any = JengaFlashInferBackend) -> str:
+    """The one line with which the backend refuses to start."""
+    said: list[str] = []
 
-    Bench(LATENT["latent rows"], refused)
+    def refused(runner: Any) -> Any:
+        with pytest.raises(SystemExit) as stop:
+            backend(runner)
+        said.append(str(stop.value))
+
+    Bench(model, refused)
+    return said[0]
+
+
+def latent_on_gpu(dim: int, dim_v: int) -> Model:
+    return replace(Model(("full",), is_latent=True).on_gpu(dim), dim_v=dim_v)
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (latent_on_gpu(288, 256), "a multiple of 128 and a second of a multiple of 64, got 256"),
+        (replace(latent_on_gpu(576, 512), layers=("window 9",)), "no window, no soft cap"),
+        (replace(latent_on_gpu(576, 512), soft_cap=3.0), "no window, no soft cap"),
+        (
+            replace(latent_on_gpu(320, 256), store_dtype=torch.float8_e4m3fn),
+            "float8_e4m3fn of (512, 64) beside bfloat16",
+        ),
+    ],
+)
+def test_latent_rows_that_flashinfer_has_no_kernel_for_are_refused(model: Model, line: str) -> None:
+    said = refusal(model)
+    assert "--attention-backend flashinfer: cannot serve the layer group" in said and line in said
+    assert "choose --attention-backend triton" in said
+
+
+def test_xqa_reads_no_latent_rows(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(flashinfer_backend.DECODE_VARIABLE, "xqa")
+    assert "XQA reads no latent rows: leave out JENGA_DECODE_KERNEL" in refusal(
+        LATENT["latent rows"]
+    )
+
+
+def test_a_batch_larger_than_a_plan_over_latent_rows_is_refused_at_the_start(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlashInfer's planner would write behind its arrays."""
+    schedule = SimpleNamespace(chunked_prefill_size=1 << 19, max_prefill_tokens=64)
+    monkeypatch.setattr(flashinfer_backend, "get_schedule", lambda: schedule)
+    assert "lower --chunked-prefill-size" in refusal(LATENT["latent rows"])
+    schedule.chunked_prefill_size = 1 << 18
+    Bench(LATENT["latent rows"], JengaFlashInferBackend)
+
+
+@pytest.mark.parametrize(
+    ("major", "setting", "kernel"), [(9, "auto", "fa3"), (9, "fa2", "fa2"), (8, "auto", "fa2")]
+)
+def test_hopper_reads_latent_rows_by_fa3(
+    major: int, setting: str, kernel: str, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flashinfer_backend, "device_major", lambda: major)
+    monkeypatch.setenv(flashinfer_backend.PREFILL_VARIABLE, setting)
+    pair = Pair.of(replace(LATENT["latent rows"], dim=136, dim_v=128), JengaFlashInferBackend)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 9})
+    pair.step(DECODE, {1: 1})
+    assert {spec.backend for _, spec in pair.checked.backend._planners} == {kernel}
+
+
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_fp8_latent_rows(scale: float | None, host: Host) -> None:
+    model = replace(LATENT["latent rows"], dim=32, store_dtype=torch.float8_e4m3fn, scale=scale)
+    pair = Pair.of(model, JengaFlashInferBackend, tolerance=1e-4)
+    pair.each(lambda bench: bench.start(1))
+    pair.step(EXTEND, {1: 25})
+    pair.step(DECODE, {1: 1})
 
 
 def test_layers_over_what_rows_expand_to_are_none_of_the_pools(host: Host) -> None:
@@ -258,8 +335,9 @@ def test_chains_longer_than_pages_windows_and_chunks(host: Host) -> None:
     chains_of_drafts(MODELS["chunks"], JengaFlashInferBackend, 18)
 
 
-def test_chains_over_latent_rows(host: Host) -> None:
-    chains_of_drafts(LATENT["latent rows"], JengaTritonBackend, 3, tolerance=1e-4)
+@pytest.mark.parametrize("backend", [JengaFlashInferBackend, JengaTritonBackend])
+def test_chains_over_latent_rows(backend: Any, host: Host) -> None:
+    chains_of_drafts(LATENT["latent rows"], backend, 3, tolerance=1e-4)
 
 
 def chains_of_drafts(model: Model, backend: Any, steps: int, tolerance: float = 1e-5) -> None:
@@ -360,6 +438,9 @@ def addresses_of(backend: Any) -> list[int]:
         tensors += [tables.indptr, tables.kv_lens, tables.last_page_len]
         tensors += [*tables.indices, *tables.block_tables, *tables.slots]
     for plan in getattr(backend, "_plans", {}).values():
+        if plan.kind == "latent":
+            tensors.append(plan.schedule)
+            continue
         wrapper = plan.wrapper
         tensors += [wrapper._paged_kv_indptr_buf, wrapper._paged_kv_last_page_len_buf]
         tensors += [wrapper._int_workspace_buffer]
@@ -368,6 +449,63 @@ def addresses_of(backend: Any) -> list[int]:
     if not step.is_decode:
         tensors += [offsets for offsets, _ in getattr(backend, "_q_offsets", {}).values()]
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def gpu_models() -> dict[str, Model]:
+    """Those of `tests/gpu`, in a dtype of the same size that Triton's interpreter has."""
+    path = Path(__file__).parents[3] / "gpu" / "test_gpu_backends.py"
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def of_interpreter(model: Model) -> Model:
+        is_fp8 = model.store_dtype.itemsize == 1
+        store = model.store_dtype if is_fp8 else torch.float16
+        return replace(model, dtype=torch.float16, store_dtype=store)
+
+    return {name: of_interpreter(model) for name, model in module.MODELS.items()}
+
+
+def jit_names(asked: set[tuple[Any, ...]]) -> set[str]:
+    """Names of the modules that FlashInfer would look for in bf16."""
+    with warnings.catch_warnings(action="ignore"):
+        from flashinfer import jit
+        from flashinfer.jit import xqa
+        from flashinfer.jit.attention import modules
+    in_bf16 = {torch.float16: torch.bfloat16}
+    names = set()
+    for generator, *given in asked:
+        args = [in_bf16.get(x, x) if isinstance(x, torch.dtype) else x for x in given]
+        if generator == "gen_customize_batch_prefill_module":
+            names.add(args[1].replace("f16", "bf16"))
+            continue
+        places = [place for place in (modules, xqa, jit) if hasattr(place, generator)]
+        names.add(getattr(places[0], generator)(*args).name)
+    return names
+
+
+@pytest.mark.parametrize("kernels", ["default", "XQA"])
+def test_the_kit_has_what_the_backends_ask_for_on_hopper(
+    kernels: str, settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is missing there nobody can compile in the half hour that the device is at hand."""
+    monkeypatch.setattr(flashinfer_backend, "device_major", lambda: 9)
+    models = gpu_models()
+    if kernels == "XQA":
+        monkeypatch.setenv(flashinfer_backend.DECODE_VARIABLE, "xqa")
+        models = {"windows": models["windows"]}
+    with flashinfer_on_host() as host:
+        for model in models.values():
+            pair = Pair.of(model, JengaFlashInferBackend, tolerance=1e-2)
+            pair.each(lambda bench: bench.start(1))
+            pair.step(EXTEND, {1: 25})
+            pair.step(DECODE, {1: 1})
+    monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", "9.0a")
+    monkeypatch.setattr("flashinfer.jit.env.FLASHINFER_GEN_SRC_DIR", tmp_path)
+    asked, kept = jit_names(host.asked), {m.spec().name for m in gpu_test_modules()}
+    assert len(asked) == (4 if kernels == "XQA" else 10)
+    assert asked <= kept, asked - kept
 
 
 @pytest.mark.parametrize("name", ["windows", "cross"])
