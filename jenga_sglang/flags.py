@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from jenga_sglang import draft_flags, settings, storage_flags
+from jenga_sglang import deterministic_flags, draft_flags, settings, storage_flags
 from jenga_sglang.layer_flags import KEEP_FLAG, KV_DTYPE_FLAG, Keep, KvDtypes
 from jenga_sglang.refusal import refuse
 from jenga_sglang.refused_flags import (
@@ -181,6 +181,7 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
     backend = chosen.pop() if chosen else default_attention_backend(values.get("device"))
     _check_graphs(values, backend)
     draft_flags.check(values, backend)
+    deterministic_flags.check(values, backend)
     if backend == FLASHINFER_BACKEND:
         _check_compiler(values.get("device"))
     values["attention_backend"] = backend

@@ -30,7 +30,7 @@ _STATES = "changes SGLang's own pool of recurrent states, which is not built"
 _SPLIT = "a request's tokens are divided between ranks; every rank's pages hold whole sequences"
 _KERNELS = "its kernels read SGLang's own pools by token ids"
 _OVERLAP = "runs two attention batches at once; page tables are made for one"
-_BATCH = "needs attention that does not depend on the batch, which our backends do not promise"
+_TRAINER = "answers as a trainer's own layers do, which have not been compared"
 
 # What it would take.
 _MORE_DRAFTS = "pages for drafts of changing length, and tests on the backends that verify them"
@@ -41,9 +41,8 @@ _NOTHING = "nothing: Jenga brings its own"
 _RANGES = "books in which a rank has a part of every sequence, and kernels that merge the parts"
 _TABLES = "kernels that read page tables by group"
 _TWO_TABLES = "page tables in two sets, one for each batch"
-_SPLITS = (
-    "splits and tiles of fixed sizes in our Triton and FlashInfer plans, prompts cut where hits "
-    "end, and a device to compare bits on"
+_WITH_TRAINER = (
+    "that trainer's layers to compare bits with; `--enable-deterministic-inference` alone works"
 )
 _HELD = "a lock that outlives its request, with its row, and a hook where SGLang asks for its tree"
 
@@ -124,10 +123,7 @@ REFUSED: dict[str, RefusedFlag] = {
         "needs a mask inside the sequence, which our backends lack",
         "a mask in our FlashInfer plans, and a device to test it on",
     ),
-    "enable_deterministic_inference": RefusedFlag(
-        "--enable-deterministic-inference", False, _BATCH, _SPLITS
-    ),
-    "rl_on_policy_target": RefusedFlag("--rl-on-policy-target", None, _BATCH, _SPLITS),
+    "rl_on_policy_target": RefusedFlag("--rl-on-policy-target", None, _TRAINER, _WITH_TRAINER),
     "enable_nvidia_megakernel": RefusedFlag("--enable-nvidia-megakernel", False, _KERNELS, _TABLES),
     "enable_amd_monokernel": RefusedFlag("--enable-amd-monokernel", False, _KERNELS, _TABLES),
     "kv_canary": RefusedFlag("--kv-canary", "none", _KERNELS, _TABLES),

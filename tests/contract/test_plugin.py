@@ -594,6 +594,7 @@ class TestModelLists:
             chunked_prefill_size=None,
             enable_dp_attention=False,
             attn_dp_size=1,
+            enable_deterministic_inference=False,
         )
 
         def compare(server_args: Namespace) -> tuple[str, tuple[str, str]]:
@@ -636,6 +637,7 @@ class TestModelLists:
             chunked_prefill_size=None,
             enable_dp_attention=False,
             attn_dp_size=1,
+            enable_deterministic_inference=False,
             speculative_algorithm=None,
         )
         for name, value in {

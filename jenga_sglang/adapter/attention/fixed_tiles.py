@@ -1,0 +1,121 @@
+"""SGLang's Triton kernels whose results have the same bits whatever a request is computed beside:
+`--enable-deterministic-inference`.
+
+A decode's history is cut into pieces by its length alone. A prompt's kernel reads cached and new
+tokens from one table, in tiles that begin at multiples of a fixed number of tokens in the text. A
+window's table begins where the first query's window does: it is filled up, in front, with copies
+of its first token, which the kernel's mask hides. These are SGLang's own means under that flag.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.kernels.ops.attention.extend_attention import (
+    align_window_kv_to_tiles,
+    extend_attention_fwd_unified,
+)
+from sglang.srt.utils import get_int_env_var
+
+from jenga_sglang.adapter.attention.device_backend import Step
+from jenga_sglang.adapter.attention.step_tables import Rows
+from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+# As SGLang's own backend has them.
+PIECE_VARIABLE = "SGLANG_TRITON_DECODE_SPLIT_TILE_SIZE"
+PIECE_TOKENS = 256
+
+
+class FixedTiles(JengaTritonBackend):
+    """`--attention-backend triton` with `--enable-deterministic-inference`."""
+
+    def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
+        self._piece_tokens = get_int_env_var(PIECE_VARIABLE, PIECE_TOKENS)
+        super().__init__(runner, drafted)
+        self._aligned: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._starts: dict[int, torch.Tensor] = {}
+
+    def _most_splits(self, runner: ModelRunner) -> int:
+        longest = runner.model_config.context_len
+        return max(1, -(-longest // self._piece_tokens))
+
+    def _count_splits(self, step: Step) -> None:
+        for group in self.groups:
+            lengths = step.groups[group].tables.kv_lens
+            pieces = (lengths + self._piece_tokens - 1) // self._piece_tokens
+            if step.in_graph:
+                pieces = self._graph_splits[group][: len(pieces)].copy_(pieces)
+            self._splits[group] = pieces
+
+    def rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor) -> Rows:
+        return Rows.whole(kv_lens, q_lens)
+
+    def chunk_rows(self, kv_lens: torch.Tensor, q_lens: torch.Tensor, chunk_tokens: int) -> Rows:
+        return Rows.parts(kv_lens, q_lens, chunk_tokens)
+
+    def begin(self, step: Step) -> None:
+        super().begin(step)
+        self._aligned = {}
+        if not step.is_decode:
+            self._starts = {group: self._first_tokens(step, group) for group in self.groups}
+
+    def _first_tokens(self, step: Step, group: int) -> torch.Tensor:
+        """(rows,) int32: where in the text each row's table begins."""
+        of_group = step.groups[group]
+        firsts = of_group.rows.kv_lens - of_group.counts.kv_lens_cpu
+        return firsts.to(torch.int32).to(self.device, non_blocking=True)
+
+    def _whole_tiles(self, step: Step, group: int, table: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each row's tokens begin, and the tokens; the first in front of its own."""
+        tables = step.groups[group].tables
+        if self.trim(group).window_left < 0:
+            return tables.indptr, tables.indices[table]
+        if (group, table) not in self._aligned:
+            entries = tables.indices[table]
+            rows = len(self._starts[group])
+            self._aligned[group, table] = align_window_kv_to_tiles(
+                tables.indptr, entries, self._starts[group], rows
+            )
+        return self._aligned[group, table]
+
+    def _extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        out: torch.Tensor,
+        layer: RadixAttention,
+        step: Step,
+        sinks: torch.Tensor | None,
+    ) -> None:
+        place = self.pool.place[layer.layer_id]
+        of_group = step.groups[place.group]
+        indptr, indices = self._whole_tiles(step, place.group, self.table_of(place))
+        offsets, longest = self._q_offsets[place.group]
+        new = of_group.rows.queries.to(torch.int32).to(self.device, non_blocking=True)
+        before = (indptr[1:] - indptr[:-1]).to(torch.int32) - new
+        stops = of_group.rows.kv_lens.to(torch.int32).to(self.device, non_blocking=True)
+        k_scale, v_scale = self.descales(layer)
+        extend_attention_fwd_unified(
+            q.contiguous(),
+            out,
+            *self._rows[layer.layer_id],
+            k_scale,
+            v_scale,
+            offsets,
+            indptr,
+            indices,
+            before,
+            longest,
+            sm_scale=layer.scaling,
+            logit_cap=layer.logit_cap,
+            sliding_window_size=self.trim(place.group).window_left,
+            sinks=sinks,
+            window_start_pos=stops - new - before,
+            xai_temperature_len=layer.xai_temperature_len,
+        )
