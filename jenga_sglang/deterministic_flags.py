@@ -21,6 +21,9 @@ _ON_DEVICE_TAKES = "elsewhere: a device to compare its attention and SGLang's op
 UNTRIED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "speculative_algorithm": ("--speculative-algorithm", (None,)),
     "enable_dp_attention": ("--enable-dp-attention", (None, False)),
+    "enable_hierarchical_cache": ("--enable-hierarchical-cache", (None, False)),
+    "disaggregation_mode": ("--disaggregation-mode", (None, "null")),
+    "pp_size": ("--pp-size", (None, 1)),
     "enable_lora": ("--enable-lora", (None, False)),
     "lora_paths": ("--lora-paths", (None, [])),
     "quantization": ("--quantization", (None,)),

@@ -140,7 +140,7 @@ def _check_layers(of_layers: Mapping[str, str]) -> None:
 def _check_beside(
     beside: str, refused: Mapping[str, RefusedValue], values: Mapping[str, Any]
 ) -> None:
-    for field, (flag, works, why) in refused.items():
+    for field, (flag, works, why, _) in refused.items():
         value = values.get(field, works[0])
         if value not in works:
             shown = flag if value is True else f"{flag} {value}"

@@ -13,10 +13,14 @@ from models.tiny import ARCHITECTURES, write_model
 
 PAGE = 16
 FLAGS = ("--page-size", str(PAGE), "--max-total-tokens", "8000", "--chunked-prefill-size", "128")
+TWO_RANKS = ("--tp-size", "2")
 MODELS = (
-    "gemma3",
-    *(pytest.param(m, marks=pytest.mark.long) for m in ("llama", "gpt_oss", "llama4")),
-    *(pytest.param(m, marks=pytest.mark.long) for m in ("deepseek_v3", "qwen3_moe")),
+    pytest.param("gemma3", (), id="gemma3"),
+    pytest.param("gemma3", TWO_RANKS, id="gemma3-tp2", marks=pytest.mark.long),
+    *(
+        pytest.param(name, (), id=name, marks=pytest.mark.long)
+        for name in ("llama", "gpt_oss", "llama4", "deepseek_v3", "qwen3_moe")
+    ),
 )
 draw = random.Random(0)
 TARGET = [draw.randrange(32, 120) for _ in range(150)]
@@ -38,12 +42,12 @@ def of_prompt(answer: Any) -> list[float | None]:
     return [logprob for logprob, *_ in answer["meta_info"]["input_token_logprobs"]]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "ranks"), MODELS)
 def test_an_answer_has_the_same_bits_in_every_batch_and_behind_every_hit(
-    name: str, start_jenga: Callable[..., Client], tmp_path: Path
+    name: str, ranks: tuple[str, ...], start_jenga: Callable[..., Client], tmp_path: Path
 ) -> None:
     model = write_model(tmp_path / "model", RELEASED.get(name) or ARCHITECTURES[name], seed=0)
-    server = start_jenga(*FLAGS, "--enable-deterministic-inference", model=model)
+    server = start_jenga(*FLAGS, "--enable-deterministic-inference", *ranks, model=model)
     (alone,) = answers(server, [TARGET])
     for size in (1, 2, 5, 15):
         for place in (0, size):

@@ -11,14 +11,13 @@ from jenga_sglang.adapter.attention.fixed_tiles import FixedTiles
 from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 
 MODELS = {
-    "windows": Model(("window 9", "full", "window 21")),
-    "soft cap": Model(("window 9", "full"), soft_cap=3.0),
-    "sinks": Model(("window 9", "full"), has_sinks=True),
+    "windows": Model(("window 9", "again", "full"), soft_cap=3.0),
+    "sinks": Model(("window 21", "full"), has_sinks=True),
     "chunks": Model(("chunk", "full"), chunk=16),
-    "shared KV": Model(("window 9", "again", "full", "again")),
-    "latent rows": Model(("full", "full"), dim=24, is_latent=True),
+    "latent rows": Model(("full",), dim=24, is_latent=True),
 }
-TOKENS = 150
+# Beyond the first tile of a window.
+TOKENS = 140
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
@@ -54,9 +53,9 @@ def decodes(model: Model, backend: type[JengaTritonBackend], batches: list[Batch
     """The same tokens decoded in each of ``batches``."""
     ways = []
     for batch in batches:
-        way = Way(model, backend, TOKENS)
-        way.step(TOKENS - 3)
-        way.decode(3, batch)
+        way = Way(model, backend, 50)  # two pieces
+        way.step(48)
+        way.decode(2, batch)
         ways.append(way)
     return ways
 
@@ -68,7 +67,7 @@ def test_a_token_of_a_prompt_has_the_same_bits_wherever_it_is_cut(name: str) -> 
 
 @pytest.mark.parametrize("name", ["windows", "latent rows"])
 def test_a_decoded_token_has_the_same_bits_in_every_batch(name: str) -> None:
-    assert differing_tokens(decodes(MODELS[name], FixedTiles, [ALONE, FIRST, BETWEEN])) == 0
+    assert differing_tokens(decodes(MODELS[name], FixedTiles, [ALONE, FIRST])) == 0
 
 
 def test_sglangs_other_kernels_do_not_have_them() -> None:
