@@ -61,6 +61,12 @@ def check(values: Mapping[str, Any], attention_backend: str) -> None:
         )
 
 
+def preferred(attention_backend: str, values: Mapping[str, Any]) -> str:
+    """The backend of a user who named none: one that has the flag, where it was asked for."""
+    asked = values.get("enable_deterministic_inference")
+    return "triton" if asked and attention_backend not in BACKENDS else attention_backend
+
+
 def backend_takes(attention_backend: str, *, on_cpu: bool) -> str | None:
     """What it would take to have the flag with this backend; None where it works."""
     if attention_backend == "jenga_torch" and not on_cpu:

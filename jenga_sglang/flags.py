@@ -178,7 +178,8 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
             f"attention backends {' and '.join(sorted(chosen))}",
             f"do not share their page tables; with {FLAG} jenga name one with --attention-backend",
         )
-    backend = chosen.pop() if chosen else default_attention_backend(values.get("device"))
+    default = deterministic_flags.preferred(default_attention_backend(values.get("device")), values)
+    backend = chosen.pop() if chosen else default
     _check_graphs(values, backend)
     draft_flags.check(values, backend)
     deterministic_flags.check(values, backend)

@@ -12,8 +12,6 @@ from client import PATIENCE_SECONDS, Client
 from models.released import RELEASED
 from models.tiny import write_model
 
-POOL_TOKENS = 2_000
-STOCK = ("--dtype", "float32", "--random-seed", "0", "--page-size", "16", "--enable-cache-report")
 ANSWER = 20
 Turn = tuple[str, list[int]]  # its request's id, and its prompt with its answer
 
@@ -131,7 +129,7 @@ def test_turns_are_aborted_and_sessions_closed_under_them(server: Client) -> Non
     server.assert_clean()
 
 
-def long_turn(talk: Talk, name: str, behind: Turn, num_tokens: int = 1500) -> tuple[int, str]:
+def long_turn(talk: Talk, name: str, behind: Turn, num_tokens: int = 400) -> tuple[int, str]:
     sampling = {"temperature": 0, "max_new_tokens": num_tokens, "ignore_eos": True}
     params = {"id": talk.id, "rid": behind[0]}
     body = {"rid": name, "input_ids": [50], "sampling_params": sampling, "session_params": params}
@@ -155,18 +153,6 @@ def test_a_session_times_out_when_nobody_comes(server: Client) -> None:
     server.assert_clean()
 
 
-def test_what_was_evicted_of_a_session_is_computed_again(server: Client) -> None:
-    talk = Talk(server)
-    first = talk.say(tokens(300, 31))
-    for seed in range(12):
-        server.generate(tokens(2_500, 100 + seed), 1)
-    talk.say(tokens(10, 32), first)
-    assert talk.heard[-1][2] < 300
-    talk.close()
-    assert_each_is_as_without_a_session(server, talk)
-    server.assert_clean()
-
-
 def test_streaming_sessions_are_refused_when_they_are_opened(server: Client) -> None:
     body = {"capacity_of_str_len": 4000, "streaming": True}
     status, text = server.request("POST", "/open_session", body)
@@ -174,15 +160,25 @@ def test_streaming_sessions_are_refused_when_they_are_opened(server: Client) -> 
 
 
 @pytest.mark.long
-def test_turns_hit_as_much_as_with_stock(
+def test_turns_hit_as_much_as_with_stock_and_give_way(
     start_jenga: Callable[..., Client], start_server: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Llama: the same tokens and the same hits, in a pool that turns give way in."""
+    """Llama: the same tokens and the same hits; and what was evicted of a session is computed
+    again."""
     model = write_model(tmp_path / "model", RELEASED["llama"], seed=0)
-    pool = ("--page-size", "16", "--max-total-tokens", str(POOL_TOKENS), "--enable-cache-report")
+    pool = ("--page-size", "16", "--max-total-tokens", "2000", "--enable-cache-report")
     ours = start_jenga(*pool, model=model)
-    started = start_server("--model-path", str(model), *STOCK, "--max-total-tokens", "2000")
+    common = ("--model-path", str(model), "--dtype", "float32", "--random-seed", "0")
+    started = start_server(*common, *pool)
     stock = Client(started.port, started.process, started.log_path)
-    talks = [branches(one) for one in (ours, stock)]
-    assert talks[0].heard == talks[1].heard
+    assert branches(ours).heard == branches(stock).heard
+    talks = [Talk(ours), Talk(stock)]
+    for talk in talks:
+        first = talk.say(tokens(300, 31))
+        for seed in range(12):
+            talk.server.generate(tokens(400, 100 + seed), 1)
+        talk.say(tokens(10, 32), first)
+        assert talk.heard[-1][2] < 300
+        talk.close()
+    assert [said for _, said, _ in talks[0].heard] == [said for _, said, _ in talks[1].heard]
     ours.assert_clean()

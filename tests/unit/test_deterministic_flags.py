@@ -49,6 +49,13 @@ def test_plain_torch_is_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         flags.apply_flag(ASKED | values)
 
 
+def test_on_a_gpu_triton_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags, "default_attention_backend", lambda device: "flashinfer")
+    values = ASKED | {"device": "cuda"}
+    assert flags.apply_flag(values)
+    assert values["attention_backend"] == "triton"
+
+
 def test_the_documentation_has_the_codes_table() -> None:
     head = "| attention backend | works | what it would take |\n|---|---|---|\n"
     table = DOCS.read_text().split(head)[1].split("\n\n")[0]
