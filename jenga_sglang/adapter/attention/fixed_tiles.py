@@ -9,6 +9,7 @@ of its first token, which the kernel's mask hides. These are SGLang's own means 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from sglang.srt.utils import get_int_env_var
 from jenga_sglang.adapter.attention.device_backend import Step
 from jenga_sglang.adapter.attention.step_tables import Rows
 from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
+from jenga_sglang.adapter.staged import to_device
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
 # As SGLang's own backend has them.
 PIECE_VARIABLE = "SGLANG_TRITON_DECODE_SPLIT_TILE_SIZE"
 PIECE_TOKENS = 256
+TILE_TOKENS = 128  # a multiple of what the kernel reads at a time, on any GPU
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What the queries of a batch's rows read: ``indices`` of tokens, a row's from ``indptr``
+    (rows + 1,) on, of which ``before`` (rows,) are not new; ``firsts`` (rows,) is where in the
+    text they begin. int32, but for the indices."""
+
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    before: torch.Tensor
+    firsts: torch.Tensor
 
 
 class FixedTiles(JengaTritonBackend):
@@ -37,8 +52,7 @@ class FixedTiles(JengaTritonBackend):
     def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
         self._piece_tokens = get_int_env_var(PIECE_VARIABLE, PIECE_TOKENS)
         super().__init__(runner, drafted)
-        self._aligned: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._starts: dict[int, torch.Tensor] = {}
+        self._tiles: dict[tuple[int, int], Tiles] = {}
 
     def _most_splits(self, runner: ModelRunner) -> int:
         longest = runner.model_config.context_len
@@ -60,28 +74,28 @@ class FixedTiles(JengaTritonBackend):
 
     def begin(self, step: Step) -> None:
         super().begin(step)
-        self._aligned = {}
-        if not step.is_decode:
-            self._starts = {group: self._first_tokens(step, group) for group in self.groups}
+        self._tiles = {}
 
-    def _first_tokens(self, step: Step, group: int) -> torch.Tensor:
-        """(rows,) int32: where in the text each row's table begins."""
+    def _tiles_of(self, step: Step, group: int, table: int) -> Tiles:
+        """Made once a step, for all layers that read the table."""
+        if (group, table) not in self._tiles:
+            self._tiles[group, table] = self._new_tiles(step, group, table)
+        return self._tiles[group, table]
+
+    def _new_tiles(self, step: Step, group: int, table: int) -> Tiles:
         of_group = step.groups[group]
         firsts = of_group.rows.kv_lens - of_group.counts.kv_lens_cpu
-        return firsts.to(torch.int32).to(self.device, non_blocking=True)
-
-    def _whole_tiles(self, step: Step, group: int, table: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where each row's tokens begin, and the tokens; the first in front of its own."""
-        tables = step.groups[group].tables
+        before = of_group.counts.kv_lens_cpu - of_group.rows.queries
+        numbers = torch.stack((firsts, before)).to(torch.int32)
+        firsts, before = to_device(numbers, self.device).unbind()
+        tables = of_group.tables
         if self.trim(group).window_left < 0:
-            return tables.indptr, tables.indices[table]
-        if (group, table) not in self._aligned:
-            entries = tables.indices[table]
-            rows = len(self._starts[group])
-            self._aligned[group, table] = align_window_kv_to_tiles(
-                tables.indptr, entries, self._starts[group], rows
-            )
-        return self._aligned[group, table]
+            return Tiles(tables.indptr, tables.indices[table], before, firsts)
+        indptr, indices = align_window_kv_to_tiles(
+            tables.indptr, tables.indices[table], firsts, len(firsts), TILE_TOKENS
+        )
+        filled = firsts % TILE_TOKENS
+        return Tiles(indptr, indices, before + filled, firsts - filled)
 
     def _extend(
         self,
@@ -94,28 +108,22 @@ class FixedTiles(JengaTritonBackend):
         sinks: torch.Tensor | None,
     ) -> None:
         place = self.pool.place[layer.layer_id]
-        of_group = step.groups[place.group]
-        indptr, indices = self._whole_tiles(step, place.group, self.table_of(place))
+        tiles = self._tiles_of(step, place.group, self.table_of(place))
         offsets, longest = self._q_offsets[place.group]
-        new = of_group.rows.queries.to(torch.int32).to(self.device, non_blocking=True)
-        before = (indptr[1:] - indptr[:-1]).to(torch.int32) - new
-        stops = of_group.rows.kv_lens.to(torch.int32).to(self.device, non_blocking=True)
-        k_scale, v_scale = self.descales(layer)
         extend_attention_fwd_unified(
             q.contiguous(),
             out,
             *self._rows[layer.layer_id],
-            k_scale,
-            v_scale,
+            *self.descales(layer),
             offsets,
-            indptr,
-            indices,
-            before,
+            tiles.indptr,
+            tiles.indices,
+            tiles.before,
             longest,
             sm_scale=layer.scaling,
             logit_cap=layer.logit_cap,
             sliding_window_size=self.trim(place.group).window_left,
             sinks=sinks,
-            window_start_pos=stops - new - before,
+            window_start_pos=tiles.firsts,
             xai_temperature_len=layer.xai_temperature_len,
         )
