@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from jenga_sglang import draft_flags, settings, storage_flags
+from jenga_sglang import deterministic_flags, draft_flags, settings, storage_flags
 from jenga_sglang.layer_flags import KEEP_FLAG, KV_DTYPE_FLAG, Keep, KvDtypes
 from jenga_sglang.refusal import refuse
 from jenga_sglang.refused_flags import (
@@ -140,7 +140,7 @@ def _check_layers(of_layers: Mapping[str, str]) -> None:
 def _check_beside(
     beside: str, refused: Mapping[str, RefusedValue], values: Mapping[str, Any]
 ) -> None:
-    for field, (flag, works, why) in refused.items():
+    for field, (flag, works, why, _) in refused.items():
         value = values.get(field, works[0])
         if value not in works:
             shown = flag if value is True else f"{flag} {value}"
@@ -178,9 +178,11 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
             f"attention backends {' and '.join(sorted(chosen))}",
             f"do not share their page tables; with {FLAG} jenga name one with --attention-backend",
         )
-    backend = chosen.pop() if chosen else default_attention_backend(values.get("device"))
+    default = deterministic_flags.preferred(default_attention_backend(values.get("device")), values)
+    backend = chosen.pop() if chosen else default
     _check_graphs(values, backend)
     draft_flags.check(values, backend)
+    deterministic_flags.check(values, backend)
     if backend == FLASHINFER_BACKEND:
         _check_compiler(values.get("device"))
     values["attention_backend"] = backend

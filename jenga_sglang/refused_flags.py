@@ -30,9 +30,11 @@ _STATES = "changes SGLang's own pool of recurrent states, which is not built"
 _SPLIT = "a request's tokens are divided between ranks; every rank's pages hold whole sequences"
 _KERNELS = "its kernels read SGLang's own pools by token ids"
 _OVERLAP = "runs two attention batches at once; page tables are made for one"
-_BATCH = "needs attention that does not depend on the batch, which our backends do not promise"
+_TRAINER = "answers as a trainer's own layers do, which have not been compared"
 
 # What it would take.
+_PAIR = "a pair that was run with it"
+_STAGED = "stages that were run with it, beside a stage without such layers"
 _MORE_DRAFTS = "pages for drafts of changing length, and tests on the backends that verify them"
 _CHECK = "a test against the same flag without Jenga"
 _STORE = "host memory as a buffer only, and prefixes that are read into the pool when they are hit"
@@ -41,9 +43,8 @@ _NOTHING = "nothing: Jenga brings its own"
 _RANGES = "books in which a rank has a part of every sequence, and kernels that merge the parts"
 _TABLES = "kernels that read page tables by group"
 _TWO_TABLES = "page tables in two sets, one for each batch"
-_SPLITS = (
-    "splits and tiles of fixed sizes in our Triton and FlashInfer plans, prompts cut where hits "
-    "end, and a device to compare bits on"
+_WITH_TRAINER = (
+    "that trainer's layers to compare bits with; `--enable-deterministic-inference` alone works"
 )
 _HELD = "a lock that outlives its request, with its row, and a hook where SGLang asks for its tree"
 
@@ -124,10 +125,7 @@ REFUSED: dict[str, RefusedFlag] = {
         "needs a mask inside the sequence, which our backends lack",
         "a mask in our FlashInfer plans, and a device to test it on",
     ),
-    "enable_deterministic_inference": RefusedFlag(
-        "--enable-deterministic-inference", False, _BATCH, _SPLITS
-    ),
-    "rl_on_policy_target": RefusedFlag("--rl-on-policy-target", None, _BATCH, _SPLITS),
+    "rl_on_policy_target": RefusedFlag("--rl-on-policy-target", None, _TRAINER, _WITH_TRAINER),
     "enable_nvidia_megakernel": RefusedFlag("--enable-nvidia-megakernel", False, _KERNELS, _TABLES),
     "enable_amd_monokernel": RefusedFlag("--enable-amd-monokernel", False, _KERNELS, _TABLES),
     "kv_canary": RefusedFlag("--kv-canary", "none", _KERNELS, _TABLES),
@@ -170,11 +168,13 @@ REFUSED: dict[str, RefusedFlag] = {
 
 
 class RefusedValue(NamedTuple):
-    """A flag as the user sees it, the values that work, and why no other does."""
+    """A flag as the user sees it, the values that work, why no other does, and what it would
+    take."""
 
     flag: str
     works: tuple[Any, ...]
     why: str
+    takes: str
 
 
 # By field, where one server computes prompts and another answers them (--disaggregation-mode).
@@ -183,48 +183,86 @@ REFUSED_BETWEEN_SERVERS: dict[str, RefusedValue] = {
         "--disaggregation-transfer-backend",
         ("mooncake", "mooncake_tcp"),
         "NIXL, MORI, Ascend and the fake engine have not been tried with pages of several groups",
+        "a pair over each, and a comparison of layouts where that engine registers a server",
     ),
     "disaggregation_decode_retraction_backup": RefusedValue(
         "--disaggregation-decode-retraction-backup",
         (None, "cpu_tensor", "none"),
         "what a request that gives way needs is copied to plain host memory (cpu_tensor)",
+        "the host tier on a decode server",
     ),
     "disaggregation_decode_host_receive_threshold": RefusedValue(
         "--disaggregation-decode-host-receive-threshold",
         (None, 1),
         "a prompt arrives in the pool, and that is on the device",
+        "the components of a pool in host memory",
     ),
     "disaggregation_decode_enable_offload_kvcache": RefusedValue(
-        "--disaggregation-decode-enable-offload-kvcache", (None, False), _TIER
+        "--disaggregation-decode-enable-offload-kvcache",
+        (None, False),
+        _TIER,
+        "the host tier on a decode server",
     ),
     "disaggregation_enable_kv_checksum": RefusedValue(
-        "--disaggregation-enable-kv-checksum", (None, False), _KERNELS
+        "--disaggregation-enable-kv-checksum",
+        (None, False),
+        _KERNELS,
+        "checksums over the items of every component",
     ),
     "disaggregation_decode_allocation_policy": RefusedValue(
-        "--disaggregation-decode-allocation-policy", (None, "early"), _UNTRIED
+        "--disaggregation-decode-allocation-policy", (None, "early"), _UNTRIED, _PAIR
     ),
     "optimistic_prefill_attempts": RefusedValue(
-        "--optimistic-prefill-attempts", (None, 0), _UNTRIED
+        "--optimistic-prefill-attempts", (None, 0), _UNTRIED, _PAIR
     ),
-    "speculative_algorithm": RefusedValue("--speculative-algorithm", (None,), _UNTRIED),
+    "speculative_algorithm": RefusedValue(
+        "--speculative-algorithm",
+        (None,),
+        _UNTRIED,
+        "the draft model's layers among the components, and what it drafts from beside the prompt",
+    ),
     "enable_hierarchical_cache": RefusedValue(
-        "--enable-hierarchical-cache", (None, False), _UNTRIED
+        "--enable-hierarchical-cache",
+        (None, False),
+        _UNTRIED,
+        "hits in host memory in the vectors of both servers",
     ),
-    "enable_dp_attention": RefusedValue("--enable-dp-attention", (None, False), _UNTRIED),
+    "enable_dp_attention": RefusedValue(
+        "--enable-dp-attention", (None, False), _UNTRIED, "a pair whose ranks have pools apart"
+    ),
 }
 
 # By field, where a model's layers are divided between the stages of a pipeline (--pp-size).
 REFUSED_BETWEEN_STAGES: dict[str, RefusedValue] = {
-    "disaggregation_mode": RefusedValue("--disaggregation-mode", (None, "null"), _UNTRIED),
-    "speculative_algorithm": RefusedValue("--speculative-algorithm", (None,), _UNTRIED),
-    "enable_hierarchical_cache": RefusedValue(
-        "--enable-hierarchical-cache", (None, False), _UNTRIED
+    "disaggregation_mode": RefusedValue(
+        "--disaggregation-mode",
+        (None, "null"),
+        "two servers compare one layout, and every stage has components of its own",
+        "a layout for each stage, which knows to which stage of the other server it sends",
     ),
-    "enable_dp_attention": RefusedValue("--enable-dp-attention", (None, False), _UNTRIED),
-    "enable_dynamic_chunking": RefusedValue("--enable-dynamic-chunking", (None, False), _UNTRIED),
-    "kv_events_config": RefusedValue("--kv-events-config", (None,), _UNTRIED),
-    "jenga_kv_dtype": RefusedValue("--jenga-kv-dtype", ("",), _UNTRIED),
-    "jenga_keep": RefusedValue("--jenga-keep", ("",), _UNTRIED),
+    "speculative_algorithm": RefusedValue(
+        "--speculative-algorithm", (None,), _UNTRIED, "drafts that every stage is told of"
+    ),
+    "enable_hierarchical_cache": RefusedValue(
+        "--enable-hierarchical-cache",
+        (None, False),
+        _UNTRIED,
+        "host memory in the books that stages have in common",
+    ),
+    "enable_dp_attention": RefusedValue(
+        "--enable-dp-attention", (None, False), _UNTRIED, "idle batches that go through stages"
+    ),
+    "enable_dynamic_chunking": RefusedValue(
+        "--enable-dynamic-chunking",
+        (None, False),
+        _UNTRIED,
+        "prompts that every stage cuts alike by what the first one has measured",
+    ),
+    "kv_events_config": RefusedValue(
+        "--kv-events-config", (None,), _UNTRIED, "one stage that speaks for all"
+    ),
+    "jenga_kv_dtype": RefusedValue("--jenga-kv-dtype", ("",), _UNTRIED, _STAGED),
+    "jenga_keep": RefusedValue("--jenga-keep", ("",), _UNTRIED, _STAGED),
 }
 
 
@@ -252,7 +290,7 @@ def refused_between_stages_table() -> list[str]:
 
 def _values_table(refused_values: dict[str, RefusedValue]) -> list[str]:
     return [
-        f"| `{refused.flag}` | {_words(refused.works)} | {refused.why} |"
+        f"| `{refused.flag}` | {_words(refused.works)} | {refused.why} | {refused.takes} |"
         for refused in refused_values.values()
     ]
 

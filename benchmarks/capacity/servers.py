@@ -96,32 +96,42 @@ def peak_running(log: str) -> int:
     return max(map(int, running), default=0)
 
 
-@contextlib.contextmanager
-def start(
-    name: str, flags: list[str], log: Path, module: str = "sglang.launch_server"
-) -> Iterator[Server]:
-    """A healthy server; it is stopped at the end. Raises ``RuntimeError`` with the log's end."""
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def start(
+    name: str,
+    flags: list[str],
+    log: Path,
+    module: str = "sglang.launch_server",
+    ready: str = "/health",
+) -> Iterator[Server]:
+    """A server that answers ``ready``; it is stopped at the end. Raises ``RuntimeError`` with the
+    log's end."""
+    port = free_port()
     command = [sys.executable, "-m", module, "--port", str(port), *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, env=os.environ | ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT
         )
     try:
-        _wait(process, port, log)
+        _wait(process, f"http://127.0.0.1:{port}{ready}", log)
         yield Server(name, port, log)
     finally:
         process.terminate()
         process.wait(60)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            urllib.request.urlopen(url, timeout=5)
             return
         time.sleep(1)
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")

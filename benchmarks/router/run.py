@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.capacity.models import make_gemma_shaped
-from benchmarks.capacity.servers import ENVIRONMENT, Server, start
+from benchmarks.capacity.servers import Server, free_port, start
 from benchmarks.router.trace import Conversations
 
 POLICIES = ("round_robin", "cache_aware")
@@ -29,7 +22,6 @@ MEMORIES = {"stock": [], "jenga": ["--memory-backend=jenga"]}
 REPLICAS = 2
 AT_ONCE = 4
 ANSWER_TOKENS = 8
-START_SECONDS = 60
 WINDOW_TOKENS = 32
 POOL_TOKENS = 4_096  # of each server's stock pool; Jenga gets its bytes
 FLAGS = [
@@ -97,37 +89,10 @@ def play(front: Server, rounds: Sequence[Sequence[str]]) -> dict[str, Any]:
     return {**asked, "hit_rate": asked["hit_tokens"] / asked["prompt_tokens"]}
 
 
-@contextlib.contextmanager
-def router(policy: str, servers: Sequence[Server], log: Path) -> Iterator[Server]:
-    """The router in front of ``servers``, as a server."""
-    port, metrics = _free_port(), _free_port()
-    command = [sys.executable, "-m", "sglang_router.launch_router", "--policy", policy]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
-    command += ["--worker-urls", *[f"http://127.0.0.1:{server.port}" for server in servers]]
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            command, env=os.environ | ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT
-        )
-    try:
-        _wait(process, port, log)
-        yield Server("router", port, log)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Return when the router has servers to send to."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readiness", timeout=5)
-            return
-        time.sleep(0.5)
-    raise RuntimeError(f"the router did not start:\n{log.read_text(errors='replace')[-3000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def router(
+    policy: str, servers: Sequence[Server], log: Path
+) -> contextlib.AbstractContextManager[Server]:
+    """The router in front of ``servers``, as a server that has them to send to."""
+    flags = ["--policy", policy, "--host", "127.0.0.1", "--prometheus-port", str(free_port())]
+    flags += ["--worker-urls", *[f"http://127.0.0.1:{server.port}" for server in servers]]
+    return start(policy, flags, log, "sglang_router.launch_router", "/readiness")

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import conv1d, silu, softplus
 
 from jenga_sglang.platform import (
+    batch_invariant,
     delta_rule,
     dp_attention,
     experts,
@@ -43,6 +44,7 @@ def install() -> None:
             causal_conv1d_update=causal_conv1d_update,
         )
     for others in (
+        batch_invariant,
         delta_rule,
         dp_attention,
         gates,

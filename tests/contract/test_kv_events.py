@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,33 +149,19 @@ def test_a_flush_is_one_event() -> None:
     assert len(events.take()) == 2
 
 
+DEVICE, HOST = StorageMedium.GPU, StorageMedium.CPU
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_follower_knows_what_every_group_holds(seed: int) -> None:
-    """Random requests on few documents in a small pool; the events alone, replayed, name the
-    pages that each group holds in the tree."""
+    """The events alone, replayed, name the pages that each group holds in the tree."""
     generator = random.Random(seed)
     events = make(num_large=generator.randint(12, 40))
-    manager, histories = events.manager, Histories(4)
-    number_of: dict[int, int] = {}
-    follower: dict[int, set[int]] = defaultdict(set)
-    documents = [np.random.default_rng(n).integers(0, 9, 60) for n in range(3)]
-    all_running: list[tuple[Any, Tokens]] = []
-    for _ in range(80):
-        if all_running and (len(all_running) == 4 or generator.random() < 0.5):
-            running, history = all_running.pop(generator.randrange(len(all_running)))
-            if generator.random() < 0.8:
-                publish(events, running, PLAIN, history)
-            manager.release(running)
-        else:
-            start(manager, generator.choice(documents)[: generator.randint(4, 60)], all_running)
-        follow(events, {DEVICE: follower}, number_of, histories)
-        held = snapshot(manager, histories).cached
-        for group, pages in enumerate(held):
-            assert {number_of[h] for h in follower[group]} == pages
+    manager, follower = events.manager, Follower(events)
+    for _ in walk(events, generator, lambda document: True):
+        follower.follow()
+        assert follower.pages(DEVICE) == snapshot(manager, follower.histories).cached
     assert manager.counters.evicted.total(), "nothing was ever evicted"
-
-
-DEVICE, HOST = StorageMedium.GPU, StorageMedium.CPU
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -189,33 +176,43 @@ def test_a_follower_knows_what_every_group_holds_in_each_tier(seed: int) -> None
         page_size=4,
         write_policy=generator.choice(list(WritePolicy)),
     )
-    events, histories = make_events(manager), Histories(4)
-    number_of: dict[int, int] = {}
-    device: dict[int, set[int]] = defaultdict(set)
-    host: dict[int, set[int]] = defaultdict(set)
+    events = make_events(manager)
+    follower = Follower(events)
+
+    def load_or_fetch(document: Tokens) -> bool:
+        if generator.random() < 0.2:
+            fetch(events, document)
+            return False
+        if (running := manager.load(manager.match_tiers(PLAIN, document[:-1])[1])) is not None:
+            manager.release(running)
+        return True
+
+    for _ in walk(events, generator, load_or_fetch):
+        manager.tiers.take_copies()
+        follower.follow()
+        assert follower.pages(DEVICE) == snapshot(manager, follower.histories).cached
+        assert follower.pages(HOST) == host_histories(manager, follower.histories)
+    assert manager.tier_counters.loaded.total() and manager.tier_counters.written.total()
+
+
+def walk(
+    events: KvEvents, generator: random.Random, begins: Callable[[Tokens], bool]
+) -> Iterator[None]:
+    """Steps in which one of up to four requests on few documents ends, or another begins, if
+    ``begins`` says so of its prompt."""
     documents = [np.random.default_rng(n).integers(0, 9, 60) for n in range(3)]
     all_running: list[tuple[Any, Tokens]] = []
-    for _ in range(80):
+    for _ in range(100):
         if all_running and (len(all_running) == 4 or generator.random() < 0.5):
             running, history = all_running.pop(generator.randrange(len(all_running)))
             if generator.random() < 0.8:
                 publish(events, running, PLAIN, history)
-            manager.release(running)
-        elif generator.random() < 0.2:
-            fetch(events, generator.choice(documents)[: generator.randint(4, 60)])
+            events.manager.release(running)
         else:
             document = generator.choice(documents)[: generator.randint(4, 60)]
-            whole = manager.match_tiers(PLAIN, document[:-1])[1]
-            if (running := manager.load(whole)) is not None:
-                manager.release(running)
-            start(manager, document, all_running)
-        manager.tiers.take_copies()
-        follow(events, {DEVICE: device, HOST: host}, number_of, histories)
-        for group, pages in enumerate(snapshot(manager, histories).cached):
-            assert {number_of[h] for h in device[group]} == pages
-        for group, pages in enumerate(host_histories(manager, histories)):
-            assert {number_of[h] for h in host[group]} == pages
-    assert manager.tier_counters.loaded.total() and manager.tier_counters.written.total()
+            if begins(document):
+                start(events.manager, document, all_running)
+        yield
 
 
 def fetch(events: KvEvents, history: Tokens) -> None:
@@ -243,21 +240,32 @@ def start(manager: Manager, history: Tokens, all_running: list[tuple[Any, Tokens
         manager.release(running)
 
 
-def follow(
-    events: KvEvents,
-    followers: dict[StorageMedium, dict[int, set[int]]],
-    number_of: dict[int, int],
-    histories: Histories,
-) -> None:
-    """What a router does with events; ``number_of`` numbers the history behind each hash."""
-    for event in events.take():
-        follower = followers[event.medium]
-        if type(event).__name__ == "GroupBlockRemoved":
-            assert follower[event.group_idx] >= set(event.block_hashes), "removed but never stored"
-            follower[event.group_idx] -= set(event.block_hashes)
-            continue
-        parent = number_of[event.parent_block_hash] if event.parent_block_hash is not None else 0
-        page_tokens = np.array(event.token_ids).reshape(-1, event.block_size)
-        for block, page in zip(event.block_hashes, page_tokens, strict=True):
-            parent = number_of[block] = histories._number(PLAIN, parent, page.tobytes())
-            follower[event.group_idx].add(block)
+class Follower:
+    """What a router makes of events: of each tier and group, the pages that it holds, by the
+    numbers that ``histories`` gives to what they end."""
+
+    def __init__(self, events: KvEvents) -> None:
+        self.histories = Histories(events.manager.page_size)
+        self._events = events
+        self._number_of: dict[int, int] = {}
+        self._held: dict[StorageMedium, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+
+    def pages(self, medium: StorageMedium) -> list[set[int]]:
+        """A set a group."""
+        groups = range(len(self._events.manager.dependencies))
+        return [{self._number_of[h] for h in self._held[medium][group]} for group in groups]
+
+    def follow(self) -> None:
+        for event in self._events.take():
+            held = self._held[event.medium][event.group_idx]
+            if type(event).__name__ == "GroupBlockRemoved":
+                assert held >= set(event.block_hashes), "removed but never stored"
+                held -= set(event.block_hashes)
+                continue
+            parent = event.parent_block_hash
+            number = 0 if parent is None else self._number_of[parent]
+            page_tokens = np.array(event.token_ids).reshape(-1, event.block_size)
+            for block, page in zip(event.block_hashes, page_tokens, strict=True):
+                number = self.histories._number(PLAIN, number, page.tobytes())
+                self._number_of[block] = number
+                held.add(block)

@@ -348,7 +348,7 @@ class TestFlag:
 
     @pytest.mark.parametrize("field", REFUSED_BETWEEN_SERVERS)
     def test_what_is_not_sent_between_servers_is_refused_there_only(self, field: str) -> None:
-        flag, works, why = REFUSED_BETWEEN_SERVERS[field]
+        flag, works, why, _ = REFUSED_BETWEEN_SERVERS[field]
         values = {"memory_backend": "jenga", field: "something"}
         line = refusal(lambda: flags.apply_flag({**values, "disaggregation_mode": "decode"}))
         assert f"{flag} something with --disaggregation-mode decode" in line and why in line
@@ -360,7 +360,7 @@ class TestFlag:
 
     @pytest.mark.parametrize("field", REFUSED_BETWEEN_STAGES)
     def test_what_stages_do_not_do_is_refused_there_only(self, field: str) -> None:
-        flag, works, why = REFUSED_BETWEEN_STAGES[field]
+        flag, works, why, _ = REFUSED_BETWEEN_STAGES[field]
         values: dict[str, Any] = {"memory_backend": "jenga", field: "something", "pp_size": 2}
         line = refusal(lambda: flags.apply_flag(values))
         assert f"{flag} something with --pp-size 2" in line and why in line
@@ -603,6 +603,7 @@ class TestModelLists:
             chunked_prefill_size=None,
             enable_dp_attention=False,
             attn_dp_size=1,
+            enable_deterministic_inference=False,
         )
 
         def compare(server_args: Namespace) -> tuple[str, tuple[str, str]]:
@@ -645,6 +646,7 @@ class TestModelLists:
             chunked_prefill_size=None,
             enable_dp_attention=False,
             attn_dp_size=1,
+            enable_deterministic_inference=False,
             speculative_algorithm=None,
         )
         for name, value in {

@@ -53,7 +53,7 @@ LONG = [
     Split("gpt_oss", (2, 2), flags={"pp_async_batch_depth": 1}),
     # Where a hit begins decides how a gated delta net rounds.
     Split("qwen3_5", (3, 3), flags=STATES, tolerance=Tolerance(4e-4, 1e-5)),
-    Split("deepseek_v3", (1, 3)),
+    Split("deepseek_v3", (1, 2)),
 ]
 
 

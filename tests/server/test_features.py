@@ -288,21 +288,6 @@ class TestTheOtherWayRound:
         other.assert_clean()
 
 
-def test_a_session_goes_on_from_any_of_its_turns(server: Client) -> None:
-    """SGLang keeps its tokens, and the prefix cache what was computed of them."""
-    session = server.post("/open_session", {"capacity_of_str_len": 4000})
-    turns = [prompt(90, seed) for seed in (61, 62, 63)]
-    first = server.generate(turns[0], 24, session_params={"id": session})
-    for turn in turns[1:]:
-        behind = {"id": session, "rid": first["meta_info"]["id"]}
-        answer = server.generate(turn, 24, session_params=behind)
-        history = [*turns[0], *first["output_ids"], *turn]
-        assert answer["output_ids"] == server.generate(history, 24)["output_ids"]
-        assert cached_tokens(answer) >= (90 + 24) // 16 * 16 - 16
-    assert server.request("POST", "/close_session", {"session_id": session})[0] == 200
-    server.assert_clean()
-
-
 @pytest.mark.long
 def test_large_pages_without_a_prefix_cache(
     start_jenga: Callable[..., Client], taught_model: Path

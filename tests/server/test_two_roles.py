@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,15 +57,19 @@ class Pair:
     def __init__(self, prefill: Client, decode: Client, bootstrap_port: int) -> None:
         self.prefill, self.decode, self.bootstrap_port = prefill, decode, bootstrap_port
 
-    def ask(self, prompt: list[int], num_tokens: int) -> tuple[int, list[int]]:
-        """Status of the decode server's answer, and its tokens."""
-        body = {
+    def body(self, prompt: list[int], num_tokens: int) -> dict[str, Any]:
+        """What both servers are asked, in a room of its own."""
+        return {
             "input_ids": prompt,
             "sampling_params": {"temperature": 0, "max_new_tokens": num_tokens, "ignore_eos": True},
             "bootstrap_host": "127.0.0.1",
             "bootstrap_port": self.bootstrap_port,
             "bootstrap_room": next(rooms),
         }
+
+    def ask(self, prompt: list[int], num_tokens: int) -> tuple[int, list[int]]:
+        """Status of the decode server's answer, and its tokens."""
+        body = self.body(prompt, num_tokens)
         with ThreadPoolExecutor(2) as threads:
             first = threads.submit(self.prefill.request, "POST", "/generate", body)
             status, text = self.decode.request("POST", "/generate", body)
@@ -91,23 +95,43 @@ def prompts(seed: int) -> list[list[int]]:
     return [*drawn, drawn[-1] + drawn[3]]
 
 
-def start_prefill(start: Callable[..., Client], port: int) -> Client:
+def start_prefill(start: Callable[..., Client], port: int, *flags: str) -> Client:
     role = ("--disaggregation-mode", "prefill", "--disaggregation-bootstrap-port", str(port))
-    return start(*role, "--disaggregation-transfer-backend", "mooncake_tcp", *POOL, env=LOOPBACK)
+    wire = ("--disaggregation-transfer-backend", "mooncake_tcp")
+    return start(*role, *wire, *POOL, *flags, env=LOOPBACK)
 
 
-def start_decode(start: Callable[..., Client]) -> Client:
+def start_decode(start: Callable[..., Client], *flags: str) -> Client:
     role = ("--disaggregation-mode", "decode", "--disaggregation-transfer-backend", "mooncake_tcp")
-    return start(*role, *POOL, env=LOOPBACK)
+    return start(*role, *POOL, *flags, env=LOOPBACK)
+
+
+def start_pair(start: Callable[..., Client], port: int, *flags: str, decode: Any = ()) -> Pair:
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(start_prefill, start, port, *flags)
+        other = threads.submit(start_decode, start, *flags, *decode)
+        return Pair(one.result(), other.result(), port)
 
 
 @pytest.fixture(scope="module")
 def pair(start_jenga: Callable[..., Client], free_port: Callable[[], int]) -> Pair:
-    port = free_port()
-    with ThreadPoolExecutor(2) as threads:
-        prefill = threads.submit(start_prefill, start_jenga, port)
-        decode = threads.submit(start_decode, start_jenga)
-        return Pair(prefill.result(), decode.result(), port)
+    return start_pair(start_jenga, free_port())
+
+
+@pytest.fixture
+def stock_pair(
+    start_server: Callable[..., Any], taught_model: Path, free_port: Callable[[], int]
+) -> Iterator[Pair]:
+    def start(*flags: str, env: dict[str, str]) -> Client:
+        common = ("--model-path", str(taught_model), "--dtype", "float32", "--random-seed", "0")
+        started = start_server(*common, *flags, env=env)
+        return Client(started.port, started.process, started.log_path)
+
+    backup = ("--disaggregation-decode-retraction-backup", "cpu_tensor", "--hicache-ratio", "1")
+    pair = start_pair(start, free_port(), decode=backup)
+    yield pair
+    for server in (pair.prefill, pair.decode):
+        server.process.terminate()
 
 
 def test_a_pair_answers_as_one_server_does(pair: Pair, start_jenga: Callable[..., Client]) -> None:
@@ -188,3 +212,35 @@ def dying_answer(pair: Pair, prompt: list[int]) -> Any:
     with contextlib.suppress(OSError, http.client.HTTPException):
         return pair.ask(prompt, 400)[1]
     return None
+
+
+@pytest.mark.parametrize("memory", ["pair", "stock_pair"])
+def test_an_abort_before_the_handshake_is_lost_as_with_stock(
+    memory: str, request: pytest.FixtureRequest
+) -> None:
+    """The prefill server knows nobody yet whom to tell: the decode server waits in vain."""
+    asked: Pair = request.getfixturevalue(memory)
+    body = asked.body(prompts(3)[-1], 8) | {"rid": "early"}
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(asked.prefill.request, "POST", "/generate", body)
+        time.sleep(3)
+        assert asked.prefill.request("POST", "/abort_request", {"rid": "early"})[0] == 200
+        first.result()
+    status, text = asked.decode.request("POST", "/generate", body)
+    assert status != 200 and "timed out" in text, text
+    # Nobody else is concerned.
+    assert all(asked.ask_all(prompts(4)[:3]))
+    if memory == "pair":
+        asked.prefill.assert_clean()
+        asked.decode.assert_clean()
+
+
+def test_two_ranks_on_both_sides_answer_as_one_server_does(
+    pair: Pair, start_jenga: Callable[..., Client], free_port: Callable[[], int]
+) -> None:
+    ranks = start_pair(start_jenga, free_port(), "--tp-size", "2")
+    asked = prompts(5)
+    assert ranks.ask_all(asked) == pair.ask_all(asked)
+    for server in (ranks.prefill, ranks.decode):
+        server.assert_clean()
+        server.process.terminate()

@@ -262,6 +262,21 @@ class JengaTorchBackend(AttentionBackend):
         is_padded = len(q) > plan.text.num_queries
         new = q.new_zeros if layer.is_cross_attention or is_padded else q.new_empty
         out = new((q.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        self._attend(q, out, layer, plan, sinks)
+        return out.view(q.shape[0], -1)
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        out: torch.Tensor,
+        layer: RadixAttention,
+        plan: BatchPlan,
+        sinks: torch.Tensor | None,
+    ) -> None:
+        """Fill out (tokens, Hq, Dv) with the attention of q (tokens, Hq, D), but for padding."""
+        place = self.pool.place[layer.layer_id]
+        key = (place.group, place.stripe)
+        part = plan.part(layer)
         if plan.decode:
             if key not in plan.buckets:
                 plan.buckets[key] = self._decode_buckets(part, key)
@@ -270,7 +285,6 @@ class JengaTorchBackend(AttentionBackend):
             if key not in plan.blocks:
                 plan.blocks[key] = self._query_blocks(plan.text, part, key)
             self._run_extend(q, out, layer, plan.blocks[key], sinks)
-        return out.view(q.shape[0], -1)
 
     def _run_extend(
         self,

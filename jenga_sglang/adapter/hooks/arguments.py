@@ -9,6 +9,7 @@ from sglang.srt.arg_groups import model_hook
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.sglang_views import ServerArgsView
+from jenga_sglang.adapter.start.deterministic import refuse_deterministic
 from jenga_sglang.adapter.start.dp_attention import refuse_dp_attention
 from jenga_sglang.adapter.start.page_size import refuse_odd_chunks, settle_page_size
 from jenga_sglang.adapter.start.refused_models import refuse_configs
@@ -52,6 +53,7 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
     Settles the page size by the model's layer groups, before SGLang looks for one."""
     refuse_configs(model_hook.model_config_of(server_args))
     refuse_dp_attention(server_args)
+    refuse_deterministic(server_args)
     settle_page_size(server_args)
     stock = model_hook.resolved_view
     model_hook.resolved_view = lambda args: ListedView(stock(args))

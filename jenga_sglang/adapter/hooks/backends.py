@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+from sglang.srt.arg_groups.choices import (
+    ATTENTION_BACKEND_CHOICES,
+    add_attention_backend_choices,
+    add_deterministic_attention_backend_choices,
+    add_radix_supported_deterministic_attention_backend_choices,
+)
 from sglang.srt.layers.attention.attention_registry import (
     ATTENTION_BACKENDS,
     register_attention_backend,
@@ -18,7 +23,7 @@ from sglang.srt.mem_cache.registry import (
     get_radix_cache_factory,
     register_radix_cache_backend,
 )
-from sglang.srt.runtime_context import get_memory
+from sglang.srt.runtime_context import get_exec, get_memory
 
 from jenga_sglang import flags, settings, storage_flags
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
@@ -36,6 +41,8 @@ def register_backends() -> None:
     register_radix_cache_backend(flags.RADIX_CACHE_BACKEND, _build_prefix_cache)
     if flags.TORCH_BACKEND not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([flags.TORCH_BACKEND])
+        add_deterministic_attention_backend_choices([flags.TORCH_BACKEND])
+        add_radix_supported_deterministic_attention_backend_choices([flags.TORCH_BACKEND])
     register_attention_backend(flags.TORCH_BACKEND)(_build_torch_backend)
     for name, build in (
         (flags.TRITON_BACKEND, _build_triton_backend),
@@ -72,15 +79,21 @@ def _with_storage(cache: JengaTieredCache) -> JengaTieredCache:
 
 
 def _build_torch_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.attention.lone_queries import LoneQueries
     from jenga_sglang.adapter.attention.torch_backend import JengaTorchBackend
 
-    return JengaTorchBackend(runner)
+    return (LoneQueries if _is_deterministic() else JengaTorchBackend)(runner)
 
 
 def _build_triton_backend(runner: Any) -> Any:
+    from jenga_sglang.adapter.attention.fixed_tiles import FixedTiles
     from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 
-    return JengaTritonBackend(runner)
+    return (FixedTiles if _is_deterministic() else JengaTritonBackend)(runner)
+
+
+def _is_deterministic() -> bool:
+    return bool(get_exec().deterministic.enable_deterministic_inference)
 
 
 def _build_flashinfer_backend(runner: Any) -> Any:
