@@ -96,7 +96,7 @@ def test_storage_comes_goes_and_is_cleared_as_a_server_runs(
     server = start_jenga(*FLAGS, "--admin-api-key", KEY, "--file-storage-path", str(tmp_path))
     ask_all(server, expected)
     path = "/hicache/storage-backend"
-    asked = {"hicache_storage_backend": "nixl"}
+    asked = {"hicache_storage_backend": "hf3fs"}
     status, text = administer(server, "PUT", path, asked)
     assert status == 400 and "has not been tried" in text
     asked = {
