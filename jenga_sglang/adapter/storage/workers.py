@@ -97,7 +97,7 @@ class Reader:
         self.done: deque[Prefetch] = deque()
         # Held while a page is copied into the host, and by whoever takes those pages away.
         self.copying = threading.Lock()
-        self._answered = time.monotonic()
+        self._answered, self._is_busy = time.monotonic(), False
         self._thread = threading.Thread(target=self._run, name="jenga-storage-read", daemon=True)
         self._thread.start()
 
@@ -110,7 +110,7 @@ class Reader:
         self._put(Work(prefetch, pages, places))
 
     def _put(self, work: Work) -> None:
-        if self._queue.empty():
+        if not self._is_busy and self._queue.empty():
             self._answered = time.monotonic()
         self._queue.put(work)
 
@@ -127,7 +127,7 @@ class Reader:
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
-            prefetch = work.prefetch
+            self._is_busy, prefetch = True, work.prefetch
             came: Length = _nothing
             possible: Length = _nothing
             try:
@@ -139,6 +139,7 @@ class Reader:
             prefetch.num_pages = self._agreement.longest(came, most)
             prefetch.possible_pages = self._agreement.longest(possible, most)
             self.done.append(prefetch)
+            self._is_busy = False
 
     def _look(self, prefetch: Prefetch) -> tuple[Length, Length]:
         prefetch.digests = self._digests(prefetch)

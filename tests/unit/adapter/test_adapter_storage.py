@@ -343,6 +343,19 @@ def test_a_backend_that_hangs_holds_nobody_up(
     assert caplog.text.count("no answer for 0.05 seconds") == 1
 
 
+def test_who_asks_meanwhile_gives_a_backend_that_hangs_no_more_time(
+    hung: Hung, tmp_path: Path
+) -> None:
+    cache = make_server(tmp_path, store=hung, silence=0.3)
+    ask(cache)
+    time.sleep(0.2)
+    other, nothing = CacheRequestHandle("other", 0), match(cache, PROMPT).last_host_node
+    cache.prefetch_from_storage(other, nothing, PROMPT.tolist(), matched_prefix_tokens=[])
+    time.sleep(0.2)
+    cache.check_hicache_events()
+    assert not cache.ongoing_prefetch
+
+
 def test_what_a_backend_that_hung_gives_at_last_is_written_nowhere(
     hung: Hung, tmp_path: Path
 ) -> None:

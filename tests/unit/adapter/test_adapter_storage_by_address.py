@@ -2,11 +2,6 @@
 plug-in, and for Mooncake, over loopback, where they are installed; and one with the same calls."""
 
 import ctypes
-import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from core_builders import tokens
+from mooncake_master import loopback, mooncake_master
 from test_adapter_storage import (
-    PATIENCE_SECONDS,
     PROMPT,
     assert_bytes,
     hit_tokens,
@@ -32,8 +27,6 @@ from jenga_sglang.adapter.storage.objects import ALIGNMENT, ByAddress, Objects, 
 __all__ = ["one_rank"]  # a fixture that every test uses
 
 PAGE_BYTES = 4 * 128
-MASTER = "mooncake_master"
-
 MakeObjects = Callable[[], Objects]
 
 
@@ -74,46 +67,8 @@ def open_backend(name: str, extra: dict[str, Any] | None = None) -> Objects:
 
 @pytest.fixture(scope="module")
 def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Mooncake master."""
-    program = shutil.which(MASTER) or _beside_the_package()
-    if program is None:
-        pytest.skip("mooncake is not installed")
-    ports = free_ports(2)
-    with (tmp_path_factory.mktemp("mooncake") / "log").open("w") as log:
-        command = [program, f"--rpc_port={ports[0]}", f"--metrics_port={ports[1]}"]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_for_port(ports[0])
-        yield f"127.0.0.1:{ports[0]}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _beside_the_package() -> str | None:
-    spec = find_spec("mooncake")
-    found = Path(spec.origin).parent / MASTER if spec and spec.origin else Path(MASTER)
-    return str(found) if os.access(found, os.X_OK) else None
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def wait_for_port(port: int) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        with socket.socket() as each:
-            if each.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert time.monotonic() < end, "nobody listens"
-        time.sleep(0.05)
+    with mooncake_master(tmp_path_factory.mktemp("mooncake")) as address:
+        yield address
 
 
 @pytest.fixture(params=["memory", "nixl", "mooncake"])
@@ -129,14 +84,8 @@ def make_objects(
     if request.param == "nixl":
         monkeypatch.setenv("SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR", str(tmp_path / "nixl"))
         return lambda: open_backend("nixl")
-    extra = {
-        "master_server_address": request.getfixturevalue("master"),
-        "local_hostname": "127.0.0.1",
-        "protocol": "tcp",
-        "global_segment_size": 1 << 26,
-        # Of one test alone.
-        "extra_backend_tag": tmp_path.name,
-    }
+    # The tag is of one test alone.
+    extra = loopback(request.getfixturevalue("master")) | {"extra_backend_tag": tmp_path.name}
 
     def open_and_end() -> Objects:
         objects = open_backend("mooncake", extra)
