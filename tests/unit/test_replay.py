@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ from benchmarks.replay.geometry import (
 )
 from benchmarks.replay.manager_time import ManagerClock, wrap_methods
 from benchmarks.replay.oracle import TokenOracle
-from benchmarks.replay.prefixes import hit_bound, useful_bytes
+from benchmarks.replay.prefixes import hit_bound, shared_bytes, useful_bytes
 from benchmarks.replay.recorder import Recorder, Step
 from benchmarks.replay.report import drafts_table, load_results
 from benchmarks.replay.result import longest_wait, mid_output_rate, mid_useful_bytes
@@ -177,6 +177,16 @@ class TestPrefixes:
         a = request("a", ("p", 1), ("doc", 3))
         b = request("b", ("q", 1), ("doc", 3))
         assert useful_bytes(SMALL, [(a, 4), (b, 4)]) == 64 * (8 + 3 * 8)
+
+    def test_what_is_hit_again_is_shared_once(self) -> None:
+        """Of three that begin with the same 40 tokens, in a geometry with a window of 4."""
+        prompts = [request(f"r{n}", ("sys", 40), (f"u{n}", 10)) for n in range(3)]
+        again = request("again", ("sys", 40), ("u0", 10), ("r0.out", 3), ("u3", 5))
+        shared = shared_bytes(SMALL, [*prompts, replace(again, arrival=1.0)])
+        full, window = (group.token_bytes for group in SMALL.groups)
+        # Up to the fourth's hit, and the windows behind both places where a hit ends.
+        assert shared == 53 * full + (4 + 4) * window
+        assert shared_bytes(HYBRID, prompts) == 40 * full + HYBRID.request_bytes
 
     def test_every_request_has_states_of_its_own(self) -> None:
         a, b = (request(name, ("doc", 10)) for name in "ab")
@@ -417,6 +427,37 @@ def test_what_the_pool_has_no_room_for_is_hit_in_the_host_and_takes_its_time(
     assert quick["loaded_bytes"] > 0 and without["loaded_bytes"] == without["written_bytes"] == 0
     page_bytes = 8 * load_geometry(DATA / "llama3-8b.json").groups[0].token_bytes
     assert quick["written_bytes"] % page_bytes == quick["loaded_bytes"] % page_bytes == 0
+    waited = slow["simulated_seconds"] - quick["simulated_seconds"]
+    assert waited == pytest.approx(copied * (1 / 1e6 - 1 / quick["copy_bytes_per_s"]))
+
+
+TURNS = ["b0", "a1", "b1"], ["a0", "b0", "a1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "geometry", "pool_bytes"),
+    [
+        ("stock", "llama3-8b", 100 << 20),
+        ("stock", "qwen3-next-80b", 1 << 30),
+        ("unified", "gpt-oss-120b", 56 << 20),
+    ],
+)
+def test_sglangs_own_host_tier_is_replayed_with_as_many_bytes(
+    backend: str, geometry: str, pool_bytes: int, tmp_path: Path
+) -> None:
+    """Two prompts in turns, the second round from the host, and steps wait for every byte."""
+    turns = [("a0", {}), *((n, {"after": a, "gap": 0.1}) for n, a in zip(*TURNS, strict=True))]
+    trace = [request(name, (name[0], 600), **turn) for name, turn in turns]
+    run = partial(replay, tmp_path, backend, geometry, f"{pool_bytes >> 20}MiB", trace)
+    host = ("--host-bytes", f"{4 * pool_bytes >> 20}MiB", "--write-policy", "write_through")
+    without, quick = run(), run(*host)
+    slow = run(*host, "--copy-bytes-per-s", "1e6")
+    assert without["host_pool_bytes"] == without["written_bytes"] == 0
+    assert quick["host_pool_bytes"] == pytest.approx(4 * pool_bytes, rel=0.02)
+    assert without["hit_rate"] < quick["hit_rate"] == slow["hit_rate"]
+    assert quick["loaded_bytes"] > 0 and quick["written_bytes"] > 0
+    copied = quick["written_bytes"] + quick["loaded_bytes"]
     waited = slow["simulated_seconds"] - quick["simulated_seconds"]
     assert waited == pytest.approx(copied * (1 / 1e6 - 1 / quick["copy_bytes_per_s"]))
 
