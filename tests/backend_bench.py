@@ -21,6 +21,7 @@ from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.books.tree import Encoded
 from jenga_sglang.core.cut.planner import plan_geometry
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.passing import Passing
 from jenga_sglang.core.running import Running
 from jenga_sglang.layer_flags import KvDtypes
 
@@ -53,6 +54,9 @@ class Model:
     tail_tokens: int = 0
     # Latent rows (MLA): one head of K, whose first ``dim_v`` elements are V.
     is_latent: bool = False
+    # What one step alone reads has one small page for all stripes, whatever room there is; what is
+    # freed is NaN.
+    passes: bool = False
 
     @property
     def kv_heads(self) -> int:
@@ -124,6 +128,13 @@ class Layer:
     sinks: torch.Tensor | None
 
 
+class AlwaysShort(Passing):
+    """Pages pass as if they would always evict what somebody has used."""
+
+    def _evicts_nothing_used(self, demand: Sequence[int]) -> bool:
+        return False
+
+
 class Bench:
     def __init__(self, model: Model, backend: Callable[[Any], Any], device: str = "cpu") -> None:
         self.model = model
@@ -147,8 +158,16 @@ class Bench:
             max_length=MAX_LENGTH,
             tail_tokens=model.tail_tokens,
         )
+        if model.passes:
+            passing = self.manager.passing
+            self.manager.passing = AlwaysShort(passing.memory, passing.needs, passing.policy)
         self.pool = JengaKVPool(
-            self.manager, groups, dtype=model.store_dtype, device=device, enable_memory_saver=False
+            self.manager,
+            groups,
+            dtype=model.store_dtype,
+            device=device,
+            enable_memory_saver=False,
+            poison_freed=model.passes,
         )
         # What nobody has written is NaN, but for the null pages.
         self.pool.buffer[geometry.large_page_bytes :] = 255
@@ -171,6 +190,7 @@ class Bench:
         self.req_to_token = rows.req_to_token
         self.backend = backend(self.runner)
         self.requests: dict[int, Request] = {}
+        self.passing_pages = 0  # so far
         # Where the images of a row's text lie, first and last token.
         self.images: dict[int, list[tuple[int, int]]] = {}
 
@@ -195,8 +215,10 @@ class Bench:
         length = before + new_tokens
         if request.length:
             self.manager.slide(running, before)
-        assert self.manager.reserve([(running, self.manager.new_pages(running, length))])
+        wanted = [()] if self.model.passes else None
+        assert self.manager.reserve([(running, self.manager.new_pages(running, length))], wanted)
         self.manager.extend(running, length)
+        self.passing_pages += sum(len(pages) for _, pages in running.passing)
         size = self.model.page_size
         ids = running.row.astype(np.int64)[:, None] * size + np.arange(size)
         self.req_to_token[row, :length] = torch.from_numpy(ids.ravel()[:length])
@@ -299,6 +321,12 @@ class Pair:
             model, *(Bench(model, b, device) for b in (JengaTorchBackend, backend)), tolerance
         )
 
+    @classmethod
+    def with_and_without_passing(cls, model: Model, backend: Any) -> "Pair":
+        """``backend`` on pages some of which pass, beside plain torch on pages that do not."""
+        checked = Bench(replace(model, passes=True), backend)
+        return cls(model, Bench(model, JengaTorchBackend), checked)
+
     def each(self, do: Callable[[Bench], None]) -> None:
         do(self.expected)
         do(self.checked)
@@ -334,6 +362,7 @@ class Pair:
 
     def step(self, mode: ForwardMode, new: dict[int, int]) -> None:
         """Run a batch of ``new`` tokens per row on both sides and compare all they did."""
+        self.each(lambda bench: bench.manager.end_step())
         for row, tokens in new.items():
             self.each(lambda bench, row=row, n=tokens: bench.grow(row, n))
         inputs = self.inputs(sum(new.values()), self.expected.new_encoder_tokens(new))
@@ -432,5 +461,5 @@ class Pair:
                 msg=lambda text, n=number: f"layer {n}: {text}",
             )
         # Bytes, as most of the pool is NaN. Plain torch stores unscaled.
-        if self.model.scale is None:
+        if self.model.scale is None and self.expected.model == self.checked.model:
             assert torch.equal(self.expected.pool.buffer, self.checked.pool.buffer)

@@ -32,6 +32,9 @@ class DraftingEngine(FakeEngine):
         self._stops[job] = job.computed + self.pick(1, MOST_DRAFTS)
         return self._stops[job]
 
+    def _computes_rows(self, job: Job) -> bool:
+        return job not in self._stops  # `_write` does that
+
     def _extend(self, job: Job, length: int) -> None:
         if job not in self._stops:
             super()._extend(job, length)

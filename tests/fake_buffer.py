@@ -46,14 +46,25 @@ class Buffer:
         self.geometry = geometry
         self.bytes: Bytes = np.zeros(geometry.pool_bytes, np.uint8)
 
-    def write(self, group: int, small: Ids, slots: Ids, hashes: Hashes) -> None:
-        """Store. ``small`` has shape (tokens, stripes), ``slots`` and ``hashes`` (tokens,)."""
-        for place, index in self._rows(group, small, slots):
+    def write(
+        self, group: int, small: Ids, slots: Ids, hashes: Hashes, stripes: range | None = None
+    ) -> None:
+        """Store. ``small`` has shape (tokens, stripes), ``slots`` and ``hashes`` (tokens,). Of all
+        ``stripes``, or of these."""
+        for place, index in self._rows(group, small, slots, stripes):
             self.bytes[index] = pattern(hashes, place, index.shape[1])
 
-    def check(self, group: int, small: Ids, slots: Ids, hashes: Hashes, what: str) -> None:
-        """Fail unless every layer holds just these tokens."""
-        for place, index in self._rows(group, small, slots):
+    def check(
+        self,
+        group: int,
+        small: Ids,
+        slots: Ids,
+        hashes: Hashes,
+        what: str,
+        stripes: range | None = None,
+    ) -> None:
+        """Fail unless every layer, of these ``stripes``, holds just these tokens."""
+        for place, index in self._rows(group, small, slots, stripes):
             wrong = (self.bytes[index] != pattern(hashes, place, index.shape[1])).any(axis=1)
             if wrong.any():
                 token = int(wrong.argmax())
@@ -65,11 +76,11 @@ class Buffer:
                 )
 
     def _rows(
-        self, group: int, small: Ids, slots: Ids
+        self, group: int, small: Ids, slots: Ids, stripes: range | None = None
     ) -> Iterator[tuple[tuple[int, int, int], NDArray[np.int64]]]:
         """The bytes of each layer's K and V rows, as indices of shape (tokens, row bytes)."""
         cut = self.geometry.groups[group]
-        for stripe in range(cut.stripes):
+        for stripe in range(cut.stripes) if stripes is None else stripes:
             pages = small[:, stripe].astype(np.int64)
             for layer in range(cut.layers_per_stripe):
                 model_layer = cut.spec.layers[stripe * cut.layers_per_stripe + layer]

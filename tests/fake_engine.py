@@ -6,7 +6,7 @@ that each group still needs. What the manager frees is overwritten with poison a
 that is freed too early, handed out twice or mixed up with another cannot go unnoticed."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import core_inspector as inside
@@ -89,18 +89,30 @@ class FakeEngine:
 
     def step(self) -> None:
         """One pass of the scheduler and one of the model."""
+        self.launch()
+        for job in list(self.running):
+            self._after_step(job)
+        self.counts["steps"] += 1
+
+    def launch(self) -> list[tuple[Job, int]]:
+        """Prepare a step, and have the model compute it: jobs, and to how many tokens."""
+        self.manager.end_step()
+        self._poison_freed()
         self._admit()
+        self._before_step()
         batch = self._reserve()
         self.check_needed()
         for job, length in batch:
             self._extend(job, length)
         for job, length in batch:
             self._save(job, length)
+        self._compute_rows(batch)
         for job, length in batch:
             self._compute(job, length)
-        for job in list(self.running):
-            self._after_step(job)
-        self.counts["steps"] += 1
+        return batch
+
+    def _before_step(self) -> None:
+        """What a server knows of the step before when it prepares the next: all of it."""
 
     # -- scheduling ---------------------------------------------------------------------------
 
@@ -122,7 +134,7 @@ class FakeEngine:
         while self.running:
             batch = [(job, self._next_length(job)) for job in self.running]
             demands = [(running_of(j), self.manager.new_pages(running_of(j), n)) for j, n in batch]
-            fits = self.manager.reserve(demands)
+            fits = self.manager.reserve(demands, self._wanted(batch))
             self._poison_freed()
             if fits:
                 return batch
@@ -133,6 +145,15 @@ class FakeEngine:
             if not alone:
                 self.waiting.append(job)
         return []
+
+    def _wanted(self, batch: Sequence[tuple[Job, int]]) -> list[list[int] | None]:
+        """Lengths of later hits of each job whose pages may pass in this step; often they may."""
+        return [
+            [self.pick(0, n) for _ in range(self.pick(0, 2))]
+            if self._computes_rows(job) and self.pick(0, 3)
+            else None
+            for job, n in batch
+        ]
 
     def _next_length(self, job: Job) -> int:
         """Chunked prefill: any part of what is left, often all of it."""
@@ -187,21 +208,52 @@ class FakeEngine:
         self._poison_freed()
         self.counts["snapshots"] += len(running_of(job).saves) // max(1, len(self._state_groups))
 
+    def _compute_rows(self, batch: Sequence[tuple[Job, int]]) -> None:
+        """Layer by layer, write the new tokens of all jobs, then read all that they attend to."""
+        for group, cut in enumerate(self.geometry.groups):
+            if cut.spec.is_state:
+                continue
+            steps = [(j, n) for j, n in batch if self._computes_rows(j)]
+            steps = [(j, n) for j, n in steps if group in self._groups_of(j)]
+            for stripe in range(cut.stripes):
+                for job, length in steps:
+                    self._write_rows(group, job, self._new_places(group, job, length), stripe)
+                for job, length in steps:
+                    self._read_rows(group, job, self._new_places(group, job, length), stripe)
+
+    def _computes_rows(self, job: Job) -> bool:
+        return True
+
+    def _groups_of(self, job: Job) -> tuple[int, ...]:
+        return running_of(job).groups + running_of(job).encoder_groups
+
+    def _new_places(self, group: int, job: Job, length: int) -> NDArray[np.int64]:
+        of_encoder = group in running_of(job).encoder_groups
+        places = np.arange(job.computed, length)
+        return places[(places < job.encoder_tokens) == of_encoder]
+
+    def _write_rows(self, group: int, job: Job, places: NDArray[np.int64], stripe: int) -> None:
+        small = inside.tables(self.manager)[group][running_of(job).row[places // self.page_size]]
+        assert small.all(), "no page to write to"
+        slots = (places % self.page_size).astype(np.int32)
+        self.buffer.write(group, small, slots, job.hashes[places], range(stripe, stripe + 1))
+
+    def _read_rows(self, group: int, job: Job, places: NDArray[np.int64], stripe: int) -> None:
+        dependency = self.geometry.groups[group].spec.dependency.after_encoder(job.encoder_tokens)
+        read = {t for place in places for r in dependency.visible(int(place)) for t in range(*r)}
+        everything = np.array(sorted(read | set(places.tolist())), np.int64)
+        row, stripes = running_of(job).row, range(stripe, stripe + 1)
+        self._check_tokens(group, row, everything, job.hashes, stripes)
+        small = inside.tables(self.manager)[group][row[places // self.page_size]]
+        if small.shape[1] > 1:
+            self.counts["passing tokens"] += int((small[:, 0] == small[:, 1]).sum())
+
     def _compute(self, job: Job, length: int) -> None:
         running = running_of(job)
         assert job.computed >= running.tree_pages * self.page_size, "would write into a shared page"
         self._compute_states(job, length)
-        computed = np.arange(job.computed, length)
-        of_encoder = computed < job.encoder_tokens
-        parts = [(g, computed[~of_encoder]) for g in running.groups]
-        parts += [(g, computed[of_encoder]) for g in running.encoder_groups]
-        for group, places in parts:
-            small = inside.tables(self.manager)[group][running.row[places // self.page_size]]
-            assert small.all(), "no page to write to"
-            slots = (places % self.page_size).astype(np.int32)
-            self.buffer.write(group, small, slots, job.hashes[places])
+        self.counts["computed tokens"] += length - job.computed
         job.computed = length
-        self.counts["computed tokens"] += len(computed)
 
     def _compute_states(self, job: Job, length: int) -> None:
         """Move the working states on, from snapshot to snapshot."""
@@ -271,13 +323,19 @@ class FakeEngine:
                 stack += [(child, tokens) for child in node.children.values()]
 
     def _check_tokens(
-        self, group: int, row: Ids, places: NDArray[np.int64], hashes: Hashes
+        self,
+        group: int,
+        row: Ids,
+        places: NDArray[np.int64],
+        hashes: Hashes,
+        stripes: range | None = None,
     ) -> None:
         if not len(places):
             return
         small = inside.tables(self.manager)[group][row[places // self.page_size]]
         slots = (places % self.page_size).astype(np.int32)
-        self.buffer.check(group, small, slots, hashes[places], f"tokens {places[0]} and on")
+        what = f"tokens {places[0]} and on"
+        self.buffer.check(group, small, slots, hashes[places], what, stripes)
         self.counts["checked tokens"] += len(places)
 
     # -- poison -------------------------------------------------------------------------------

@@ -15,22 +15,16 @@ class OverlappedEngine(FakeEngine):
         self._launched: list[tuple[Job, Running, int]] = []
 
     def step(self) -> None:
-        self._admit()
-        for job in self.running:
-            self._guess(job)
-        batch = self._reserve()
-        self.check_needed()
-        for job, length in batch:
-            self._extend(job, length)
-        for job, length in batch:
-            self._save(job, length)
-        for job, length in batch:
-            self._compute(job, length)
+        batch = self.launch()
         results, self._launched = self._launched, [(j, running_of(j), n) for j, n in batch]
         for job, running, length in results:
             if job.running is running:
                 self._look_at(job, length)
         self.counts["steps"] += 1
+
+    def _before_step(self) -> None:
+        for job in self.running:
+            self._guess(job)
 
     def _guess(self, job: Job) -> None:
         """The token that the step in flight will make is the next one to compute."""

@@ -5,7 +5,7 @@ No architecture is listed anywhere: layers with equal dependency, row shape and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,7 +161,8 @@ def discover_groups(
     members: dict[tuple[Any, ...], list[LayerShape]] = {}
     for layer_id in sorted(shapes):
         members.setdefault(shapes[layer_id].group_key, []).append(shapes[layer_id])
-    groups = [_group(shapes_of_group, store_dtype) for shapes_of_group in members.values()]
+    order = [layer.layer_id for layer in stored]
+    groups = [_group(of_group, store_dtype, order) for of_group in members.values()]
     specs = told_apart(group.spec for group in groups)
     return [replace(group, spec=spec) for group, spec in zip(groups, specs, strict=True)]
 
@@ -212,7 +213,17 @@ def _dependency(layer: LayerView, chunk: int | None) -> Dependency:
     return Full()
 
 
-def _group(shapes: list[LayerShape], store_dtype: torch.dtype) -> DiscoveredGroup:
+def _is_read_late(layers: Collection[int], order: Sequence[int]) -> bool:
+    """Whether one of ``layers`` is read again, by a layer that shares its rows, when another of
+    them has been computed since."""
+    ran = [layer for layer in order if layer in layers]
+    return any(layer in ran[:i] and ran[i - 1] != layer for i, layer in enumerate(ran))
+
+
+def _group(
+    shapes: list[LayerShape], store_dtype: torch.dtype, order: Sequence[int]
+) -> DiscoveredGroup:
+    """The group of layers with these ``shapes``; ``order`` are the ids of all in which they run."""
     first = shapes[0]
     itemsize = first.dtype.itemsize
     other = "" if first.dtype == store_dtype else f" {str(first.dtype).removeprefix('torch.')}"
@@ -222,6 +233,7 @@ def _group(shapes: list[LayerShape], store_dtype: torch.dtype) -> DiscoveredGrou
         dependency=first.dependency,
         k_bytes=first.num_kv_heads * first.head_dim_k * itemsize,
         v_bytes=first.num_kv_heads * first.head_dim_v * itemsize,
+        is_read_late=_is_read_late({s.layer_id for s in shapes}, order),
     )
     dims = (first.num_kv_heads, first.head_dim_k, first.head_dim_v, first.latent_dim)
     return DiscoveredGroup(spec, *dims, dtype=first.dtype)

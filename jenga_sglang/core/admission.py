@@ -24,8 +24,8 @@ def request_pages(
     it. A step holds what the history before it needs and everything it computes, drafts behind
     the last token as well; two pages more for the boundaries that fall inside pages, and one for
     every gap between sinks and window. Of recurrent states it is the working state; a snapshot is
-    never needed. The first ``encoder_pages`` pages are an encoder's: they are taken together, by
-    who reads them.
+    never needed. Pages that only the step reads count as where memory is short (`core.passing`).
+    The first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
     """
     memory, page_size = manager.memory, manager.page_size
     encoder_tokens = encoder_pages * page_size
@@ -33,7 +33,7 @@ def request_pages(
     fresh = max(0, fresh - max(0, encoder_tokens - prefix))
     length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
     length, fresh = length + manager.tail_tokens, max(fresh, manager.tail_tokens)
-    of_pages = manager.needs.of_pages
+    of_pages, passing = manager.needs.of_pages, manager.passing.groups
     longest = ceil_div(length, page_size)
     pages = []
     for g, dependency in enumerate(manager.dependencies):
@@ -43,16 +43,25 @@ def request_pages(
             continue
         ranges = max(1, len(dependency.needed(length)))
         held = ceil_div(dependency.peak_tokens(length) + fresh, page_size) + 1 + ranges
+        if g in passing and not encoder_pages:
+            # The window before the step, and what the step takes, or a tail, of which all stays.
+            new = manager.passing.room(g, ceil_div(fresh, page_size) + 1, length)
+            tail = ceil_div(manager.tail_tokens, page_size) + 1
+            held = min(held, manager.passing.most_that_stays(g, length) + max(new, tail))
         pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)])
         pages.append(max(0, min(longest, held) - pinned))
     return pages
 
 
 def step_pages(manager: Manager, pages: int) -> list[int]:
-    """Pages per group that ``pages`` new pages of a request that runs already take."""
-    return [
-        pages if g in manager.memory.row_groups else 0 for g in range(len(manager.dependencies))
-    ]
+    """Pages per group that ``pages`` new pages of a request that runs already take, or are as much
+    room as they take, where memory is short, if a step computes them all."""
+    taken = [0] * len(manager.dependencies)
+    for g in manager.memory.row_groups:
+        taken[g] = pages
+    for g in manager.passing.groups:
+        taken[g] = manager.passing.room(g, pages, manager.max_length)
+    return taken
 
 
 def growth_room(manager: Manager) -> list[int]:
@@ -115,11 +124,12 @@ def longest_request(manager: Manager, fresh: int, encoder_pages: int = 0) -> int
 
 
 def fleeting_share(manager: Manager, tokens: int) -> float:
-    """Share of the pool that ``tokens`` take in groups of rows that will forget them."""
-    pages = [0] * len(manager.dependencies)
-    for g in manager.memory.row_groups:
-        if g in manager.needs.forgetful:
-            pages[g] = ceil_div(tokens, manager.page_size)
+    """Share of the pool that a step of ``tokens`` takes, where memory is short, in groups of rows
+    that will forget them."""
+    pages = step_pages(manager, ceil_div(tokens, manager.page_size))
+    for g in manager.needs.groups:
+        if g not in manager.needs.forgetful:
+            pages[g] = 0
     return sum(in_large_pages(manager, pages)) / manager.memory.large.num_large
 
 

@@ -6,9 +6,13 @@ from functools import lru_cache
 
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.dependency import Dependency
+from jenga_sglang.core.ranges import Range
 
 # Pages of a history, one part after the other: how many, and the groups that each of them is in.
 Parts = tuple[tuple[int, tuple[int, ...]], ...]
+
+# Of pages of a history those, by position, that have one small page for all stripes of a group.
+Shared = tuple[tuple[int, Range], ...]
 
 REMEMBERED = 1 << 10  # demands of parts of histories
 
@@ -46,6 +50,16 @@ class Groups:
     def small_demand(self, pages: int, states: int = 0) -> tuple[int, ...]:
         """Small pages per group that ``pages`` new pages of text and ``states`` new states take."""
         return self.demand_of_parts(((pages, tuple(self.row_groups)),), states)
+
+    def demand_of_step(self, parts: Parts, shared: Shared, states: int = 0) -> tuple[int, ...]:
+        """`small_demand` of ``parts``, of pages that are ``shared`` besides, and of states."""
+        demand = self.demand_of_parts(parts, states)
+        if not shared:
+            return demand
+        counts = list(demand)
+        for g, pages in shared:
+            counts[g] += pages.size
+        return tuple(counts)
 
     def _demand_of_parts(self, parts: Parts, states: int = 0) -> tuple[int, ...]:
         """Small pages per group that ``parts`` and ``states`` new states take."""

@@ -7,15 +7,16 @@ One request's life::
     manager.reserve([(running, 700), ...])         all or nothing; evicts what it must
     manager.extend(running, 700)                   private pages for 700 tokens
     manager.save_states(running, 0, 700, 700)      room for snapshots of recurrent states
+    manager.end_step()                             what no later token reads is free
     manager.publish(running, namespace, tokens)    whole pages go to the tree
     manager.slide(running, 701)                    what 701 tokens no longer need is let go
     manager.extend_tail(running, 720)              room for drafts of tokens that may be accepted
     manager.commit(running, 704)                   three of them were
     manager.release(running)                       private pages are free, tree pages are cached
 
-The questions about prefixes are in `core.prefixes`. What a request holds is in `core.running`, what
-the groups need of it in `core.needs`, what it holds for others in `core.holding`, its recurrent
-states in `core.recurrent`.
+The questions about prefixes are in `core.prefixes`, those about room in `core.room`. What a request
+holds is in `core.running`, what the groups need of it in `core.needs`, what it holds for others in
+`core.holding`, what a step alone reads in `core.passing`, its recurrent states in `core.recurrent`.
 """
 
 from __future__ import annotations
@@ -30,18 +31,25 @@ from jenga_sglang.core.books.tree import Path, PrefixTree, Tokens
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.holding import Holding
-from jenga_sglang.core.ids import Ids, ceil_div
+from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.needs import History, Needs
+from jenga_sglang.core.passing import Passing
 from jenga_sglang.core.policy import CachePolicy
-from jenga_sglang.core.prefixes import Prefixes
 from jenga_sglang.core.publisher import Publisher
 from jenga_sglang.core.recency import Order, Recency
-from jenga_sglang.core.recount import check_memory, check_pins, check_retired, check_tree_pages
+from jenga_sglang.core.recount import (
+    check_memory,
+    check_passing,
+    check_pins,
+    check_retired,
+    check_tree_pages,
+)
 from jenga_sglang.core.recurrent import Snapshots
+from jenga_sglang.core.room import Room
 from jenga_sglang.core.running import Counters, Hit, Running
 
 
-class Manager(Prefixes):
+class Manager(Room):
     """Decides for one pool. Deterministic: the same calls in the same order decide alike."""
 
     def __init__(
@@ -81,6 +89,7 @@ class Manager(Prefixes):
         self.snapshots = Snapshots(*books, self.evictor, policy, counters)
         self.recency = Recency(self.memory, policy, self.order)
         self.publisher = Publisher(self.memory, self.tree)
+        self.passing = Passing(*books, policy)
         self.changes += 1
         self._histories: dict[int, History] = {}
         self._last_number = 0
@@ -137,6 +146,7 @@ class Manager(Prefixes):
     def release(self, running: Running) -> None:
         """Drop every pin: private pages are freed, tree pages become cached."""
         del self.running[running.number]
+        self.passing.end(running)
         self.snapshots.stop(running)
         self.holding.give_up(running)
         for g, ranges in enumerate(running.held):
@@ -147,55 +157,6 @@ class Manager(Prefixes):
         running.end()
         self.changes += 1
 
-    # -- room ---------------------------------------------------------------------------------
-
-    def new_pages(self, running: Running, length: int) -> int:
-        """Pages that ``running`` lacks to hold ``length`` tokens."""
-        return max(0, ceil_div(length, self.page_size) - running.num_pages)
-
-    def can_serve(self, pages: Sequence[int]) -> bool:
-        """Whether ``pages`` new pages per group fit once everything cached has gone."""
-        demand = [n * s for n, s in zip(pages, self.memory.stripes, strict=True)]
-        return self.memory.large.can_serve(demand)
-
-    def make_way(self, pages: int) -> bool:
-        """Have running requests give up what they hold for others, one after the other, until
-        ``pages`` new pages of one that runs already fit in every group; whether they do."""
-        return self._make_way(self.memory.small_demand(pages))
-
-    def _make_way(self, demand: Sequence[int]) -> bool:
-        """`make_way` for small pages per group. What requests have not published yet and need no
-        more goes as well."""
-        for running in self.running.values():
-            if self.memory.large.can_serve(demand):
-                return True
-            self.holding.slide(running, running.waiting_slide_pages)
-            self.holding.give_up(running)
-        return self.memory.large.can_serve(demand)
-
-    def reserve(self, demands: Sequence[tuple[Running, int]]) -> bool:
-        """Make room for every (request, pages) demand, or change nothing but the cache.
-
-        Evicts cached pages as needed. False when the demands together do not fit, whatever is
-        evicted. After True, `extend` cannot fail for these demands.
-        """
-        own_demands = [(running, self._demand(running, pages)) for running, pages in demands]
-        return self.make_room(own_demands, sum([pages for _, pages in demands]))
-
-    def make_room(self, own_demands: Sequence[tuple[Running, tuple[int, ...]]], names: int) -> bool:
-        """`reserve`, of small pages per group of each request and ``names`` virtual pages."""
-        demand = [sum(counts) for counts in zip(*[own for _, own in own_demands], strict=True)]
-        if not self._make_way(demand) or not self.evictor.make_names(names):
-            self.counters.refused_reservations += 1
-            return False
-        self.scarce = self.evictor.make_room(own_demands, demand)
-        return True
-
-    def _demand(self, running: Running, pages: int) -> tuple[int, ...]:
-        """Small pages per group of the next ``pages`` pages of ``running``."""
-        states = self.snapshots.needs_state_page(running)
-        return self.memory.demand_of_parts(running.parts(pages), states)
-
     # -- growing ------------------------------------------------------------------------------
 
     def extend(self, running: Running, length: int, *, publish: bool = True) -> Ids:
@@ -204,15 +165,19 @@ class Manager(Prefixes):
         With ``publish`` a call of `publish` is to follow, and no window slides over them before
         (see `slide`). Raises ``MemoryError`` and changes nothing if the pages were never reserved.
         """
+        self.passing.end(running)
+        growth = running.next_growth(self.new_pages(running, length))
         pages = self.memory.take(
-            running.parts(self.new_pages(running, length)),
+            growth.parts,
             running.number,
             states=self.snapshots.needs_state_page(running),
             scarce=self.scarce,
+            shared=growth.shared,
         )
         self.snapshots.start(running, scarce=self.scarce)
         self.use_hit(running)
-        running.grow(pages, length, publish=publish and self.prefix_cache)
+        running.grow(pages, length, publish=publish and self.prefix_cache, parts=growth.parts)
+        self.passing.begin(running, pages, growth.shared)
         return pages
 
     def use_hit(self, running: Running) -> None:
@@ -284,6 +249,11 @@ class Manager(Prefixes):
         requests = self.running.values() if self.memory.state_groups else ()
         return sum(map(self.snapshots.drop_answer, requests)) > 0
 
+    def end_step(self) -> None:
+        """The last step has been launched: pages are free that it alone reads (`core.passing`). Not
+        between the calls that prepare a step."""
+        self.passing.end_all()
+
     def slide(self, running: Running, length: int) -> None:
         """Let go of what a history of ``length`` computed tokens no longer needs.
 
@@ -292,6 +262,7 @@ class Manager(Prefixes):
         has got: hits in what is to be published need the rest. That waits for `publish`, but
         not longer than to the next slide, and gives way to a reservation that would fail.
         """
+        self.passing.end(running)
         num_pages = length // self.page_size
         self.holding.slide(running, running.slide_target(num_pages))
 
@@ -313,6 +284,7 @@ class Manager(Prefixes):
         """
         if not self.prefix_cache:
             return
+        self.passing.end(running)
         num_pages = len(tokens) // self.page_size
         tokens = tokens[: num_pages * self.page_size]
         path = self.publisher.insert(running, namespace, tokens)
@@ -338,6 +310,7 @@ class Manager(Prefixes):
         check_memory(self.memory)
         self.tree.check()
         self.snapshots.check(self.running.values())
+        check_passing(self.memory, self.running.values())
         check_pins(self.memory, self.running.values(), self.names_aside())
         check_tree_pages(self.memory, self.tree)
         check_retired(self.memory, self.needs.retired)

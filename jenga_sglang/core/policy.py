@@ -36,6 +36,9 @@ class CachePolicy:
     moves along with its answer in steps of so many tokens: the next turn may continue from there
     (0 = off).
 
+    ``passing_pages``: where memory is short, pages of a chunk that no later token reads take one
+    small page for all stripes of their group (`core.passing`).
+
     The paper's own (§5.1, §5.4). ``request_aware``: a request's pages fill large pages of its own
     before holes in those of others. ``whole_large_pages``: large pages that nothing uses go before
     single pages beside used ones. ``balanced``: what one request needs has one time in every
@@ -50,6 +53,7 @@ class CachePolicy:
     longest_kept_out_passes: int = 256
     state_share_percent: int = 12
     answer_state_tokens: int = 64
+    passing_pages: bool = True
     request_aware: bool = True
     whole_large_pages: bool = True
     balanced: bool = True

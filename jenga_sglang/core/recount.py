@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jenga_sglang.core.books.corrupt import agree, distinct, none
 from jenga_sglang.core.books.memory import Memory
@@ -48,6 +49,9 @@ def _check_table(memory: Memory, group: int, table: Ids) -> tuple[Ids, Ids]:
     none(f"group {group}: small pages of virtual page 0", table[0][table[0] != 0])
     rows, stripes = np.nonzero(table)
     none(f"group {group}: virtual pages held in part", rows[(table[rows] == 0).any(axis=1)])
+    # What stripes share counts once.
+    own = (stripes == 0) | ~_are_shared(table)[rows]
+    rows, stripes = rows[own], stripes[own]
     small, virtual_of = table[rows, stripes], memory.virtual_of[group]
     distinct(f"group {group}: small pages in the table", small, len(virtual_of))
     none(f"group {group}: small pages of another virtual page", small[virtual_of[small] != rows])
@@ -78,6 +82,24 @@ def _check_places(memory: Memory, group: int, rows: Ids, small: Ids) -> None:
     )
 
 
+def _are_shared(table: Ids) -> NDArray[np.bool_]:
+    """Which virtual pages have one small page for all of several stripes."""
+    shared: NDArray[np.bool_] = (table[:, -1] == table[:, 0]) & (table[:, 0] != 0)
+    return shared & (table == table[:, :1]).all(axis=1) & (table.shape[1] > 1)
+
+
+def check_passing(memory: Memory, all_running: Collection[Running]) -> None:
+    """Raise `CorruptPool` unless stripes share small pages of just those pages that pass in the
+    step of one of ``all_running``, which alone has them, outside the tree."""
+    for group, table in enumerate(memory.table):
+        passing = [p for r in all_running for g, p in r.passing if g == group]
+        pages = np.concatenate([np.empty(0, np.int64), *passing])
+        distinct(f"group {group}: passing pages", pages, memory.num_virtual + 1)
+        shared = np.flatnonzero(_are_shared(table))
+        agree(f"group {group}: shared pages", shared.tolist(), np.sort(pages).tolist())
+        none(f"group {group}: passing pages in the tree", pages[memory.in_tree[pages]])
+
+
 def check_pins(memory: Memory, all_running: Collection[Running], aside: Ids) -> None:
     """Raise `CorruptPool` unless every page is pinned just as often as ``all_running`` say, and
     once more where it is ``aside``."""
@@ -86,6 +108,8 @@ def check_pins(memory: Memory, all_running: Collection[Running], aside: Ids) -> 
         for running in all_running:
             for start, stop in (*running.held[group], *running.held_for_others[group]):
                 counts[running.pages[start:stop]] += 1
+            for of_group, pages in running.passing:
+                counts[pages] += of_group == group
             if group in memory.state_groups and running.state_page:
                 counts[running.state_page] += 1
         _none_differs(f"group {group}: pins", memory.pins[group], counts)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jenga_sglang.core.books.tree import Path
-from jenga_sglang.core.groups import Parts
+from jenga_sglang.core.groups import Parts, Shared
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.ranges import Range, subtract, union
@@ -54,6 +54,19 @@ class StateCopy:
     group: int
     source: Ids
     target: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How the next ``pages`` pages of ``running`` are backed, from page ``first`` of its row on: in
+    ``parts``, and those that pass (`core.passing`), counted from the first, by small pages that are
+    ``shared``."""
+
+    running: Running
+    first: int
+    pages: int
+    parts: Parts
+    shared: Shared = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -98,6 +111,11 @@ class Running:
     # The private page whose snapshot moves along with the answer; 0 is none.
     answer_page: int = 0
 
+    # How the pages are backed that have been reserved for it, where some pass; and those that do
+    # in the step that has been prepared, by group.
+    growth: Growth | None = None
+    passing: list[tuple[int, Ids]] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         self.encoder_pages = self.history.encoder_pages
         self.num_pages = self.tree_pages = len(self.pages)
@@ -129,6 +147,13 @@ class Running:
         if encoder <= 0:
             return ((pages, self.groups),)
         return (encoder, self.encoder_groups), (pages - encoder, self.groups)
+
+    def next_growth(self, pages: int) -> Growth:
+        """How the next ``pages`` pages are backed: as they were reserved; asked once."""
+        growth, self.growth = self.growth, None
+        if growth is not None and (growth.first, growth.pages) == (self.num_pages, pages):
+            return growth
+        return Growth(self, self.num_pages, pages, self.parts(pages))
 
     # -- growing ------------------------------------------------------------------------------
 

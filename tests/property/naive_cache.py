@@ -57,6 +57,8 @@ class Request:
     answer: int | None = None  # of ``for_others``, the place that moves along with the answer
     to_publish: int = 0  # whole pages that are computed, and still to be published
     gave_way: int = 0  # how often what waited to be published went for want of room
+    # Places in a group that the last step alone reads, all stripes from one small page.
+    passing: dict[int, set[int]] = field(default_factory=dict)
     waits: int = 0  # whole pages to which the windows slide when it has come; 0 is nowhere
 
 
@@ -105,8 +107,10 @@ class NaiveCache:
         """Places that every history needs that is long enough to have them."""
         key = (group, namespace)
         if key not in self._permanent:
-            permanent = set(range(self.max_length // self.page_size))
-            for length in range(1, self.max_length + 1):
+            # SGLang counts a history's length without what an encoder made in front of it.
+            longest = self.max_length + encoder_tokens(namespace)
+            permanent = set(range(longest // self.page_size))
+            for length in range(1, longest + 1):
                 whole = range(length // self.page_size)
                 permanent -= set(whole) - self.needed(group, length, namespace)
             self._permanent[key] = set() if group in self.states else permanent
@@ -241,6 +245,48 @@ class NaiveCache:
             new = range(request.num_pages, num_pages)
             held.update(p for p in new if self.has_page(group, p, request.namespace))
         request.num_pages = num_pages
+
+    def may_pass(
+        self, request: Request, length: int, lengths: Iterable[int] | None
+    ) -> dict[int, set[int]]:
+        """Places of the new pages up to ``length`` tokens, by group, that no history needs which
+        ends in the last of them or later, and no hit of ``lengths``; nothing where that is None."""
+        last = -(-length // self.page_size) - 1
+        new = set(range(request.num_pages, last))
+        begun = encoder_tokens(request.namespace) <= request.num_pages * self.page_size
+        found = {}
+        for group in self.groups if begun and lengths is not None else ():
+            if group in self.states or self.dependencies[group].reads_encoder:
+                continue
+            kept = [last * self.page_size]
+            kept += [n // self.page_size * self.page_size for n in lengths or ()]
+            found[group] = new.difference(*(self.needed(group, n, request.namespace) for n in kept))
+        return {group: places for group, places in found.items() if places}
+
+    def may_pass_ever(self, new: int) -> dict[int, int]:
+        """Of ``new`` pages of some history, how many at most no history needs that goes on."""
+        found = {}
+        for group in self.groups:
+            if self.has_page(group, 0, None):
+                whole = range(new, self.max_length // self.page_size + 1)
+                needed = (self.needed(group, n * self.page_size, None) for n in whole)
+                stays = [
+                    len(p & set(range(n - new, n))) for n, p in zip(whole, needed, strict=True)
+                ]
+                found[group] = max(0, new - min(stays, default=0))
+        return found
+
+    def pass_by(self, request: Request, passing: dict[int, set[int]]) -> None:
+        """Of the pages that ``request`` has just got, these are not its own."""
+        request.passing = passing
+        for group, places in passing.items():
+            request.held[group] -= places
+
+    def end_passing(self, request: Request) -> None:
+        request.passing = {}
+
+    def num_passing(self, group: int) -> int:
+        return sum(len(r.passing.get(group, ())) for r in self.requests)
 
     def may_save(
         self, request: Request, start: int, partings: Iterable[int], slack: int

@@ -167,7 +167,8 @@ class Pair:
                     running.state_page and inside.tables(self.manager)[g][running.state_page, 0]
                 )
                 private = {p for p in present if p >= running.tree_pages}
-                assert private == self.model.private(g, request)
+                passing = request.passing.get(g, set())
+                assert private == self.model.private(g, request) | passing
         assert len(set(rows)) == len(rows) and 0 not in rows
         assert not set(rows) & set(seen.virtual.values())
         in_use = len(rows) + len(seen.virtual)
@@ -183,7 +184,8 @@ class Pair:
             size, stripes = cut.small_page_bytes, cut.stripes
             used, idle = seen.used_small[g], seen.idle_small[g]
             tree_used = len(self.model.pins(g))
-            assert len(used) == stripes * (tree_used + self.model.num_private(g))
+            own = stripes * (tree_used + self.model.num_private(g))
+            assert len(used) == own + self.model.num_passing(g)
             assert len(idle) == stripes * (len(self.model.cached[g]) - tree_used)
             starts += [(p * size, (p + 1) * size) for p in used | idle]
             owned.append({p * size // large_bytes for p in used | idle})
@@ -245,9 +247,11 @@ class Pair:
                     demand[g] += self.model.has_page(g, place, request.namespace)
         return demand
 
-    def fits(self, pages: Sequence[int], *, at_last: bool) -> bool:
+    def fits(
+        self, pages: Sequence[int], *, at_last: bool, passing: Sequence[int] | None = None
+    ) -> bool:
         """Whether pages in each group fit when only what is pinned stays where it is; ``at_last``
-        what requests keep for others goes too."""
+        what requests keep for others goes too. Of ``passing`` pages each is one small page."""
         geometry = self.pool.geometry
         seen = self.see()
         used = seen.used_small
@@ -264,5 +268,6 @@ class Pair:
             occupied = {p // per_large for p in used[g]}
             free -= len(occupied)
             beside = len(occupied) * per_large - len(used[g])
-            missing += -(-max(0, count * geometry.groups[g].stripes - beside) // per_large)
+            small = count * geometry.groups[g].stripes + (passing[g] if passing else 0)
+            missing += -(-max(0, small - beside) // per_large)
         return missing <= free

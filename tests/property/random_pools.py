@@ -103,6 +103,7 @@ def random_pool(pick: Pick) -> Pool:
             state_share_percent=pick(0, 2) * 50,
             prompt_slack_tokens=pick(0, 2) * page_size,
             answer_state_tokens=pick(0, 2) * page_size,
+            passing_pages=bool(pick(0, 7)),
             request_aware=bool(pick(0, 3)),
             whole_large_pages=bool(pick(0, 3)),
             balanced=bool(pick(0, 3)),

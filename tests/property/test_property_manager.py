@@ -37,6 +37,11 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.live)
     @rule(data=DATA)
+    def chunk(self, data: st.DataObject) -> None:
+        self.world.chunk(picker(data))
+
+    @precondition(lambda self: self.world.live)
+    @rule(data=DATA)
     def overlap(self, data: st.DataObject) -> None:
         self.world.overlap(picker(data))
 

@@ -88,7 +88,7 @@ class World:
                     ), f"a chunk at {done} of {len(prompt)} waits for ever"
             manager.slide(running, done)
             done += step
-            assert manager.reserve([(running, manager.new_pages(running, done))])
+            assert manager.reserve([(running, manager.new_pages(running, done))], [[done]])
             manager.extend(running, done)
             manager.publish(running, NAMESPACE, prompt[:done], None if done == len(prompt) else [])
         (self._draft if manager.tail_tokens else self._decode)(running, done)

@@ -4,14 +4,17 @@ from collections.abc import Hashable, Sequence
 
 import core_inspector as inside
 import numpy as np
-from core_inspector import contents
+from core_inspector import contents, places
 from naive_cache import Request
 from pair import Pair
 from random_pools import Pick, Pool, choose
 
 from jenga_sglang.core.books.tree import Tokens
+from jenga_sglang.core.passing import Wanted
 
 NUM_DOCUMENTS = 3
+
+Places = dict[int, set[int]]  # by group
 
 
 class World(Pair):
@@ -24,6 +27,7 @@ class World(Pair):
         super().__init__(pool)
         self.documents = [self._document(pick, n) for n in range(NUM_DOCUMENTS)]
         self.crowded = False
+        self.to_pass: list[Places] = []
 
     # -- rules --------------------------------------------------------------------------------
 
@@ -79,6 +83,19 @@ class World(Pair):
         lengths = [(r, self._next_length(pick, r)) for r in batch]
         self._grow(lengths, publish=bool(pick(0, 1)))
 
+    def chunk(self, pick: Pick) -> None:
+        """A step of the server: each of some requests goes on by many tokens. What none of them
+        will read later may pass, but for hits that are wanted."""
+        self.manager.end_step()
+        for request in self.live:
+            self.model.end_passing(request)
+        batch = [r for r in self.live if pick(0, 2)]
+        lengths = [(r, self._next_length(pick, r)) for r in batch]
+        wanted = [
+            [pick(0, n) for _ in range(pick(0, 2))] if pick(0, 3) else None for _, n in lengths
+        ]
+        self._grow(lengths, publish=bool(pick(0, 1)), wanted=wanted)
+
     def decode(self, pick: Pick) -> None:
         """Every running request that has computed all its tokens gets one more."""
         done = [r for r in self.live if r.length == len(r.tokens) < self.pool.max_length]
@@ -123,6 +140,7 @@ class World(Pair):
         request.length = len(request.tokens)
         before = [set(held) for held in request.held]
         self.manager.commit(self.running[request], request.length)
+        self.model.end_passing(request)
         self.model.slide(request, request.length)
         self.model.hold_for_others(request, self.kept_for_others(request), before)
 
@@ -181,7 +199,16 @@ class World(Pair):
         wanted = pick(0, 30)
         pages = self.demand(wanted, 0)
         at_once, at_last = (self.fits(pages, at_last=x) for x in (False, True))
-        assert self.manager.make_way(wanted) == at_last
+        made = self.manager.make_way(wanted)
+        assert made >= at_last
+        if made > at_last:
+            # Where memory is short, all but what the next token reads may pass.
+            passing = [0] * len(pages)
+            for g, places in self.model.may_pass_ever(wanted).items():
+                if inside.stripes(self.manager)[g] > 1:
+                    pages[g], passing[g] = pages[g] - places, places
+            assert self.pool.policy.passing_pages
+            assert self.fits(pages, at_last=True, passing=passing)
         self._check_given_up(needed=not at_once)
 
     def crowd(self, pick: Pick) -> None:
@@ -204,6 +231,7 @@ class World(Pair):
     RULES = (
         *["start"] * 4,
         *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "flush"],
+        *["chunk"] * 4,
         *["grow", "overlap"] * 3,
         *["decode", "answer", "draft", "publish", "finish"] * 2,
         *["slide", "wait", "abort", "crowd"],
@@ -225,10 +253,53 @@ class World(Pair):
     def _slide(self, request: Request, length: int) -> None:
         before = [set(held) for held in request.held]
         self.manager.slide(self.running[request], length)
+        self.model.end_passing(request)
         self.model.slide(request, length)
         self.model.hold_for_others(request, self.kept_for_others(request), before)
 
-    def _reserve(self, batch: Sequence[tuple[Request, int]]) -> bool:
+    def _passing(
+        self, batch: Sequence[tuple[Request, int]], wanted: Sequence[Wanted] | None, states: int
+    ) -> list[Places]:
+        """Of each request's new pages those that are to pass, by group: none unless the pages
+        would take what somebody has used, and what is wanted only where the rest does not fit."""
+        nothing: list[Places] = [{} for _ in batch]
+        if wanted is None or not self.pool.policy.passing_pages:
+            return nothing
+        several = {g for g, n in enumerate(inside.stripes(self.manager)) if n > 1}
+        least, most = (
+            [
+                {g: places for g, places in self.model.may_pass(r, n, w).items() if g in several}
+                for (r, n), w in zip(batch, all_wanted, strict=True)
+            ]
+            for all_wanted in ([None if w is None else () for w in wanted], wanted)
+        )
+        if not any(least) or self._takes_nothing_used(self.batch_demand(batch, states)):
+            return nothing
+        room = self._room_of(batch, most, states)
+        return most if self.fits(room[0], at_last=False, passing=room[1]) else least
+
+    def _room_of(
+        self, batch: Sequence[tuple[Request, int]], passing: Sequence[Places], states: int
+    ) -> tuple[list[int], list[int]]:
+        """The new pages of ``batch`` in each group, without those that pass, and those."""
+        passed = [sum(len(p.get(g, ())) for p in passing) for g in self.model.groups]
+        demand = self.batch_demand(batch, states)
+        return [n - m for n, m in zip(demand, passed, strict=True)], passed
+
+    def _takes_nothing_used(self, demand: Sequence[int]) -> bool:
+        """Whether pages in each group fit into what is free and large pages that no hit used."""
+        manager = self.manager
+        room = inside.num_free(manager)
+        room += sum(p.is_idle and p.time == 0 for p in places(manager, self.see()))
+        for g, count in enumerate(demand):
+            per_large = inside.small_per_large(manager)[g]
+            holes = inside.num_owned(manager)[g] * per_large - inside.num_held(manager)[g]
+            room -= -(-max(0, count * inside.stripes(manager)[g] - holes) // per_large)
+        return room >= 0
+
+    def _reserve(
+        self, batch: Sequence[tuple[Request, int]], wanted: Sequence[Wanted] | None = None
+    ) -> bool:
         """Make room for all of a batch, each with the tokens that it is to have pages for; True
         unless there is none."""
         demands = [
@@ -237,14 +308,16 @@ class World(Pair):
         ]
         for (request, length), (_, pages) in zip(batch, demands, strict=True):
             assert pages == max(0, -(-length // self.page_size) - request.num_pages)
-        demand = self.batch_demand(batch, sum(not r.has_state for r, _ in batch))
-        fits_at_once, fits = (self.fits(demand, at_last=x) for x in (False, True))
+        states = sum(not r.has_state for r, _ in batch)
+        self.to_pass = self._passing(batch, wanted, states)
+        demand, passing = self._room_of(batch, self.to_pass, states)
+        fits_at_once, fits = (self.fits(demand, at_last=x, passing=passing) for x in (False, True))
         before, places = contents(self.manager), self.large_pages()
         # What is outside the tree is not in the cache yet: given up, it is free at once.
         unpublished = any(self._private_for_others(g) for g in self.model.groups)
         free, private = inside.num_free(self.manager), self._num_private()
         cascaded = self.manager.counters.cascaded.total()
-        assert self.manager.reserve(demands) == fits
+        assert self.manager.reserve(demands, wanted) == fits
         self._check_given_up(needed=not fits_at_once)
         if not fits:
             same = contents(self.manager) == before
@@ -256,10 +329,16 @@ class World(Pair):
         self._check_no_waste(sum(demand), free, cascaded + gave_way)
         return True
 
-    def _grow(self, batch: Sequence[tuple[Request, int]], *, publish: bool = False) -> bool:
+    def _grow(
+        self,
+        batch: Sequence[tuple[Request, int]],
+        *,
+        publish: bool = False,
+        wanted: Sequence[Wanted] | None = None,
+    ) -> bool:
         """Reserve for all, then extend each; True unless there is no room. Whether publishing is
         to ``publish`` it."""
-        if not self._reserve(batch):
+        if not self._reserve(batch, wanted):
             return False
         starts = [request.length for request, _ in batch]
         decodes = not publish and all(
@@ -271,6 +350,7 @@ class World(Pair):
             assert len(set(new.tolist())) == len(batch)
         else:
             for request, length in batch:
+                self.model.end_passing(request)
                 is_first = not self.running[request].touched
                 new = self.manager.extend(self.running[request], length, publish=publish)
                 if is_first:
@@ -279,6 +359,9 @@ class World(Pair):
         publish = publish and self.pool.prefix_cache
         for request, length in batch:
             self.model.extend(request, length, publish=publish)
+        if not (batch and decodes):
+            for (request, _), passing in zip(batch, self.to_pass, strict=True):
+                self.model.pass_by(request, passing)
         for (request, length), start in zip(batch, starts, strict=True):
             self._save_states(request, start, length)
         return True
@@ -331,6 +414,7 @@ class World(Pair):
         before = [set(held) for held in request.held]
         self.manager.publish(self.running[request], request.namespace, tokens, keep)
         if self.pool.prefix_cache:
+            self.model.end_passing(request)
             self.model.publish(request, length)
             self.used(request, request.tree_pages)
             self.model.hold_for_others(request, self.kept_for_others(request), before)

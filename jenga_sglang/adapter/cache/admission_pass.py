@@ -91,6 +91,7 @@ class Admission:
     def passing(self, scheduler: SchedulerView) -> Iterator[AdmissionPass]:
         """Fill one batch: first let go of what would keep the next chunk of a prompt out, for
         nobody else may begin before it has gone on, or else of what hindered the last pass."""
+        self.manager.end_step()
         last = self.now
         chunked = scheduler.chunked_req
         self.now = AdmissionPass(scheduler.waiting_queue, _locked_by(chunked), None, last.refusal)

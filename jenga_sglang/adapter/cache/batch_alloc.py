@@ -20,6 +20,7 @@ from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.staged import to_device, write_rows
 from jenga_sglang.core.books.corrupt import agree
 from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.passing import Wanted
 from jenga_sglang.core.running import Running
 from jenga_sglang.core.stats import describe_room
 
@@ -46,10 +47,14 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
             cache.manager.slide(running, prefix)
         else:
             cache.count_prompt(req, prefix)
-    _reserve(
-        cache,
-        [(p, cache.manager.new_pages(p, n)) for p, n in zip(all_running, lengths, strict=True)],
-    )
+    demands = [
+        (p, cache.manager.new_pages(p, n)) for p, n in zip(all_running, lengths, strict=True)
+    ]
+    wanted = [
+        cache.wanted_hits(req, start) if cache.manager.passing.may_pass(*demand) else None
+        for req, start, demand in zip(batch.reqs, batch.prefix_lens, demands, strict=True)
+    ]
+    _reserve(cache, demands, wanted)
 
     new_ids, written = [], []
     firsts = [
@@ -172,8 +177,12 @@ def others_hold_pages(cache: JengaPrefixCache) -> bool:
     return get_parallel().pp_size > 1 and bool(running)
 
 
-def _reserve(cache: JengaPrefixCache, demands: list[tuple[Running, int]]) -> None:
-    if not timed_reserve(cache, demands):
+def _reserve(
+    cache: JengaPrefixCache,
+    demands: Sequence[tuple[Running, int]],
+    wanted: Sequence[Wanted] | None = None,
+) -> None:
+    if not timed_reserve(cache, demands, wanted):
         pages = sum(count for _, count in demands)
         raise RuntimeError(
             f"jenga: {pages} pages were admitted but do not fit. {describe_room(cache.manager)}"

@@ -32,6 +32,7 @@ from jenga_sglang.adapter.staged import to_device
 from jenga_sglang.core.books.tree import Node, Tokens
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
+from jenga_sglang.core.passing import Wanted
 from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.running import Hit, Running
 from jenga_sglang.core.stats import describe_room
@@ -225,8 +226,22 @@ class JengaPrefixCache(BasePrefixCache):
         prompt = len(req.origin_input_ids)
         if req.finished() or up_to > prompt:
             return [up_to]
+        return self._hits_at_end(prompt) if up_to == prompt else []
+
+    def _hits_at_end(self, prompt: int) -> list[int]:
         slack = max(1, self.manager.prompt_slack(prompt))
-        return [prompt - slack, prompt] if up_to == prompt else []
+        return [prompt - slack, prompt]
+
+    def wanted_hits(self, req: Req, start: int) -> list[int]:
+        """Where later requests may go on from in what ``req`` computes from ``start`` on: near the
+        end of its prompt, where it leaves a known history, and where requests that wait do."""
+        prompt, running = len(req.origin_input_ids), req.lock.receipt
+        wanted = self._hits_at_end(prompt)
+        if self.manager.policy.keep_branches and running.branch_ahead:
+            wanted.append(running.hit.matched_pages * self.page_size)
+        if self.manager.policy.waiting_prefixes and start < prompt:
+            wanted += self.admission.partings(req, start)
+        return wanted
 
     def _rewrite_row(self, req: Req, running: Running, first: int, before: Ids) -> None:
         now = running.row[first:]
@@ -342,10 +357,14 @@ class JengaPrefixCache(BasePrefixCache):
         logger.info(describe_room(self.manager))
 
 
-def timed_reserve(cache: JengaPrefixCache, demands: Sequence[tuple[Running, int]]) -> bool:
+def timed_reserve(
+    cache: JengaPrefixCache,
+    demands: Sequence[tuple[Running, int]],
+    wanted: Sequence[Wanted] | None = None,
+) -> bool:
     """`Manager.reserve`, with its evictions reported to SGLang's metrics."""
     started = time.perf_counter()
-    reserved = cache.manager.reserve(demands)
+    reserved = cache.manager.reserve(demands, wanted)
     cache.observe_evictions(started)
     return reserved
 

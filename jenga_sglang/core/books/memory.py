@@ -25,7 +25,7 @@ from jenga_sglang.core.books.large_pages import LargePages
 from jenga_sglang.core.books.lru import LruBuckets
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.dependency import reads_everything
-from jenga_sglang.core.groups import Groups, Parts
+from jenga_sglang.core.groups import Groups, Parts, Shared
 from jenga_sglang.core.ids import Ids, ceil_div
 
 # A logical time, with the weight of a page above it.
@@ -96,19 +96,23 @@ class Memory(Groups):
         *,
         states: int = 0,
         scarce: bool = False,
+        shared: Shared = (),
     ) -> Ids:
-        """Hand the new private virtual pages of ``parts``, in order, to ``request``.
+        """Hand the new private virtual pages of ``parts``, in order, to ``request``; those that
+        are ``shared`` have one small page for all stripes (`core.passing`).
 
         The room must have been made before (`Manager.reserve`), for ``states`` new states as
         well; raises ``MemoryError`` and changes nothing if not.
         """
         pages = sum(count for count, _ in parts)
-        virtual = self._take_virtual(pages, self.demand_of_parts(parts, states))
+        virtual = self._take_virtual(pages, self.demand_of_step(parts, shared, states))
         start = 0
         for count, groups in parts:
             for g in groups if count else ():
                 self.back(g, virtual[start : start + count], request, scarce=scarce)
             start += count
+        for g, r in shared:
+            self.back(g, virtual[r.start : r.stop], request, scarce=scarce, stripes=1)
         self.pins[-1][virtual] = 1
         return virtual
 
@@ -135,15 +139,17 @@ class Memory(Groups):
         self.num_free_virtual -= pages
         return self._free[self.num_free_virtual : self.num_free_virtual + pages][::-1].copy()
 
-    def back(self, group: int, virtual: Ids, request: int, *, scarce: bool = False) -> None:
-        """Give private pages or slots small pages of ``group``, pinned once. The room must have
-        been made before."""
-        stripes = self.stripes[group]
+    def back(
+        self, group: int, virtual: Ids, request: int, *, scarce: bool = False, stripes: int = 0
+    ) -> None:
+        """Give private pages or slots small pages of ``group``, pinned once; with ``stripes`` = 1
+        all share one. The room must have been made before."""
+        stripes = stripes or self.stripes[group]
         small, fresh = self.large.take(group, len(virtual) * stripes, request, scarce=scarce)
         self._back(group, virtual, small.reshape(-1, stripes), fresh)
 
     def _back(self, group: int, virtual: Ids, small: Ids, fresh: Ids) -> None:
-        """`back` by ``small`` pages, shape (pages, stripes), some of ``fresh`` large pages."""
+        """`back` by ``small`` pages, (pages, stripes or 1), some of ``fresh`` large pages."""
         # Until something needs it again a page is transient: first to go. A large page with
         # other tenants keeps their time.
         if len(fresh):
@@ -182,6 +188,12 @@ class Memory(Groups):
             self.lru.add(self.large.cache(group, self.small_pages(group, cached)))
         if len(private := idle[~in_tree]):
             self.lru.add(self.large.free_used(group, self._clear(group, private)))
+
+    def free_shared(self, group: int, virtual: Ids) -> None:
+        """Free private pages that have one small page of ``group`` for all stripes."""
+        self.pins[group][virtual] = 0
+        small = self._clear(group, virtual, self._first[group][virtual])
+        self.lru.add(self.large.free_used(group, small))
 
     def pin_virtual(self, virtual: Ids) -> None:
         """Pin the virtual pages themselves, all in the tree; 0 is passed over."""
@@ -309,8 +321,8 @@ class Memory(Groups):
             return self._first[group][virtual]
         return self.table[group].take(virtual, axis=0).ravel()
 
-    def _clear(self, group: int, virtual: Ids) -> Ids:
-        small = self.small_pages(group, virtual)
+    def _clear(self, group: int, virtual: Ids, small: Ids | None = None) -> Ids:
+        small = self.small_pages(group, virtual) if small is None else small
         self._note_tree(group, False, virtual)
         self.table[group][virtual] = 0
         self.virtual_of[group][small] = 0

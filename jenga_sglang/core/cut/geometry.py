@@ -45,7 +45,8 @@ class LayerGroupSpec:
     ``k_bytes`` and ``v_bytes`` are the bytes of one token's K and V row in one layer, on this
     rank; a latent row (MLA) is all K. A group of recurrent states has no rows: ``state_bytes``
     are the bytes of every part of one layer's state. ``layers`` are the model's layer ids in
-    ascending order.
+    ascending order. ``is_read_late``: in one step, some layer's rows are read again after a later
+    layer of the group has written its own.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LayerGroupSpec:
     k_bytes: int = 0
     v_bytes: int = 0
     state_bytes: tuple[int, ...] = ()
+    is_read_late: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)):

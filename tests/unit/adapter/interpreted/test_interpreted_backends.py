@@ -43,6 +43,12 @@ MODELS = {
     "cross, windows and a soft cap": Model(("window 9", "cross", "full"), soft_cap=3.0),
     "cross and chunks": Model(("chunk", "cross", "full"), chunk=16),
 }
+# Twice as many layers that forget as others: they take two stripes.
+PASSING = [
+    ("window 9", "full", "window 9", "window 9", "full", "window 9"),
+    ("chunk", "chunk", "full", "full", "chunk", "chunk"),
+    ("window 9", "again", "full", "window 9"),
+]
 LATENT = {
     "latent rows": Model(("full", "full", "full"), dim=24, is_latent=True),
     "latent rows read once": Model(("full",), dim=288, dim_v=256, is_latent=True),
@@ -102,6 +108,21 @@ def test_every_kind_of_batch(name: str, backend: Any) -> None:
     skip_what_xqa_lacks(model, backend)
     pair = Pair.of(model, backend)
     pair.serve()
+
+
+@pytest.mark.parametrize("layers", PASSING)
+def test_pages_that_pass_give_what_pages_of_their_own_give(
+    layers: tuple[str, ...], backend: Any
+) -> None:
+    """And what was in them is NaN when the next step runs."""
+    pair = Pair.with_and_without_passing(Model(layers, chunk=16), backend)
+    assert max(inside.stripes(pair.checked.manager)) > 1
+    pair.serve()
+    assert pair.checked.passing_pages > 10
+    pair.each(lambda bench: bench.start(4))
+    pair.step(EXTEND, {4: 100, 2: 1})
+    pair.step(EXTEND, {4: 70, 1: 1})
+    pair.step(DECODE, {4: 1, 1: 1})
 
 
 @pytest.mark.parametrize("in_full_layers", [True, False])
