@@ -19,13 +19,12 @@ from sglang.kernels.ops.attention.extend_attention import (
 )
 from sglang.srt.utils import get_int_env_var
 
-from jenga_sglang.adapter.attention.device_backend import Step
+from jenga_sglang.adapter.attention.device_backend import Call, Step
 from jenga_sglang.adapter.attention.step_tables import Rows
 from jenga_sglang.adapter.attention.triton_backend import JengaTritonBackend
 from jenga_sglang.adapter.staged import to_device
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 # As SGLang's own backend has them.
@@ -97,22 +96,13 @@ class FixedTiles(JengaTritonBackend):
         filled = firsts % TILE_TOKENS
         return Tiles(indptr, indices, before + filled, firsts - filled)
 
-    def _extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        out: torch.Tensor,
-        layer: RadixAttention,
-        step: Step,
-        sinks: torch.Tensor | None,
-    ) -> None:
-        place = self.pool.place[layer.layer_id]
-        tiles = self._tiles_of(step, place.group, self.table_of(place))
-        offsets, longest = self._q_offsets[place.group]
+    def _extend(self, call: Call, step: Step) -> None:
+        layer, group = call.layer, call.place.group
+        tiles = self._tiles_of(step, group, call.table)
+        offsets, longest = self._q_offsets[group]
         extend_attention_fwd_unified(
-            q.contiguous(),
-            out,
+            call.q.contiguous(),
+            call.out,
             *self._rows[layer.layer_id],
             *self.descales(layer),
             offsets,
@@ -122,8 +112,8 @@ class FixedTiles(JengaTritonBackend):
             longest,
             sm_scale=layer.scaling,
             logit_cap=layer.logit_cap,
-            sliding_window_size=self.trim(place.group).window_left,
-            sinks=sinks,
+            sliding_window_size=self.trim(group).window_left,
+            sinks=call.sinks,
             window_start_pos=tiles.firsts,
             xai_temperature_len=layer.xai_temperature_len,
         )

@@ -250,8 +250,8 @@ def choose_geometry(
 
 
 def _shorten_chunks(manager: Manager) -> None:
-    """Halve SGLang's chunk of a prompt until one leaves half of the pool to others. A step has pages
-    for all that it computes in every group, also where only a window of it is needed after."""
+    """Halve SGLang's chunk of a prompt until one leaves half of the pool to others: a step has
+    pages for all that it computes in every group, also where only a window is needed after."""
     given = chunk = get_schedule().chunked_prefill_size
     if not given or given <= 0:  # prompts are not cut
         return
