@@ -64,7 +64,7 @@ def test_every_answer_is_stocks(
         assert reports["jenga"].retractions > 0, "memory was never short"
 
 
-@pytest.mark.parametrize("backend", ["flashinfer", "triton"])
+@pytest.mark.parametrize("backend", ["flashinfer", pytest.param("triton", marks=pytest.mark.long)])
 def test_every_answer_over_latent_rows_is_stocks(
     backend: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
