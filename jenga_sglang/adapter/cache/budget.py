@@ -24,6 +24,7 @@ from jenga_sglang.core.admission import (
 )
 from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.running import Running
+from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.core.whole import longest_step, shortest_step
 
 
@@ -51,6 +52,8 @@ class JengaPrefillBudget:
         # A prompt is cut in this pass, perhaps before an image and with tokens of the chunk to
         # spare: SGLang computes one prompt in chunks at a time, so no other may be cut.
         self._has_cut = False
+        # Whether the candidate is, if it is admitted: its load may fail, and it is checked again.
+        self._cuts = False
         self._room = growth_room(manager)
         self._tails = tails_to_come(manager)
 
@@ -82,7 +85,7 @@ class JengaPrefillBudget:
             # What is in the host only has to be loaded: it takes room as if it were computed.
             prefix = min(prefix, candidate.num_pages * self.page_size)
         self._asked = (input_tokens + max_new_tokens, fresh, encoder_pages)
-        self._candidate = self._pages_beyond(prefix)
+        self._candidate = self._with_spare(self._pages_beyond(prefix))
         is_cut = chunk_limit is not None and self.ceil_paged_tokens(extend_input_len) > chunk_limit
         if self._blocked or (self._has_cut and is_cut):
             return False, None
@@ -99,7 +102,7 @@ class JengaPrefillBudget:
             if candidate is not None:
                 self.admission.lookahead.predict()
         else:
-            self._has_cut |= is_cut
+            self._cuts = is_cut
             return True, chunk_limit
         return False, None
 
@@ -117,6 +120,15 @@ class JengaPrefillBudget:
     def _pages_beyond(self, prefix: int) -> list[int]:
         length, fresh, encoder_pages = self._asked
         return request_pages(self.manager, length, fresh, prefix, encoder_pages)
+
+    def _with_spare(self, pages: Sequence[int]) -> list[int]:
+        """``pages``, and over host memory a snapshot of states: the one at the prompt's end takes
+        room until it has been written there. A request that runs alone does without."""
+        with_spare = list(pages)
+        if isinstance(self.manager, TieredManager) and len(self.manager.running) > 1:
+            for g in self.manager.memory.state_groups:
+                with_spare[g] += 1
+        return with_spare
 
     def _not_worth(self, prompt_tokens: int, max_new_tokens: int) -> float:
         """Large pages that the candidate would take from what others wait for and that is worth
@@ -180,7 +192,8 @@ class JengaPrefillBudget:
             length = extend_input_len + max_new_tokens
             candidate = request_pages(self.manager, length, extend_input_len, 0)
         self._pending = self._with_pending(candidate)
-        self._candidate = None
+        self._has_cut |= self._cuts
+        self._candidate, self._cuts = None, False
 
     def has_capacity(self) -> bool:
         return self._fits_at_last([1] * len(self._pending))

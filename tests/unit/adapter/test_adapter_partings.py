@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapter_builders import make_cache
+from adapter_builders import make_cache, offer
 from core_builders import UNIT_BYTES, begin, tokens
 
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
@@ -14,6 +14,7 @@ from jenga_sglang.core.dependency import Full, LastState
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
 from jenga_sglang.core.running import Running
+from jenga_sglang.core.tiered_manager import TieredManager
 
 PAGE = 2
 PROMPT = range(100, 116)
@@ -28,6 +29,38 @@ def cache() -> JengaPrefixCache:
     policy = CachePolicy(state_share_percent=0)
     geometry = Geometry(cuts, PAGE, 61 * PAGE * UNIT_BYTES)
     return make_cache(Manager(geometry, max_requests=4, max_length=64, policy=policy))
+
+
+def over_host(cache: JengaPrefixCache, pages: int) -> JengaPrefixCache:
+    """The same over host memory of so many large pages, if any."""
+    geometry = cache.manager.geometry
+    host_bytes = (pages + 1) * geometry.large_page_bytes
+    kwargs: Any = {"max_requests": 4, "max_length": 200}
+    if not pages:
+        return make_cache(Manager(geometry, **kwargs))
+    return make_cache(TieredManager(geometry, host_bytes=host_bytes, **kwargs))
+
+
+@pytest.mark.parametrize("host_pages", [0, 60])
+def test_over_host_memory_a_prompt_has_room_for_the_snapshot_at_its_end(
+    cache: JengaPrefixCache, host_pages: int
+) -> None:
+    """Sixty large pages; one that runs holds 51 and may grow by none. Eight pages of tokens and a
+    working state are what is left."""
+    cache = over_host(cache, host_pages)
+    begin(cache.manager, tokens(range(100)))
+    candidate = cache.lock(cache.manager.miss("other"))
+    assert offer(cache, 8 * PAGE) == (not host_pages)
+    assert offer(cache, 7 * PAGE)
+    cache.unlock(candidate)
+
+
+@pytest.mark.parametrize("host_pages", [0, 60])
+def test_one_that_runs_alone_may_take_all(cache: JengaPrefixCache, host_pages: int) -> None:
+    cache = over_host(cache, host_pages)
+    candidate = cache.lock(cache.manager.miss("other"))
+    assert offer(cache, 59 * PAGE)
+    cache.unlock(candidate)
 
 
 def request(*parts: int | range, key: str | None = None, running: Running | None = None) -> Any:

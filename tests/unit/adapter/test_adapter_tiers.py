@@ -64,7 +64,7 @@ def match(cache: JengaTieredCache, prompt: Ids) -> Any:
     return cache.match_prefix(MatchPrefixParams(key=key))
 
 
-def check(budget: JengaPrefillBudget, hit_tokens: int) -> bool:
+def check(budget: JengaPrefillBudget, hit_tokens: int, chunk: int | None = None) -> bool:
     length = len(QUESTION)
     fits, _ = budget.check_prefill(
         extend_input_len=length - hit_tokens,
@@ -72,7 +72,7 @@ def check(budget: JengaPrefillBudget, hit_tokens: int) -> bool:
         max_new_tokens=PAGE,
         input_tokens=length,
         swa_host_hit_length=0,
-        chunk_limit=None,
+        chunk_limit=chunk,
     )
     return fits
 
@@ -127,6 +127,27 @@ def test_room_that_others_were_promised_is_not_loaded_into(cache: JengaTieredCac
     cache.unlock(considered)
     cache.unlock(kept)
     cache.manager.check_idle()
+
+
+def test_a_prompt_that_is_cut_is_admitted_where_its_load_is_not_worth_it(
+    cache: JengaTieredCache,
+) -> None:
+    """SGLang asks again, for what is to be computed then: two prompts are not cut by that."""
+    found = match(cache, QUESTION[:-1])
+    budget = JengaPrefillBudget(cache.admission)
+    considered = cache.lock(found.last_device_node)
+    assert check(budget, found.device_prefix_len + found.host_hit_length, chunk=2)
+    prices = cache.manager.prices
+    prices.copies.learn(1, 10**9)
+    prices.prompts.learn(10**6, 1)
+    req = SimpleNamespace(last_node=found.last_device_node)
+    params = InitLoadBackParams(found.best_match_node, found.host_hit_length, req=req)
+    assert cache.init_load_back(params) == (0, found.last_device_node)
+    assert cache.manager.tier_counters.not_worth_loads == 1
+    assert check(budget, found.device_prefix_len, chunk=PAGE)
+    budget.reserve(3 * PAGE, PAGE, chunk_limit=PAGE)
+    assert not check(budget, found.device_prefix_len, chunk=PAGE), "two prompts are cut"
+    cache.unlock(considered)
 
 
 def test_what_is_to_be_loaded_counts_as_room_that_is_asked_for(cache: JengaTieredCache) -> None:
