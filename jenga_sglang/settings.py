@@ -103,6 +103,14 @@ class Settings:
             "how long requests may wait with nothing computed before the log says so; 0 is never",
         )
     )
+    storage_seconds: float = field(
+        metadata=_about(
+            "30",
+            _seconds,
+            "how long a storage backend below host memory may take for one answer before prompts, "
+            "flushes and detaching go on without it; 0 is for ever",
+        )
+    )
     policies: CachePolicy = field(
         metadata=_about(
             "",

@@ -10,8 +10,9 @@ from jenga_sglang.refusal import refuse
 
 FLAG = "--hicache-storage-backend"
 CONFIG_FLAG = "--hicache-storage-backend-extra-config"
-# Those that take and give single objects by key.
-BACKENDS = ("file", "dynamic")
+# Those that take and give an object by value, and by its address.
+BY_VALUE, BY_ADDRESS = ("file", "dynamic"), ("nixl", "mooncake")
+BACKENDS = (*BY_VALUE, *BY_ADDRESS)
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -46,5 +47,5 @@ def why_not(backend: str, more: Mapping[str, Any], *, pass_prefix_keys: bool) ->
     if pass_prefix_keys:
         return "keys before a page are not passed; leave out hicache_storage_pass_prefix_keys"
     if more.get("interface_v1"):
-        return "pages are taken and given one by one, not by address; leave out interface_v1"
+        return "a class of one's own takes and gives pages by value; leave out interface_v1"
     return None

@@ -38,10 +38,16 @@ def _params(manager: Manager, pool: Any) -> Any:
 
 
 def make_tiered_cache(
-    num_large: int, num_host: int, *, page_size: int, poison_freed: bool = False
+    num_large: int,
+    num_host: int,
+    *,
+    page_size: int,
+    poison_freed: bool = False,
+    dependencies: Sequence[Dependency] = (Full(),),
 ) -> JengaTieredCache:
-    """The prefix cache of one layer's pool over host memory, with the bytes of both."""
-    geometry, groups = _one_layer(num_large, page_size)
+    """The prefix cache over host memory of a pool with one layer of each of ``dependencies``, with
+    the bytes of both."""
+    geometry, groups = _layers(num_large, page_size, dependencies)
     host_bytes = (num_host + 1) * geometry.large_page_bytes
     manager = TieredManager(geometry, host_bytes=host_bytes, max_requests=4, max_length=1000)
     pool = JengaKVPool(
@@ -88,14 +94,19 @@ def offer(cache: JengaPrefixCache, prompt: int) -> bool:
 
 def make_pool_of_one_layer(num_large: int, *, page_size: int, max_length: int) -> JengaKVPool:
     """A layer of full attention in float32, whose page is a large page; on the host."""
-    geometry, groups = _one_layer(num_large, page_size)
+    geometry, groups = _layers(num_large, page_size, [Full()])
     manager = Manager(geometry, max_requests=4, max_length=max_length)
     return JengaKVPool(
         manager, groups, dtype=torch.float32, device="cpu", enable_memory_saver=False
     )
 
 
-def _one_layer(num_large: int, page_size: int) -> tuple[Geometry, list[DiscoveredGroup]]:
-    spec = LayerGroupSpec("full", (0,), Full(), 64, 64)
-    geometry = exact_lcm((spec,), page_size, (num_large + 1) * page_size * spec.row_bytes)
-    return geometry, [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32)]
+def _layers(
+    num_large: int, page_size: int, dependencies: Sequence[Dependency]
+) -> tuple[Geometry, list[DiscoveredGroup]]:
+    specs = tuple(
+        LayerGroupSpec(f"group{g}", (g,), dependency, 64, 64)
+        for g, dependency in enumerate(dependencies)
+    )
+    geometry = exact_lcm(specs, page_size, (num_large + 1) * page_size * specs[0].row_bytes)
+    return geometry, [DiscoveredGroup(spec, 1, 16, 16, dtype=torch.float32) for spec in specs]

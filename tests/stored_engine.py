@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiered_engine import Places, TieredEngine
 
 from jenga_sglang.core.books.tree import Encoded
-from jenga_sglang.core.fetching import Fetch, Known
+from jenga_sglang.core.fetching import Exists, Fetch, Known
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.tiered_manager import TieredManager
 
@@ -80,21 +80,33 @@ class StoredEngine(TieredEngine):
             self._under_way.append(UnderWay(job, fetch, num_pages, held))
 
     def _end(self, under_way: UnderWay) -> None:
-        """Write the pages that come; of the rest a hit is left that needs none of them."""
+        """Write the pages that come, and those of a shorter hit for what does not; what is left at
+        the end is a hit that needs nothing else."""
         job, fetch, manager = under_way.job, under_way.fetch, self.manager
-        tokens = fetch.tokens.tolist()
-        hashes = history_hashes(job.namespace, tokens)
+        needs, held, tokens = inside.needs(manager), under_way.held, fetch.tokens.tolist()
+        came: Places = [set() for _ in fetch.pages]
+        lost: Places = [set() for _ in fetch.pages]
+        most, more = under_way.num_pages, list(fetch.pages)
         is_whole = bool(self.pick(0, 2))
-        came: Places = []
-        for g, pages in enumerate(fetch.pages):
-            kept = [p for p in pages.tolist() if is_whole or self.pick(0, 9)]
-            came.append(set(kept))
-            small = manager.fetching.small_pages(fetch, g)
-            for page, places in zip(pages.tolist(), small, strict=True):
-                if page in came[g]:
-                    self._write_host(g, page, places, hashes)
-        known = Known(under_way.held, lambda g, page: page in came[g])
-        num_pages = known.longest_hit(inside.needs(manager), under_way.num_pages)
+
+        def longest(exists: Exists, most: int) -> int:
+            return Known(held, exists).longest_hit(needs, most)
+
+        while True:
+            self._bring(job, fetch, more, came, lost, is_whole=is_whole)
+            num_pages = longest(self._has_come(came), most)
+            possible = longest(self._may_come(job, came, lost), most)
+            if possible <= num_pages:
+                break
+            wanted = manager.fetching.wanted(held, possible)
+            turned = manager.fetching.turn_to(fetch, wanted)
+            self._poison_freed()
+            manager.check()
+            came = [a & set(b.tolist()) for a, b in zip(came, fetch.pages, strict=True)]
+            self.counts["shorter fetches begun" if turned else "no room for a shorter"] += 1
+            if turned is None:
+                break
+            most, more = possible, turned
         hit = manager.fetching.end(fetch, num_pages)
         self._poison_freed()
         manager.check()
@@ -106,6 +118,27 @@ class StoredEngine(TieredEngine):
             # It was worth its place in the host to whoever has stored it.
             worth |= {int(pages[page]) for page in come if page < len(pages)}
         self.counts["fetched pages" if hit == under_way.num_pages else "shorter fetches"] += 1
+
+    def _has_come(self, came: Places) -> Exists:
+        return lambda g, page: page in came[g]
+
+    def _may_come(self, job: Job, came: Places, lost: Places) -> Exists:
+        return lambda g, page: (
+            page in came[g] or (page not in lost[g] and self._is_stored(job, g, page))
+        )
+
+    def _bring(
+        self, job: Job, fetch: Fetch, more: list[Ids], came: Places, lost: Places, *, is_whole: bool
+    ) -> None:
+        hashes = history_hashes(job.namespace, fetch.tokens.tolist())
+        for g, pages in enumerate(more):
+            small = self.manager.fetching.small_pages(fetch, g, pages)
+            for page, places in zip(pages.tolist(), small, strict=True):
+                if is_whole or self.pick(0, 9):
+                    self._write_host(g, page, places, hashes)
+                    came[g].add(page)
+                else:
+                    lost[g].add(page)
 
     def _write_host(self, group: int, page: int, small: Ids, hashes: Hashes) -> None:
         slots = np.arange(self.page_size, dtype=np.int32)

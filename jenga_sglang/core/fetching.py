@@ -2,12 +2,13 @@
 
 One history's way up::
 
-    wanted = fetching.wanted(known, num_pages)      pages that a hit lacks, by group
+    wanted = fetching.wanted(known, num_pages)          pages that a hit lacks, by group
     fetch = fetching.begin(namespace, tokens, wanted)   room in the host; None: there is none
-    fetching.end(fetch, num_pages)                  what has come is in the tree, the rest is freed
+    fetching.turn_to(fetch, wanted)     a page has not come: those of a shorter hit instead
+    fetching.end(fetch, num_pages)      what has come is in the tree, the rest is freed
 
-Between the last two the pages are nobody's but the fetch's: whoever reads writes to them, and no
-hit sees them. What is there at the end decides, not what was there at the beginning.
+Between `begin` and `end` the pages are nobody's but the fetch's: whoever reads writes to them, and
+no hit sees them. What is there at the end decides, not what was there at the beginning.
 """
 
 from __future__ import annotations
@@ -125,9 +126,32 @@ class Fetching:
         self.under_way.append(fetch)
         return fetch
 
-    def small_pages(self, fetch: Fetch, group: int) -> Ids:
-        """Where the pages of ``group`` are to be written; shape (pages, stripes)."""
-        small: Ids = self.host.table[group][fetch.virtual(group)]
+    def turn_to(self, fetch: Fetch, wanted: Sequence[Ids]) -> list[Ids] | None:
+        """Have ``fetch`` bring the ``wanted`` pages of its tokens and no others: what it brings
+        already stays where it is. The pages that are to be read now, by group; None where they do
+        not fit, and then it brings only what it would have kept."""
+        kept = [np.intersect1d(old, new) for old, new in zip(fetch.pages, wanted, strict=True)]
+        for g, pages in enumerate(kept):
+            self.host.release(g, fetch.names[np.setdiff1d(fetch.pages[g], pages)])
+        fetch.pages[:] = kept
+        more = [np.setdiff1d(new, old) for old, new in zip(kept, wanted, strict=True)]
+        demand = [len(new) * s for new, s in zip(more, self.memory.stripes, strict=True)]
+        distinct = np.unique(np.concatenate(more))
+        nameless = distinct[fetch.names[distinct] == 0]
+        if not self.host.large.can_serve(demand):
+            return None
+        if not self.tiers.evictor.make_names(len(nameless)):
+            return None
+        self.tiers.evictor.make_any_room(demand)
+        fetch.names[nameless] = self.memory.take_names(len(nameless))
+        for g, pages in enumerate(more):
+            self.host.reserve(g, fetch.names[pages])
+        fetch.pages[:] = list(wanted)
+        return more
+
+    def small_pages(self, fetch: Fetch, group: int, pages: Ids) -> Ids:
+        """Where ``pages`` of ``group`` are to be written; shape (pages, stripes)."""
+        small: Ids = self.host.table[group][fetch.names[pages]]
         return small
 
     def end(self, fetch: Fetch, num_pages: int) -> int:

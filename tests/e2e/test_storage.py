@@ -42,7 +42,7 @@ def wait_until_written(scheduler: Any) -> None:
     tier = scheduler.tree_cache.storage
     while tier.writer.num_queued:
         time.sleep(0.01)
-    assert tier.writer.stop()
+    assert tier.writer.stop(None)
 
 
 class Runs:

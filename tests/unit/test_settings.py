@@ -23,6 +23,7 @@ DOCUMENT = ROOT / "docs" / "settings.md"
 SOURCES = ("jenga_sglang", "flashinfer_ext", "examples", "benchmarks")
 MEANINGLESS = [
     *(("JENGA_WATCHDOG_SECONDS", text, "0 or more") for text in ("x", "soon", "-1", "inf", "nan")),
+    ("JENGA_STORAGE_SECONDS", "never", "0 or more"),
     ("JENGA_LOG_DIGEST", "yes", "choose one of 0, 1"),
     ("JENGA_POISON_FREED", "true", "choose one of 0, 1"),
     ("JENGA_LAYOUT", "exact_lcm", "choose one of planned, exact-lcm"),
@@ -73,6 +74,7 @@ class TestValues:
 
     def test_those_given_are_read(self, tmp_path: Path) -> None:
         given = {
+            "JENGA_STORAGE_SECONDS": "5",
             "JENGA_WATCHDOG_SECONDS": "0",
             "JENGA_POLICIES": "hold_hits=off,step_cost_tokens=7",
             "JENGA_LAYOUT": "exact-lcm",
@@ -90,9 +92,9 @@ class TestValues:
         }
         assert given.keys() == {v.name for v in settings.variables().values()}
         policies = CachePolicy(hold_hits=False, step_cost_tokens=7)
-        values = (0.0, policies, "exact-lcm", True, True, "fa3", "xqa", tmp_path, False, "secret")
+        values = (0.0, 5.0, policies, "exact-lcm", True, True, "fa3", "xqa", tmp_path, False)
         of_layers = (KvDtypes.parse("full=fp8_e4m3"), Keep.parse("4+64"))
-        assert Settings.read(given) == Settings(*values, True, "config", *of_layers)
+        assert Settings.read(given) == Settings(*values, "secret", True, "config", *of_layers)
 
     def test_the_environment_is_read_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert settings.current().decode_kernel == "fa2"

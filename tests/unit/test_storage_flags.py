@@ -14,15 +14,15 @@ EXTRA = "hicache_storage_backend_extra_config"
 
 @pytest.mark.parametrize("backend", storage_flags.BACKENDS)
 @pytest.mark.parametrize("extra", [None, '{"prefetch_threshold": 16}', "@storage.toml"])
-def test_backends_of_single_objects_start(backend: str, extra: str | None) -> None:
+def test_backends_of_objects_start(backend: str, extra: str | None) -> None:
     assert flags.apply_flag(TIER | {"hicache_storage_backend": backend, EXTRA: extra})
 
 
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"hicache_storage_backend": "mooncake"}, "backend mooncake: has not been tried"),
-        ({EXTRA: '{"interface_v1": 1}'}, "backend file: pages are taken and given one by one"),
+        ({"hicache_storage_backend": "hf3fs"}, "backend hf3fs: has not been tried"),
+        ({EXTRA: '{"interface_v1": 1}'}, "backend file: a class of one's own takes"),
         ({EXTRA: '{"hicache_storage_pass_prefix_keys": true}'}, "keys before a page are not"),
         ({EXTRA: "{prefetch_threshold: 16}"}, "extra-config: is not JSON"),
         ({"enable_hierarchical_cache": False}, "backend file: is below host memory"),

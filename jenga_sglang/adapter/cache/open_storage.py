@@ -10,7 +10,7 @@ from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCach
 from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
 from sglang.srt.runtime_context import get_parallel, get_server_args, get_serving
 
-from jenga_sglang import storage_flags
+from jenga_sglang import settings, storage_flags
 from jenga_sglang.adapter.cache.storage_tier import (
     PREFETCH_POLICIES,
     Fetched,
@@ -20,7 +20,8 @@ from jenga_sglang.adapter.cache.storage_tier import (
 from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.adapter.storage.agreement import Agreement
-from jenga_sglang.adapter.storage.page_store import PageStore
+from jenga_sglang.adapter.storage.objects import ByAddress, ByValue, Objects, Window
+from jenga_sglang.adapter.storage.page_store import SEAL_BYTES, PageStore
 from jenga_sglang.adapter.storage.workers import Traffic
 
 FORMAT = "jenga 1"  # of objects and their keys
@@ -49,13 +50,23 @@ def open_storage(
     if folder := get_server_args().file_storage_path:
         more.setdefault("file_storage_path", folder)
     model_name = model_name or get_serving().served_model_name
-    store = StorageBackendFactory.create_backend(backend, _config(model_name, more), host)
-    rules = PrefetchRules(policy, threshold, seconds, seconds_per_1024)
+    store = PageStore(_objects(backend, host, _config(backend, model_name, more)))
+    silence = settings.current().storage_seconds
+    rules = PrefetchRules(policy, threshold, seconds, seconds_per_1024, silence)
     named = tags(host.pool, model_name)
-    return StorageTier(host, PageStore(store), named, rules, agreement, traffic, fetched)
+    return StorageTier(host, store, named, rules, agreement, traffic, fetched)
 
 
-def _config(model_name: str, more: dict[str, Any]) -> HiCacheStorageConfig:
+def _objects(backend: str, host: HostPool, config: HiCacheStorageConfig) -> Objects:
+    create = StorageBackendFactory.create_backend
+    if backend not in storage_flags.BY_ADDRESS:
+        return ByValue(create(backend, config, host))
+    most_bytes = max(cut.page_bytes for cut in host.manager.geometry.groups)
+    window = Window(most_bytes + SEAL_BYTES)
+    return ByAddress(create(backend, config, window), window)
+
+
+def _config(backend: str, model_name: str, more: dict[str, Any]) -> HiCacheStorageConfig:
     rank, size = _ranks()
     return HiCacheStorageConfig(
         tp_rank=rank,
@@ -64,7 +75,9 @@ def _config(model_name: str, more: dict[str, Any]) -> HiCacheStorageConfig:
         pp_size=1,
         attn_cp_rank=0,
         attn_cp_size=1,
-        is_mla_model=False,  # every rank stores what it has itself
+        # Every rank stores what it has itself. Where objects are not split into K and V, SGLang
+        # says so by this name.
+        is_mla_model=backend in storage_flags.BY_ADDRESS,
         enable_storage_metrics=False,
         is_page_first_layout=True,
         model_name=model_name,

@@ -8,6 +8,8 @@ has, and how much of that has come. Between them `core.fetching` has taken host 
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,12 +25,16 @@ from jenga_sglang.adapter.cache.page_digests import PageDigests, chain
 from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.storage.agreement import Agreement
 from jenga_sglang.adapter.storage.page_store import PageStore, keys_of
+from jenga_sglang.adapter.storage.patience import Patience
 from jenga_sglang.adapter.storage.workers import Page, Prefetch, Reader, Traffic, Writer
 from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.cut.geometry import GroupGeometry
+from jenga_sglang.core.fetching import Fetch
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.running import Hit
 from jenga_sglang.core.tiers import PageCopy
+
+logger = logging.getLogger(__name__)
 
 Fetched = Callable[[Namespace, Tokens, Ids], None]
 
@@ -44,6 +50,7 @@ class PrefetchRules:
     threshold_tokens: int
     timeout_seconds: float
     timeout_seconds_per_1024_tokens: float
+    silence_seconds: float = 0.0  # of the backend, after which nobody waits for it; 0 is never
 
     def timeout_of(self, tokens: int) -> float:
         return self.timeout_seconds + self.timeout_seconds_per_1024_tokens * tokens / 1024
@@ -73,6 +80,10 @@ class StorageTier:
         self.traffic = traffic
         # Everything that the reader has not been heard of yet, in order; and who waits for it.
         self.in_flight: list[Prefetch] = []
+        # What the reader owes an answer to, with what nobody waits for any more; and whether
+        # nothing else is asked for until it has answered.
+        self._unanswered = 0
+        self._is_silent = False
         self._of: dict[Any, Prefetch] = {}
         self._loaded: dict[Any, tuple[int, int]] = {}
         # Digests of tree pages that storage has or is about to have, by group and virtual page.
@@ -97,21 +108,28 @@ class StorageTier:
         self.retries.clear()
 
     def close(self) -> bool:
-        """End both threads and give up what is in flight. Whether they have ended: while one
-        hangs in the backend, nothing is given up, and this may be called again."""
+        """End both threads and give up what is in flight. Whether they have ended in time: one that
+        hangs in the backend is left behind, and touches nothing that is this server's."""
         for prefetch in self.in_flight:
             prefetch.cancelled = True
-        stopped = [self.writer.stop(), self.reader.stop()]
-        if not all(stopped):
-            return False
-        for prefetch in self.in_flight:
+        patience = Patience(self.rules.silence_seconds)
+        ended = [self.writer.stop(patience.left), self.reader.stop(patience.left)]
+        self._abandon()
+        self.reset()
+        if all(ended):
+            self._beside.end()
+            self.store.close()
+        return all(ended)
+
+    def _abandon(self) -> None:
+        """Wait for nothing that is in flight any more; what is read of it from now on is lost."""
+        with self.reader.copying:
+            for prefetch in self.in_flight:
+                prefetch.cancelled = prefetch.abandoned = True
+        for prefetch in list(self.in_flight):
             if prefetch.fetch is not None:
                 self.manager.fetching.end(prefetch.fetch, 0)
-        self.in_flight.clear()
-        self.reset()
-        self._beside.end()
-        self.store.close()
-        return True
+            self._end(prefetch, 0)
 
     # -- up -----------------------------------------------------------------------------------
 
@@ -121,7 +139,7 @@ class StorageTier:
         manager = self.manager
         num_pages, known = len(tokens) // manager.page_size, hit.path.num_pages
         worth = self._is_worth(num_pages, known)
-        if not worth or handle in self._of:
+        if not worth or handle in self._of or self._is_silent:
             return
         tree = manager.tree
         namespace = _namespace(tree.namespace(hit.path.node))
@@ -129,6 +147,7 @@ class StorageTier:
         prefetch = Prefetch(handle, namespace, tokens.copy(), held, num_pages, known)
         self._of[handle] = prefetch
         self.in_flight.append(prefetch)
+        self._unanswered += 1
         self.reader.look(prefetch)
 
     def _is_worth(self, num_pages: int, known_pages: int) -> bool:
@@ -165,15 +184,35 @@ class StorageTier:
 
     def poll(self) -> None:
         """As a pass begins: act on what the reader has found on every rank."""
-        if not self.in_flight:
+        if not self._unanswered:
             return
         overdue = [-int(self._is_overdue(prefetch)) for prefetch in self.in_flight]
-        num_done, *overdue = self._agreement.least(len(self.reader.done), *overdue)
+        is_silent = self.reader.silent_seconds > (self.rules.silence_seconds or math.inf)
+        num_done, silent, *overdue = self._agreement.least(
+            len(self.reader.done), -int(is_silent), *overdue
+        )
         for prefetch, late in zip(list(self.in_flight), overdue, strict=True):
             if late:
                 self._give_up(prefetch)
         for _ in range(num_done):
-            self._go_on(self.reader.done.popleft())
+            self._unanswered -= 1
+            prefetch = self.reader.done.popleft()
+            if not prefetch.abandoned:
+                self._go_on(prefetch)
+        self._note_silence(silent=bool(silent))
+
+    def _note_silence(self, *, silent: bool) -> None:
+        """Where the reader hangs nobody waits for it, and it is asked for nothing more."""
+        if silent and self.in_flight:
+            self._is_silent = True
+            self._abandon()
+            logger.warning(
+                "Storage: no answer for %g seconds; prompts begin without it until it answers",
+                self.rules.silence_seconds,
+            )
+        elif self._is_silent and not self._unanswered:
+            self._is_silent = False
+            logger.warning("Storage: the backend answers again")
 
     def _is_overdue(self, prefetch: Prefetch) -> bool:
         if self.rules.policy != TIMEOUT or prefetch.waits_since is None:
@@ -190,7 +229,7 @@ class StorageTier:
     def _go_on(self, prefetch: Prefetch) -> None:
         if prefetch.fetch is None:
             self._begin(prefetch)
-        else:
+        elif not self._reads_a_shorter(prefetch, prefetch.fetch):
             self._end(prefetch, self.manager.fetching.end(prefetch.fetch, prefetch.num_pages))
 
     def _begin(self, prefetch: Prefetch) -> None:
@@ -201,11 +240,33 @@ class StorageTier:
             prefetch.fetch = fetching.begin(prefetch.namespace, tokens, wanted)
         if prefetch.fetch is None:
             self._end(prefetch, 0)
-            return
-        places = [fetching.small_pages(prefetch.fetch, g) for g in self.manager.needs.groups]
+        else:
+            self._read(prefetch, prefetch.fetch, prefetch.fetch.pages)
+
+    def _reads_a_shorter(self, prefetch: Prefetch, fetch: Fetch) -> bool:
+        """A page has not come: whether a shorter hit is read, which needs others before it."""
+        fetching, num_pages = self.manager.fetching, prefetch.possible_pages
+        if prefetch.cancelled or num_pages <= prefetch.num_pages:
+            return False
+        if not self._is_worth(num_pages, prefetch.known_pages):
+            return False
+        more = fetching.turn_to(fetch, fetching.wanted(prefetch.held, num_pages))
+        prefetch.came &= {
+            (g, page) for g, pages in enumerate(fetch.pages) for page in pages.tolist()
+        }
+        if more is None:
+            return False
+        prefetch.num_pages = num_pages
+        self._read(prefetch, fetch, more)
+        return True
+
+    def _read(self, prefetch: Prefetch, fetch: Fetch, pages: list[Ids]) -> None:
+        fetching, groups = self.manager.fetching, self.manager.needs.groups
+        places = [fetching.small_pages(fetch, g, pages[g]) for g in groups]
         for g, small in enumerate(places):
             self._host.note_written(g, small)
-        self.reader.read(prefetch, places)
+        self._unanswered += 1
+        self.reader.read(prefetch, pages, places)
 
     def _end(self, prefetch: Prefetch, num_pages: int) -> None:
         self.in_flight.remove(prefetch)
@@ -275,9 +336,9 @@ class StorageTier:
             self._stored.pop((page.group, page.virtual), None)
 
     def clear(self) -> bool:
-        """Delete everything in the backend, other servers' pages too; whether it could."""
+        """Delete everything in the backend, other servers' pages too; whether it could, in time."""
         self._stored.clear()
-        return self.store.clear()
+        return bool(Patience(self.rules.silence_seconds).call(self.store.clear))
 
     def _name_all(self) -> None:
         tree, size = self.manager.tree, self.manager.page_size

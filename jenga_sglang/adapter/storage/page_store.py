@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from jenga_sglang.adapter.storage.objects import Objects
+
 logger = logging.getLogger(__name__)
 
 SEAL_BYTES = 16
@@ -22,32 +24,33 @@ WARN_EVERY = 1000  # failures of one kind; the first is always told
 
 
 class PageStore:
-    """The pages that a ``backend`` (SGLang's `HiCacheStorage`) keeps by `get` and `set`.
+    """The pages among ``objects``. Used by two threads, one that reads and one that writes; the
+    backend's own locks suffice, as they do SGLang's two.
 
-    Used by two threads, one that reads and one that writes; the backend's own locks suffice, as
-    they do SGLang's two.
+    A page that cannot be read as it was written is deleted, or its next writer would take it for
+    one that is there; where that cannot be, it is not asked for until this server has written it.
     """
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        # Keys of pages that could not be read as they were written: not to be asked for again
-        # until they have been written anew.
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
         self._unsound: set[str] = set()
         self.failures: Counter[str] = Counter()
 
-    def exists(self, key: str) -> bool:
-        if key in self._unsound:
-            return False
+    def exists(self, keys: Sequence[str]) -> int:
+        """How many of ``keys`` there are, from the first on."""
+        sound = next((n for n, key in enumerate(keys) if key in self._unsound), len(keys))
+        if not sound:
+            return 0
         try:
-            return bool(self._backend.exists(key))
+            return self._objects.exists(keys[:sound])
         except Exception as error:
             self._failed("exists", error)
-            return False
+            return 0
 
     def write(self, key: str, page: torch.Tensor) -> bool:
         """Store the bytes of ``page``, uint8; whether they are there now."""
         try:
-            stored = bool(self._backend.set(key, sealed(key, page)))
+            stored = self._objects.write(key, sealed(key, page))
         except Exception as error:
             self._failed("write", error)
             return False
@@ -58,12 +61,11 @@ class PageStore:
         return stored
 
     def read(self, key: str, page_bytes: int) -> torch.Tensor | None:
-        """The bytes of a page, uint8, or None."""
-        place = torch.empty(page_bytes + SEAL_BYTES, dtype=torch.uint8)
+        """The bytes of a page, uint8, or None; good until the next one is read."""
         try:
-            found = self._backend.get(key, place)
+            found = self._objects.read(key, page_bytes + SEAL_BYTES)
         except Exception as error:
-            self._unsound.add(key)
+            self._is_unsound(key)
             self._failed("read", error)
             return None
         if found is None:
@@ -71,20 +73,30 @@ class PageStore:
             return None
         page = unsealed(key, found, page_bytes)
         if page is None:
-            self._unsound.add(key)
+            self._is_unsound(key)
             self._failed("seal", None)
         return page
 
+    def _is_unsound(self, key: str) -> None:
+        self._unsound.add(key)
+        try:
+            self._objects.discard(key)
+        except Exception as error:
+            self._failed("delete", error)
+
     def clear(self) -> bool:
         """Delete everything in the backend; whether it could."""
-        cleared = self._backend.clear()
+        try:
+            cleared = self._objects.clear()
+        except Exception as error:
+            self._failed("clear", error)
+            return False
         self._unsound.clear()
         # A backend that cannot tell says nothing.
         return cleared is not False
 
     def close(self) -> None:
-        if hasattr(self._backend, "close"):
-            self._backend.close()
+        self._objects.close()
 
     def _failed(self, what: str, error: Exception | None) -> None:
         if self.failures[what] % WARN_EVERY == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +20,15 @@ import torch
 from jenga_sglang.adapter.storage.agreement import Agreement
 from jenga_sglang.adapter.storage.page_store import PageStore, keys_of
 from jenga_sglang.core.books.tree import Tokens
-from jenga_sglang.core.fetching import Fetch, Known
+from jenga_sglang.core.fetching import Exists, Fetch, Known
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.needs import Needs
 
 logger = logging.getLogger(__name__)
 
-STOP_SECONDS = 30.0  # a backend may hang; whoever detaches it is told then
+Length = Callable[[int], int]
+
+BATCH_PAGES = 128  # of one question whether they are there
 
 
 @dataclass(eq=False)
@@ -37,12 +40,29 @@ class Prefetch:
     namespace: Any
     tokens: Tokens
     held: list[Any]
-    num_pages: int  # that may be a hit at most; after each step, that may be still
+    num_pages: int  # that may be a hit with what has come; before anything has, at most
     known_pages: int  # that were a hit without storage
+    # That may be a hit once what has not failed to come has come as well.
+    possible_pages: int = 0
     cancelled: bool = False
+    # Nobody waits for the reader any more: it writes to no page of the host.
+    abandoned: bool = False
     waits_since: float | None = None
     digests: list[str] = field(default_factory=list)  # of the pages, once the reader has seen it
     fetch: Fetch | None = None
+    # By group and page: what storage has said to have, or not to have; what has been read.
+    exists: dict[tuple[int, int], bool] = field(default_factory=dict)
+    came: set[tuple[int, int]] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Work:
+    """``pages`` of each group to be read into small pages of the host, shape (pages, stripes); none
+    for the question what there is."""
+
+    prefetch: Prefetch
+    pages: list[Ids]
+    places: list[Ids]
 
 
 @dataclass
@@ -73,81 +93,113 @@ class Reader:
         self._store, self._needs, self._tags = store, needs, tags
         self._agreement, self._digests, self._pages = agreement, digests, pages
         self._traffic = traffic
-        self._queue: queue.SimpleQueue[tuple[Prefetch, list[Ids]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.done: deque[Prefetch] = deque()
+        # Held while a page is copied into the host, and by whoever takes those pages away.
+        self.copying = threading.Lock()
+        self._answered, self._is_busy = time.monotonic(), False
         self._thread = threading.Thread(target=self._run, name="jenga-storage-read", daemon=True)
         self._thread.start()
 
     def look(self, prefetch: Prefetch) -> None:
         """Find out how many pages may be a hit with what storage has."""
-        self._queue.put((prefetch, []))
+        self._put(Work(prefetch, [], []))
 
-    def read(self, prefetch: Prefetch, places: list[Ids]) -> None:
-        """Read what it fetches into ``places``, by group small pages of shape (pages, stripes)."""
-        self._queue.put((prefetch, places))
+    def read(self, prefetch: Prefetch, pages: list[Ids], places: list[Ids]) -> None:
+        """Read ``pages`` of each group into ``places``."""
+        self._put(Work(prefetch, pages, places))
 
-    def stop(self) -> bool:
-        """End the thread after what it has been told; whether it has ended."""
+    def _put(self, work: Work) -> None:
+        if not self._is_busy and self._queue.empty():
+            self._answered = time.monotonic()
+        self._queue.put(work)
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the backend has answered last. Of use to whoever waits for an answer."""
+        return time.monotonic() - self._answered
+
+    def stop(self, seconds: float | None) -> bool:
+        """End the thread after what it has been told; whether it has ended after ``seconds``."""
         self._queue.put(None)
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
-            prefetch, places = work
+            self._is_busy, prefetch = True, work.prefetch
+            came: Length = _nothing
+            possible: Length = _nothing
             try:
-                length = self._came(prefetch, places) if places else self._exists(prefetch)
+                came, possible = self._read(work) if work.pages else self._look(prefetch)
             except Exception:
                 logger.exception("Storage: reading a prefix failed")
-                length = _nothing
             # Whatever happened here, every rank takes part in the agreement.
-            most = self._agreement.longest(length, prefetch.num_pages)
-            prefetch.num_pages = most
+            most = prefetch.num_pages
+            prefetch.num_pages = self._agreement.longest(came, most)
+            prefetch.possible_pages = self._agreement.longest(possible, most)
             self.done.append(prefetch)
+            self._is_busy = False
 
-    def _exists(self, prefetch: Prefetch) -> Callable[[int], int]:
+    def _look(self, prefetch: Prefetch) -> tuple[Length, Length]:
         prefetch.digests = self._digests(prefetch)
+        length = self._length(prefetch, self._asks(prefetch))
+        return length, length
+
+    def _asks(self, prefetch: Prefetch) -> Exists:
+        """Whether storage has a page, for many that follow each other at a time."""
         keys = [keys_of(prefetch.digests, tag) for tag in self._tags]
-        seen: dict[tuple[int, int], bool] = {}
+        known = prefetch.exists
 
         def exists(group: int, page: int) -> bool:
-            if (group, page) not in seen:
-                seen[group, page] = self._store.exists(keys[group][page])
-            return seen[group, page]
+            if (group, page) not in known:
+                asked = keys[group][page : page + BATCH_PAGES]
+                run = self._store.exists(asked)
+                self._answered = time.monotonic()
+                for n in range(min(run + 1, len(asked))):
+                    known.setdefault((group, page + n), n < run)
+            return known[group, page]
 
-        return self._length(prefetch, exists)
+        return exists
 
-    def _came(self, prefetch: Prefetch, places: list[Ids]) -> Callable[[int], int]:
-        came: set[tuple[int, int]] = set()
-        for g, small_pages in enumerate(places):
-            pages = present_fetch(prefetch).pages[g].tolist()
-            for page, small in zip(pages, small_pages, strict=True):
+    def _read(self, work: Work) -> tuple[Length, Length]:
+        prefetch, came = work.prefetch, work.prefetch.came
+        for g, (pages, places) in enumerate(zip(work.pages, work.places, strict=True)):
+            for page, small in zip(pages.tolist(), places, strict=True):
                 if prefetch.cancelled:
                     break
-                if self._read_page(g, prefetch.digests[page], small):
+                if self._read_page(prefetch, g, prefetch.digests[page], small):
                     came.add((g, page))
-        return self._length(prefetch, lambda g, page: (g, page) in came)
+                else:
+                    prefetch.exists[g, page] = False
+        asks = self._asks(prefetch)
+        return (
+            self._length(prefetch, lambda g, page: (g, page) in came),
+            self._length(prefetch, lambda g, page: (g, page) in came or asks(g, page)),
+        )
 
-    def _read_page(self, group: int, digest: str, small: Ids) -> bool:
+    def _read_page(self, prefetch: Prefetch, group: int, digest: str, small: Ids) -> bool:
         (key,) = keys_of([digest], self._tags[group])
         rows = self._pages(group)
         size = rows.shape[1]
         page = self._store.read(key, len(small) * size)
+        self._answered = time.monotonic()
         if page is None:
             self._traffic.not_read[group] += 1
             return False
-        rows[torch.from_numpy(small)] = page.view(len(small), size)
+        with self.copying:
+            if prefetch.abandoned:
+                return False
+            rows[torch.from_numpy(small)] = page.view(len(small), size)
         self._traffic.read[group] += 1
         return True
 
-    def _length(
-        self, prefetch: Prefetch, exists: Callable[[int, int], bool]
-    ) -> Callable[[int], int]:
+    def _length(self, prefetch: Prefetch, exists: Exists) -> Length:
         known = Known(prefetch.held, exists)
-        keep_all = prefetch.fetch is not None  # what has been read is of use to somebody
 
         def length(most: int) -> int:
-            if prefetch.cancelled and not keep_all:
+            # What has been read is of use to somebody, and nothing else is.
+            if prefetch.cancelled and prefetch.fetch is None:
                 return 0
             return known.longest_hit(self._needs, most)
 
@@ -156,12 +208,6 @@ class Reader:
 
 def _nothing(most: int) -> int:
     return 0
-
-
-def present_fetch(prefetch: Prefetch) -> Fetch:
-    if prefetch.fetch is None:
-        raise RuntimeError("a prefix is read into no place")
-    return prefetch.fetch
 
 
 @dataclass(frozen=True)
@@ -207,11 +253,11 @@ class Writer:
         else:
             self._end(page, False)
 
-    def stop(self) -> bool:
-        """End the thread; what waits is not stored. Whether it has ended."""
+    def stop(self, seconds: float | None) -> bool:
+        """End the thread; what waits is not stored. Whether it has ended after ``seconds``."""
         self._stopping = True
         self._queue.put(None)
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:

@@ -3,10 +3,11 @@
 The backend is SGLang's own, with a folder; what goes wrong in it is done to its files.
 """
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import core_inspector as inside
@@ -23,8 +24,10 @@ from jenga_sglang.adapter.cache.open_storage import _config
 from jenga_sglang.adapter.cache.storage_tier import PrefetchRules, StorageTier, seed
 from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
 from jenga_sglang.adapter.storage.agreement import Agreement
+from jenga_sglang.adapter.storage.objects import ByValue, Objects
 from jenga_sglang.adapter.storage.page_store import PageStore, sealed, unsealed
 from jenga_sglang.adapter.storage.workers import Traffic
+from jenga_sglang.core.dependency import Dependency, Full, SlidingWindow
 from jenga_sglang.core.ids import Ids
 
 PROMPT = tokens(range(6 * PAGE))
@@ -38,36 +41,63 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, lambda: (0, 1))
 
 
+WINDOWED = {"full": Full(), "window": SlidingWindow(PAGE + 1)}
+
+
 def make_server(
-    folder: Path, policy: str = "wait_complete", store: Any = None, timeout: float = 0.0
+    folder: Path,
+    policy: str = "wait_complete",
+    store: Any = None,
+    timeout: float = 0.0,
+    silence: float = 0.0,
+    groups: Mapping[str, Dependency] = MappingProxyType({"full": Full()}),
+    objects: Objects | None = None,
 ) -> JengaTieredCache:
-    """A pool and a host of eight pages each, over the pages in ``folder``."""
-    cache = make_tiered_cache(num_large=8, num_host=8, page_size=PAGE)
-    rules = PrefetchRules(policy, PAGE, timeout, 0.0)
-    backend = store or HiCacheFile(_config("model", {"file_storage_path": str(folder)}))
-    keep(cache, PageStore(backend), rules)
+    """A pool and a host of eight pages for each of ``groups``, over the pages in ``folder``, or
+    over ``objects``."""
+    num = 8 * len(groups)
+    cache = make_tiered_cache(num, num, page_size=PAGE, dependencies=list(groups.values()))
+    rules = PrefetchRules(policy, PAGE, timeout, 0.0, silence)
+    objects = objects or ByValue(store or file_backend(folder))
+    keep(cache, PageStore(objects), rules, list(groups))
     return cache
 
 
-def keep(cache: JengaTieredCache, store: PageStore, rules: PrefetchRules) -> None:
+def file_backend(folder: Path) -> HiCacheFile:
+    return HiCacheFile(_config("file", "model", {"file_storage_path": str(folder)}))
+
+
+def keep(
+    cache: JengaTieredCache, store: PageStore, rules: PrefetchRules, tags: Sequence[str] = ("full",)
+) -> None:
     """Attach storage."""
     host, alone = cache.token_to_kv_pool_host, Agreement(None)
-    cache.storage = StorageTier(host, store, ["full"], rules, alone, Traffic(), nobody)
+    cache.storage = StorageTier(host, store, list(tags), rules, alone, Traffic(), nobody)
 
 
 def nobody(namespace: Namespace, tokens: Ids, row: Ids) -> None:
     """Nobody wants to know what was fetched."""
 
 
-def leave(folder: Path, prompt: Any = PROMPT) -> None:
+def leave(folder: Path, prompt: Any = PROMPT, objects: Objects | None = None) -> None:
     """A server has computed ``prompt``, written it to ``folder``, and gone."""
-    cache = make_server(folder)
+    cache = make_server(folder, objects=objects)
     compute(cache, prompt)
     cache.note_published(NAMESPACE, prompt, inside.pages_of(cache.manager, prompt, NAMESPACE), 0)
     evict_all(cache.manager)
     cache.run_copies()
     wait(lambda: cache.storage.traffic.written[0] == len(prompt) // PAGE)
     assert cache.storage.close()
+
+
+def leave_windows(folder: Path) -> None:
+    """All pages of a prompt, in a group that needs them all and in one with a window."""
+    leave(folder)
+    for page in range(len(PROMPT) // PAGE):
+        copy = file_of(folder, PROMPT, page, "full")
+        key = copy.name.replace(".full", ".window").removesuffix("_model_0_1.bin")
+        stored = PageStore(ByValue(file_backend(folder)))
+        assert stored.write(key, torch.full((PAGE * 128,), page, dtype=torch.uint8))
 
 
 def wait(is_over: Callable[[], bool]) -> None:
@@ -120,11 +150,11 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.bin"))
 
 
-def file_of(folder: Path, prompt: Any, page: int) -> Path:
+def file_of(folder: Path, prompt: Any, page: int, tag: str = "full") -> Path:
     from sglang.srt.mem_cache.utils import get_hash_str
 
     digest = get_hash_str(prompt.tolist(), None, page_size=PAGE)[page]
-    (found,) = folder.glob(f"{digest}.full*")
+    (found,) = folder.glob(f"{digest}.{tag}*")
     return found
 
 
@@ -187,6 +217,43 @@ def test_a_page_that_is_not_sound_ends_the_hit(
     cache.manager.check_idle()
 
 
+def test_a_page_that_is_not_sound_is_stored_again_by_whoever_computes_it(tmp_path: Path) -> None:
+    leave(tmp_path)
+    for page, spoiled in ((1, b""), (4, b"\1" * file_of(tmp_path, PROMPT, 4).stat().st_size)):
+        file_of(tmp_path, PROMPT, page).write_bytes(spoiled)
+    cache = make_server(tmp_path)
+    prefetch(cache)
+    assert cache.storage.close()
+    leave(tmp_path)
+    assert prefetch(make_server(tmp_path)) == len(PROMPT)
+
+
+def test_a_page_that_fails_to_come_leaves_the_longest_hit_before_it(tmp_path: Path) -> None:
+    """The window before that hit was not asked for: the hit was to be of the whole prompt."""
+    leave_windows(tmp_path)
+    file_of(tmp_path, PROMPT, 4, "full").write_bytes(b"")
+    cache = make_server(tmp_path, groups=WINDOWED)
+    assert prefetch(cache) == 4 * PAGE
+    assert hit_tokens(cache) == 4 * PAGE
+    assert cache.storage.traffic.read == {0: 5, 1: 2}
+    cache.manager.check_idle()
+
+
+def test_pages_that_follow_each_other_are_asked_for_at_once(tmp_path: Path) -> None:
+    leave_windows(tmp_path)
+    asked: list[int] = []
+
+    class Counted(HiCacheFile):
+        def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
+            asked.append(len(keys))
+            return int(super().batch_exists(keys, extra_info))
+
+    backend = Counted(_config("file", "model", {"file_storage_path": str(tmp_path)}))
+    cache = make_server(tmp_path, store=backend, groups=WINDOWED)
+    assert prefetch(cache) == len(PROMPT)
+    assert len(asked) == len(WINDOWED)
+
+
 def test_a_page_of_another_history_is_no_page(tmp_path: Path) -> None:
     other = tokens(range(100, 100 + 6 * PAGE))
     leave(tmp_path)
@@ -208,7 +275,7 @@ class Broken:
         time.sleep(self._seconds)
         raise OSError("broken")
 
-    get = set = clear = exists
+    get = set = clear = batch_exists = exists
 
 
 def test_a_backend_that_fails_is_a_miss(tmp_path: Path) -> None:
@@ -234,6 +301,95 @@ def test_a_slow_backend_is_waited_for_as_long_as_the_policy_says(tmp_path: Path)
     assert cache.ongoing_prefetch, "waited for the backend"
     assert not cache.awaits_storage(req)
     wait(lambda: pass_by(cache))
+
+
+class Hung:
+    """A backend that does not answer before it is told to."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+
+    def batch_exists(self, *args: Any) -> int:
+        self.answers.wait()
+        return 0
+
+    get = set = clear = batch_exists
+
+
+@pytest.fixture
+def hung() -> Iterator[Hung]:
+    backend = Hung()
+    yield backend
+    backend.answers.set()
+
+
+def test_a_backend_that_hangs_holds_nobody_up(
+    hung: Hung, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make_server(tmp_path, store=hung, silence=0.05)
+    ask(cache)
+    wait(lambda: pass_by(cache))
+    assert cache.pop_prefetch_loaded_span(ASKED) == (0, None)
+    # As a flush does, which waits for what is in flight.
+    assert not cache.ongoing_prefetch
+    cache.manager.check_idle()
+    cache.reset()
+    ask(cache)
+    assert not cache.ongoing_prefetch, "asked again before it has answered"
+    hung.answers.set()
+    wait(lambda: (cache.check_hicache_events(), "answers again" in caplog.text)[1])
+    ask(cache)
+    assert cache.ongoing_prefetch
+    assert caplog.text.count("no answer for 0.05 seconds") == 1
+
+
+def test_who_asks_meanwhile_gives_a_backend_that_hangs_no_more_time(
+    hung: Hung, tmp_path: Path
+) -> None:
+    cache = make_server(tmp_path, store=hung, silence=0.3)
+    ask(cache)
+    time.sleep(0.2)
+    other, nothing = CacheRequestHandle("other", 0), match(cache, PROMPT).last_host_node
+    cache.prefetch_from_storage(other, nothing, PROMPT.tolist(), matched_prefix_tokens=[])
+    time.sleep(0.2)
+    cache.check_hicache_events()
+    assert not cache.ongoing_prefetch
+
+
+def test_what_a_backend_that_hung_gives_at_last_is_written_nowhere(
+    hung: Hung, tmp_path: Path
+) -> None:
+    leave(tmp_path)
+    backend = file_backend(tmp_path)
+    give, begun = backend.get, threading.Event()
+
+    def get(key: str, place: Any, sizes: Any = None) -> Any:
+        begun.set()
+        hung.answers.wait()
+        return give(key, place, sizes)
+
+    backend.get = get  # type: ignore[method-assign]
+    cache = make_server(tmp_path, store=backend, silence=0.2)
+    ask(cache)
+    wait(lambda: (cache.check_hicache_events(), begun.is_set())[1])
+    wait(lambda: pass_by(cache))
+    before = cache.token_to_kv_pool_host.buffer.clone()
+    hung.answers.set()
+    wait(lambda: (cache.check_hicache_events(), not cache.storage._unanswered)[1])
+    assert torch.equal(cache.token_to_kv_pool_host.buffer, before)
+    assert not cache.storage.traffic.read[0]
+
+
+def test_a_backend_that_hangs_is_detached_and_cleared_in_time(
+    hung: Hung, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make_server(tmp_path, store=hung, silence=0.05)
+    ask(cache)
+    assert not cache.clear_storage_backend()
+    assert cache.detach_storage_backend()[0]
+    assert not cache.enable_storage and not cache.ongoing_prefetch
+    assert "a thread still waits" in caplog.text
+    cache.manager.check_idle()
 
 
 def test_best_effort_waits_for_nothing(tmp_path: Path) -> None:
@@ -284,8 +440,7 @@ def test_pages_that_were_there_before_storage_are_stored_when_they_leave(tmp_pat
     compute(cache, PROMPT)
     server = make_server(tmp_path)
     rules = server.storage.rules
-    store = PageStore(HiCacheFile(_config("model", {"file_storage_path": str(tmp_path)})))
-    keep(cache, store, rules)
+    keep(cache, PageStore(ByValue(file_backend(tmp_path))), rules)
     evict_all(cache.manager)
     cache.run_copies()
     wait(lambda: cache.storage.traffic.written[0] == 6)
