@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.replay import host_copies, unified_on_cpu
+from benchmarks.replay import hicache_on_cpu, host_copies, unified_on_cpu
 from benchmarks.replay.geometry import Geometry, NotYetSupportedError
 from benchmarks.replay.held import PoolBytes, token_pool_bytes
 from benchmarks.replay.moved import DEVICE_WORK
@@ -34,7 +34,8 @@ class Backend:
     `server_args` returns fields of `ServerArgs`. `before_args` runs before `ServerArgs` exists
     (plug-ins), `after_publish` between publishing the arguments and building the scheduler.
     `pool_bytes` reads the bytes that the backend holds off a built scheduler, in shrunk bytes.
-    `before_forward` sees every batch before it runs.
+    `before_forward` sees every batch before it runs. `host_bytes` are those of host memory below
+    the pool, shrunk likewise.
     """
 
     check: Callable[[RunSpec], None] = _nothing
@@ -43,6 +44,7 @@ class Backend:
     after_publish: Callable[[RunSpec], None] = _nothing
     pool_bytes: Callable[[Any], PoolBytes] = token_pool_bytes
     before_forward: Callable[[Any], None] = lambda batch: None
+    host_bytes: Callable[[Any], int] = lambda scheduler: 0
 
 
 def _ratio_arguments(spec: RunSpec) -> dict[str, Any]:
@@ -132,6 +134,12 @@ def _jenga_pool_bytes(scheduler: Any) -> PoolBytes:
     return PoolBytes(held=held, pinned=pinned)
 
 
+def _jenga_host_bytes(scheduler: Any) -> int:
+    manager = scheduler.token_to_kv_pool_allocator.manager
+    below = getattr(manager, "host_geometry", None)
+    return below.pool_bytes if below is not None else 0
+
+
 def _count_state_copies(batch: Any) -> None:
     """Note the copies of states that the attention backend would make before and in this step."""
     for req in batch.reqs:
@@ -142,11 +150,26 @@ def _count_state_copies(batch: Any) -> None:
             DEVICE_WORK.moved_bytes += len(copy.target) * cuts[copy.group].small_page_bytes
 
 
+def _install_unified(spec: RunSpec) -> None:
+    unified_on_cpu.install()
+    hicache_on_cpu.install(spec)
+
+
 BACKENDS: Mapping[str, Backend] = {
-    "stock": Backend(check=_at_most_one_window, server_args=_ratio_arguments),
+    "stock": Backend(
+        check=_at_most_one_window,
+        server_args=lambda spec: _ratio_arguments(spec) | hicache_on_cpu.arguments(spec),
+        after_publish=hicache_on_cpu.install,
+        host_bytes=hicache_on_cpu.host_bytes,
+    ),
     "stock-hybrid-off": Backend(
         check=_one_row_shape,
-        server_args=lambda spec: {"disable_hybrid_swa_memory": True},
+        server_args=lambda spec: {
+            "disable_hybrid_swa_memory": True,
+            **hicache_on_cpu.arguments(spec),
+        },
+        after_publish=hicache_on_cpu.install,
+        host_bytes=hicache_on_cpu.host_bytes,
     ),
     "unified": Backend(
         check=_two_groups,
@@ -157,13 +180,16 @@ BACKENDS: Mapping[str, Backend] = {
             "speculative_draft_attention_backend": unified_on_cpu.ACCEPTED_ATTENTION_BACKEND
             if spec.drafting
             else None,
+            **hicache_on_cpu.arguments(spec),
         },
-        after_publish=lambda spec: unified_on_cpu.install(),
+        after_publish=_install_unified,
+        host_bytes=hicache_on_cpu.host_bytes,
     ),
     "jenga": Backend(
         server_args=_jenga_arguments,
         before_args=_load_jenga,
         pool_bytes=_jenga_pool_bytes,
         before_forward=_count_state_copies,
+        host_bytes=_jenga_host_bytes,
     ),
 }

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_table(commands)
     _add_ablation(commands)
     _add_host_times(commands)
+    _add_host_tiers(commands)
     _add_plot(commands)
     _add_generate(commands)
     return parser
@@ -75,6 +76,12 @@ def _add_seeds(commands: Any) -> None:
     held_out = commands.add_parser("held-out", help="Jenga and unified memory on seeds kept apart")
     _add_runs(held_out)
     held_out.set_defaults(handler=_held_out)
+
+
+def _add_host_tiers(commands: Any) -> None:
+    tiers = commands.add_parser("host-tiers", help="all backends with host memory below the pool")
+    _add_runs(tiers)
+    tiers.set_defaults(handler=_host_tiers)
 
 
 def _add_ablation(commands: Any) -> None:
@@ -133,7 +140,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-running-requests", type=int, default=RunSpec.max_running_requests)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument(
-        "--host-bytes", type=argument(parse_bytes), default=0, help="jenga only: host memory"
+        "--host-bytes", type=argument(parse_bytes), default=0, help="host memory below the pool"
     )
     parser.add_argument("--copy-bytes-per-s", type=float, default=RunSpec.copy_bytes_per_s)
     parser.add_argument("--write-policy", default=RunSpec.write_policy)
@@ -204,8 +211,8 @@ def _run(options: argparse.Namespace) -> None:
     from benchmarks.replay.report import markdown_table
     from benchmarks.replay.run import replay
 
-    if options.host_bytes and options.backend != "jenga":
-        raise SystemExit("--host-bytes: only jenga has a host tier in a replay")
+    if options.strict and options.host_bytes and options.backend != "jenga":
+        raise SystemExit("--strict: not with SGLang's host tier, which loads into other places")
     if options.draft is not None and options.overlap:
         raise SystemExit("--draft: not with --overlap, whose steps know one token")
     if options.backend not in BACKENDS:
@@ -250,6 +257,15 @@ def _held_out(options: argparse.Namespace) -> None:
     chosen, sides = _chosen(options, HELD_OUT), Experiment.against_unified
     rows = run_seeds(HELD_OUT_SEEDS, chosen, sides, options.json, options.jobs)
     print(held_out_table(rows))
+
+
+def _host_tiers(options: argparse.Namespace) -> None:
+    from benchmarks.replay.host_tiers import EXPERIMENTS, KEPT, sides, tiers_table
+    from benchmarks.replay.seeds import run_seeds
+
+    chosen = _chosen(options, EXPERIMENTS)
+    rows = run_seeds([1], chosen, sides, options.json, options.jobs, KEPT)
+    print(tiers_table(rows))
 
 
 def _ablation(options: argparse.Namespace) -> None:

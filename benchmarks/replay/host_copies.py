@@ -13,10 +13,13 @@ def install() -> None:
     import torch
 
     from jenga_sglang.adapter import host_pool
+    from jenga_sglang.adapter.cache import measured
     from jenga_sglang.adapter.start import host_tier
 
     host_pool.HostPool.run = _count  # type: ignore[method-assign]
     host_pool._allocate = lambda num_bytes: torch.empty(0, dtype=torch.uint8)
+    # What copies and prompts take is simulated, so it is what is measured.
+    measured.time = DEVICE_WORK  # type: ignore[assignment]
     host_tier.available_host_memory_bytes = lambda **kwargs: 1 << 60  # type: ignore[assignment]
 
 

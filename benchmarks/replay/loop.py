@@ -71,14 +71,14 @@ class ReplayLoop:
         self.recorder = recorder
         self.now = 0.0
         self._arrivals = Arrivals(requests)
-        self._copied_bytes = 0
+        self._copied_seconds = 0.0
         self._book = TokenBook()
         self._drafting = drafting
         self._forward = TraceForward() if drafting is None else DraftingForward(drafting)
         self._pool_bytes = pool_bytes
         self._manager = manager
         self._before_forward = before_forward
-        self._copy_bytes_per_s = copy_bytes_per_s
+        DEVICE_WORK.seconds_per_host_byte = recorder.geometry.shrink_factor / copy_bytes_per_s
         self._oracle = (
             TokenOracle(
                 recorder.geometry,
@@ -159,7 +159,9 @@ class ReplayLoop:
         step = read_step(batch)
         self.recorder.began(step, self.now)
         waiting = self._admitted_outside(batch)
-        seconds = self._seconds(step) + self._copy_seconds()
+        computes = self._seconds(step)
+        DEVICE_WORK.computed_seconds += computes
+        seconds = computes + self._copy_seconds()
         unfinished = unfinished_prompts(batch)
         if self.recorder.steps % SAMPLE_STEPS == 0:
             with self._untimed():
@@ -194,11 +196,9 @@ class ReplayLoop:
         return geometry.cost.step_seconds(step.prefill_tokens, len(step.decodes), kv_bytes)
 
     def _copy_seconds(self) -> float:
-        """How long the step waits for what was copied to and from the host since the last one:
-        for all of it, as if nothing ran beside a copy and both directions shared the wire."""
-        copied = DEVICE_WORK.host_bytes - self._copied_bytes
-        self._copied_bytes = DEVICE_WORK.host_bytes
-        return copied * self.recorder.geometry.shrink_factor / self._copy_bytes_per_s
+        """How long the step waits for what was copied to and from the host since the last one."""
+        before, self._copied_seconds = self._copied_seconds, DEVICE_WORK.copy_seconds
+        return self._copied_seconds - before
 
     def _admitted_outside(self, batch: Any) -> dict[str, int]:
         """Return the KV length of requests that are admitted but not in this batch."""

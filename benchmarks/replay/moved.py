@@ -17,11 +17,24 @@ class DeviceWork:
     zeroed_bytes: int = 0
     written_bytes: int = 0
     loaded_bytes: int = 0
+    # Seconds that the steps so far compute, and that one byte takes to or from the host.
+    computed_seconds: float = 0.0
+    seconds_per_host_byte: float = 0.0
 
     @property
     def host_bytes(self) -> int:
         """Bytes copied to or from the host so far."""
         return self.written_bytes + self.loaded_bytes
+
+    @property
+    def copy_seconds(self) -> float:
+        """How long all copies to and from the host take, as if nothing ran beside them and both
+        directions shared the wire."""
+        return self.host_bytes * self.seconds_per_host_byte
+
+    def perf_counter_ns(self) -> int:
+        """The simulated time of whoever measures copies and steps, in place of the clock's."""
+        return int(1e9 * (self.computed_seconds + self.copy_seconds))
 
     def copy_pages(
         self, raw: Any, tgt_pages: Any, src_pages: Any, num_pages: int, page_bytes: int

@@ -53,6 +53,20 @@ def hit_bound(requests: Sequence[Request]) -> float:
     return hit_tokens / prompt_tokens
 
 
+def shared_bytes(geometry: Geometry, requests: Sequence[Request]) -> int:
+    """Return the bytes of all that a later request of the trace hits, each once: what a cache must
+    have room for that is to hit as an infinite one does."""
+    cache, hits, states = InfiniteCache(), [], set()
+    for request in sorted(requests, key=lambda r: r.arrival):
+        matched = min(cache.match_tokens(request.prompt), request.prompt_tokens - 1)
+        cache.insert([*request.prompt, (request.output_segment, request.output_tokens)])
+        if matched:
+            hits.append((request, matched))
+            states.add(tuple(_history(request, matched)[0]))
+    rows = useful_bytes(geometry, hits) - geometry.request_bytes * len(hits)
+    return rows + geometry.request_bytes * len(states)
+
+
 def useful_bytes(geometry: Geometry, running: Iterable[tuple[Request, int]]) -> int:
     """Return the bytes that running requests depend on: shared tokens counted once, and states.
 

@@ -23,6 +23,7 @@ def summarise(
     seconds = max(recorder.finish_times) - min(log.release_time for log in logs)
     scheduled = recorder.prefill_tokens + recorder.decode_tokens
     prompt_tokens = sum(log.request.prompt_tokens for log in logs)
+    hit_tokens = sum(log.hit_tokens or 0 for log in logs)
     budget = spec.shrunk_kv_bytes * recorder.sampled_seconds
     return {
         **describe(spec),
@@ -30,7 +31,8 @@ def summarise(
         "mid_out_tok_s": mid_output_rate(logs),
         "mid_emitted_tok_s": mid_emission_rate(recorder),
         "total_tok_s": (prompt_tokens + recorder.output_tokens) / seconds,
-        "hit_rate": sum(log.hit_tokens or 0 for log in logs) / prompt_tokens,
+        "hit_rate": hit_tokens / prompt_tokens,
+        "hit_tokens": hit_tokens,
         "hit_bound": hit_bound,
         "mean_running": recorder.running_seconds / recorder.busy_seconds,
         "retractions": recorder.retractions,

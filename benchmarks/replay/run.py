@@ -8,7 +8,7 @@ from benchmarks.replay.backends import BACKENDS
 from benchmarks.replay.engine import build_scheduler
 from benchmarks.replay.final_checks import check_end_state
 from benchmarks.replay.loop import ReplayLoop
-from benchmarks.replay.prefixes import hit_bound
+from benchmarks.replay.prefixes import hit_bound, shared_bytes
 from benchmarks.replay.progress import show_progress
 from benchmarks.replay.recorder import Recorder
 from benchmarks.replay.result import summarise
@@ -41,4 +41,9 @@ def replay(spec: RunSpec) -> dict[str, Any]:
     wall_seconds = time.perf_counter() - begin
     with manager.paused():
         check_end_state(scheduler, backend.pool_bytes(scheduler))
-    return summarise(spec, recorder, hit_bound(requests), manager.manager_us, wall_seconds)
+    figures = summarise(spec, recorder, hit_bound(requests), manager.manager_us, wall_seconds)
+    host_bytes = backend.host_bytes(scheduler) * spec.geometry.shrink_factor
+    return figures | {
+        "host_pool_bytes": host_bytes,
+        "shared_bytes": shared_bytes(spec.memory, requests),
+    }

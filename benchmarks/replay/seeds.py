@@ -145,6 +145,7 @@ def run_seeds(
     sides: Callable[[Experiment], Sides],
     out: Path,
     jobs: int = 1,
+    kept: Sequence[str] = KEPT,
 ) -> list[Row]:
     """Run every side of every experiment on a trace per seed, ``jobs`` at a time.
 
@@ -168,7 +169,7 @@ def run_seeds(
                 print(f"{', '.join(map(str, job.key))} failed", file=sys.stderr)
                 continue
             names = {"experiment": job.experiment.title, "seed": job.seed, "name": job.name}
-            rows.append(names | {figure: result[figure] for figure in KEPT})
+            rows.append(names | {figure: result[figure] for figure in kept})
             out.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
 
@@ -194,7 +195,7 @@ def ratio_table(rows: Sequence[Row]) -> str:
     header += ["hit rate", "Jenga's"]
     lines = [
         [title, name, *_cells(pairs)]
-        for title, own in _by_experiment(rows)
+        for title, own in by_experiment(rows)
         for name, pairs in _pairs(own)
     ]
     return markdown(header, [":--", ":--", "--:", ":--", "--:", "--:"], lines)
@@ -206,7 +207,7 @@ def held_out_table(rows: Sequence[Row]) -> str:
     header += ["by seed", "whole run", "longest wait, s, by seed", "Jenga's"]
     lines = [
         [title, name, *_held_out_cells(pairs)]
-        for title, own in _by_experiment(rows)
+        for title, own in by_experiment(rows)
         for name, pairs in _pairs(own)
     ]
     return markdown(header, [":--", ":--", "--:", "--:", ":--", "--:", ":--", ":--"], lines)
@@ -244,7 +245,7 @@ def ablation_table(rows: Sequence[Row]) -> str:
     """A table per geometry. Per kind of trace and policy: the middle output rate without it against
     all of them, in per cent; the geometric mean over the seeds, the least and the greatest."""
     columns: dict[str, dict[str, dict[str, str]]] = {}
-    for title, own in _by_experiment(rows):
+    for title, own in by_experiment(rows):
         geometry, kind, _ = title.split(", ")
         changes = {name: _change(pairs) for name, pairs in _pairs(own)}
         columns.setdefault(geometry, {})[kind] = changes
@@ -268,7 +269,7 @@ def _change(pairs: Sequence[tuple[Row, Row]]) -> str:
     return f"{mean} ({least} … {most})"
 
 
-def _by_experiment(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+def by_experiment(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     for title in dict.fromkeys(row["experiment"] for row in rows):
         yield title, [row for row in rows if row["experiment"] == title]
 
