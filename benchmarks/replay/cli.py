@@ -211,6 +211,8 @@ def _run(options: argparse.Namespace) -> None:
     from benchmarks.replay.report import markdown_table
     from benchmarks.replay.run import replay
 
+    if options.strict and options.host_bytes and options.backend != "jenga":
+        raise SystemExit("--strict: not with SGLang's host tier, which loads into other places")
     if options.draft is not None and options.overlap:
         raise SystemExit("--draft: not with --overlap, whose steps know one token")
     if options.backend not in BACKENDS:
