@@ -11,6 +11,9 @@ from client import Client
 from models.released import RELEASED
 from models.tiny import ARCHITECTURES, write_model
 
+# Its servers are its own: no need to stay with the tests of the shared one.
+pytestmark = pytest.mark.xdist_group("deterministic")
+
 PAGE = 16
 FLAGS = ("--page-size", str(PAGE), "--max-total-tokens", "8000", "--chunked-prefill-size", "128")
 TWO_RANKS = ("--tp-size", "2")

@@ -17,3 +17,9 @@ from interpreter import assert_passes_interpreted
 @pytest.mark.slow
 def test_kernels_on_jenga_pages_give_what_plain_torch_gives(keyword: str) -> None:
     assert_passes_interpreted(Path(__file__).parent / "interpreted", keyword=keyword)
+
+
+@pytest.mark.long
+def test_fixed_tiles_in_every_model() -> None:
+    file = Path(__file__).parent / "interpreted" / "test_interpreted_fixed_tiles.py"
+    assert_passes_interpreted(file, "long")

@@ -16,6 +16,8 @@ MODELS = {
     "chunks": Model(("chunk", "full"), chunk=16),
     "latent rows": Model(("full",), dim=24, is_latent=True),
 }
+# The others are variants of one path.
+NAMES = ["windows", *(pytest.param(name, marks=pytest.mark.long) for name in [*MODELS][1:])]
 # Beyond the first tile of a window.
 TOKENS = 140
 
@@ -32,7 +34,7 @@ def _pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fixed_tiles.PIECE_VARIABLE, "32")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_batch(name: str) -> None:
     Pair.of(MODELS[name], FixedTiles).serve()
 
@@ -60,12 +62,12 @@ def decodes(model: Model, backend: type[JengaTritonBackend], batches: list[Batch
     return ways
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_token_of_a_prompt_has_the_same_bits_wherever_it_is_cut(name: str) -> None:
     assert differing_tokens(prompts(MODELS[name], FixedTiles)) == 0
 
 
-@pytest.mark.parametrize("name", ["windows", "latent rows"])
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[-1]])
 def test_a_decoded_token_has_the_same_bits_in_every_batch(name: str) -> None:
     assert differing_tokens(decodes(MODELS[name], FixedTiles, [ALONE, FIRST])) == 0
 
