@@ -16,7 +16,13 @@ from jenga_sglang.core.manager import Manager
 
 
 def request_pages(
-    manager: Manager, length: int, fresh: int, prefix: int, encoder_pages: int = 0
+    manager: Manager,
+    length: int,
+    fresh: int,
+    prefix: int,
+    encoder_pages: int = 0,
+    *,
+    passes: bool = True,
 ) -> list[int]:
     """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
 
@@ -24,7 +30,8 @@ def request_pages(
     it. A step holds what the history before it needs and everything it computes, drafts behind
     the last token as well; two pages more for the boundaries that fall inside pages, and one for
     every gap between sinks and window. Of recurrent states it is the working state; a snapshot is
-    never needed. Pages that only the step reads count as where memory is short (`core.passing`).
+    never needed. Pages that only the step reads count as where memory is short (`core.passing`),
+    or with ``passes`` false as where it is not.
     The first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
     """
     memory, page_size = manager.memory, manager.page_size
@@ -33,7 +40,8 @@ def request_pages(
     fresh = max(0, fresh - max(0, encoder_tokens - prefix))
     length, prefix = max(0, length - encoder_tokens), max(0, prefix - encoder_tokens)
     length, fresh = length + manager.tail_tokens, max(fresh, manager.tail_tokens)
-    of_pages, passing = manager.needs.of_pages, manager.passing.groups
+    of_pages = manager.needs.of_pages
+    passing = manager.passing.groups if passes else ()
     longest = ceil_div(length, page_size)
     pages = []
     for g, dependency in enumerate(manager.dependencies):
@@ -42,12 +50,13 @@ def request_pages(
             pages.append(encoder + int(g in memory.state_groups))
             continue
         ranges = max(1, len(dependency.needed(length)))
-        held = ceil_div(dependency.peak_tokens(length) + fresh, page_size) + 1 + ranges
-        if g in passing and not encoder_pages:
+        peak = dependency.peak_tokens(length)
+        held = ceil_div(peak + fresh, page_size) + 1 + ranges
+        if fresh > peak and g in passing and not encoder_pages:
             # The window before the step, and what the step takes, or a tail, of which all stays.
-            new = manager.passing.room(g, ceil_div(fresh, page_size) + 1, length)
-            tail = ceil_div(manager.tail_tokens, page_size) + 1
-            held = min(held, manager.passing.most_that_stays(g, length) + max(new, tail))
+            stays = manager.passing.most_that_stays(g, length)
+            new = manager.passing.room(g, ceil_div(fresh, page_size) + 1, stays)
+            held = min(held, stays + max(new, ceil_div(manager.tail_tokens, page_size) + 1))
         pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)])
         pages.append(max(0, min(longest, held) - pinned))
     return pages
@@ -60,7 +69,7 @@ def step_pages(manager: Manager, pages: int) -> list[int]:
     for g in manager.memory.row_groups:
         taken[g] = pages
     for g in manager.passing.groups:
-        taken[g] = manager.passing.room(g, pages, manager.max_length)
+        taken[g] = manager.passing.most_room(g, pages)
     return taken
 
 

@@ -38,7 +38,7 @@ Demand = tuple[Running, int]
 Wanted = Sequence[int] | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Passing:
     """Decides which pages of a step pass. ``under_way`` are the requests that have such pages."""
 
@@ -46,24 +46,31 @@ class Passing:
     needs: Needs
     policy: CachePolicy
     under_way: dict[int, Running] = field(default_factory=dict)
+    _forgetful: Sequence[int] = ()
+    _groups: Sequence[int] = ()
 
     @property
-    def groups(self) -> list[int]:
+    def groups(self) -> Sequence[int]:
         """Groups of which pages may pass: of rows, in several stripes, which forget."""
-        if not self.policy.passing_pages:
-            return []
-        stripes, cuts = self.memory.stripes, self.memory.geometry.groups
-        rows = self.memory.row_groups
-        return [
-            g
-            for g in self.needs.forgetful
-            if stripes[g] > 1 and g in rows and not cuts[g].spec.is_read_late
-        ]
+        forgetful = self.needs.forgetful
+        if self._forgetful is not forgetful:  # a list of its own for the groups of now
+            self._forgetful = forgetful
+            self._groups = [g for g in forgetful if self._may_pass(g)]
+        return self._groups
 
-    def room(self, group: int, pages: int, length: int) -> int:
-        """Of ``pages`` new pages of a history of at most ``length`` tokens, so many are as much
-        room as they take at most in one of `groups`, where memory is short."""
-        stays = self.most_that_stays(group, length)
+    def _may_pass(self, group: int) -> bool:
+        memory, is_on = self.memory, self.policy.passing_pages
+        is_read_late = memory.geometry.groups[group].spec.is_read_late
+        several_rows = memory.stripes[group] > 1 and group in memory.row_groups
+        return is_on and several_rows and not is_read_late
+
+    def most_room(self, group: int, pages: int) -> int:
+        """`room` in a history of any length."""
+        return self.room(group, pages, self.most_that_stays(group, self.needs.max_length))
+
+    def room(self, group: int, pages: int, stays: int) -> int:
+        """Of ``pages`` new pages, so many are as much room as they take at most in one of `groups`,
+        where memory is short and at most so many of them stay."""
         if pages <= stays:
             return pages
         return stays + ceil_div(pages - stays, self.memory.stripes[group])

@@ -37,7 +37,7 @@ class Room(Prefixes):
         ``pages`` new pages of one that runs already fit in every group; whether they do."""
         demand = list(self.memory.small_demand(pages))
         for g in self.passing.groups:
-            demand[g] = self.passing.room(g, pages, self.needs.max_length) * self.memory.stripes[g]
+            demand[g] = self.passing.most_room(g, pages) * self.memory.stripes[g]
         return self._make_way(demand)
 
     def _make_way(self, demand: Sequence[int]) -> bool:

@@ -97,7 +97,7 @@ class JengaPrefillBudget:
                 # Its prefix lies scattered among pages that only the same groups can use. Nobody
                 # will leave and make room: it is given up for the next time.
                 self._pass.hindering = candidate.hit.path
-        elif short := self._not_worth(extend_input_len, max_new_tokens):
+        elif short := self._not_worth(prefix, extend_input_len, max_new_tokens):
             self._pass.refusal = Refusal(self.weigh_candidate(), "cache", short)
             if candidate is not None:
                 self.admission.lookahead.predict()
@@ -117,9 +117,9 @@ class JengaPrefillBudget:
             return step
         return self.ceil_paged_tokens(shortest_step(prefix, end, whole, page_size))
 
-    def _pages_beyond(self, prefix: int) -> list[int]:
+    def _pages_beyond(self, prefix: int, *, passes: bool = True) -> list[int]:
         length, fresh, encoder_pages = self._asked
-        return request_pages(self.manager, length, fresh, prefix, encoder_pages)
+        return request_pages(self.manager, length, fresh, prefix, encoder_pages, passes=passes)
 
     def _with_spare(self, pages: Sequence[int]) -> list[int]:
         """``pages``, and over host memory a snapshot of states: the one at the prompt's end takes
@@ -130,10 +130,11 @@ class JengaPrefillBudget:
                 with_spare[g] += 1
         return with_spare
 
-    def _not_worth(self, prompt_tokens: int, max_new_tokens: int) -> float:
+    def _not_worth(self, prefix: int, prompt_tokens: int, max_new_tokens: int) -> float:
         """Large pages that the candidate would take from what others wait for and that is worth
-        more; 0 when there are none. SGLang has pinned the candidate's own prefix by now."""
-        demand = self._with_pending(self._checked_candidate)
+        more; 0 when there are none. SGLang has pinned the candidate's own prefix by now. It is
+        weighed with pages of its own for all that a step computes, or too many would run."""
+        demand = self._with_pending(self._with_spare(self._pages_beyond(prefix, passes=False)))
         lookahead = self.admission.lookahead
         if fits_free(self.manager, demand):
             return 0

@@ -235,6 +235,7 @@ def test_admission_counts_the_room_that_is_left_to_take() -> None:
     assert step_pages(manager, 20) == [20, 5 + 5]
     assert step_pages(manager, 5) == [5, 5]
     assert request_pages(manager, 40, 20, 0) == [40, 5 + 5 + 6]
+    assert request_pages(manager, 40, 20, 0, passes=False) == [40, 3 + 20 + 1 + 1]
     assert fleeting_share(manager, 20) == 3 * 10 / 200
 
 
