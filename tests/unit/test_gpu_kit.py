@@ -146,7 +146,7 @@ def test_backends_give_the_same_beside_the_stand_in_for_sglang(
         *PYTEST,
         "-k",
         "flushed_cache",
-        "tests/unit/adapter/interpreted",
+        "tests/unit/adapter/interpreted/test_interpreted_backends.py",
         path=paths(made),
         TRITON_INTERPRET="1",
         FLASHINFER_WORKSPACE_BASE=str(tmp_path),
