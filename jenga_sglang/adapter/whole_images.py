@@ -13,8 +13,10 @@ from typing import Any
 
 from sglang.srt.managers.schedule_batch import Modality
 
-from jenga_sglang.core.dependency import Dependency, Full, SlidingWindow
+from jenga_sglang import flags
+from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.ranges import Range
+from jenga_sglang.refusal import refuse
 
 GEMMA_3, GEMMA_4 = "Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration"
 IMAGES = frozenset({Modality.IMAGE})
@@ -30,8 +32,7 @@ class WholeImages:
 
     def are_seen_by(self, dependency: Dependency) -> bool:
         """Whether layers of this dependency see an image whole."""
-        kinds = (SlidingWindow, Full) if self.in_full_layers else SlidingWindow
-        return isinstance(dependency, kinds)
+        return dependency.reads_images_whole(in_full_layers=self.in_full_layers)
 
     def of_prompt(self, inputs: Any) -> tuple[Range, ...]:
         """Where the images of a prompt lie, of SGLang's multimodal ``inputs`` or None, in order."""
@@ -53,6 +54,19 @@ def whole_images_of(model: Any, text_config: Any) -> WholeImages | None:
     if not _is(model, GEMMA_4) or sees != "vision":
         return None
     return WholeImages(in_full_layers=False, modalities=IMAGES | {Modality.VIDEO})
+
+
+def refuse_unseen_images(
+    how: WholeImages, dependencies: Sequence[Dependency], context_length: int
+) -> None:
+    """Raise ``SystemExit`` with one line where no window is shorter than ``context_length`` tokens:
+    layers that see images whole are in one group then with those that do not."""
+    if not any(how.are_seen_by(dependency) for dependency in dependencies):
+        raise refuse(
+            f"--context-length {context_length}",
+            "is no longer than this model's windows, whose layers alone read an image whole: "
+            f"{flags.FLAG} jenga cannot tell them apart; choose a longer one",
+        )
 
 
 def knows_images_of(model: Any) -> bool:

@@ -78,6 +78,11 @@ class Dependency(ABC):
         moves = self.peak_tokens(length) < length
         return min(ceil_div(length, page_size), own + moves)
 
+    def reads_images_whole(self, *, in_full_layers: bool) -> bool:
+        """Whether a query inside an image reads it to the end, in a model made for it: ones whose
+        layers with a window do, and those without ``in_full_layers``."""
+        return False
+
     def effective(self, max_length: int) -> Dependency:
         """The same dependency for histories up to ``max_length``, in its simplest form."""
         return self
@@ -116,6 +121,9 @@ class Full(ReadsWhatItKeeps):
     def trim(self) -> TableTrim:
         return TableTrim()
 
+    def reads_images_whole(self, *, in_full_layers: bool) -> bool:
+        return in_full_layers
+
     def needed(self, length: int) -> tuple[Range, ...]:
         return (Range(0, length),) if length > 0 else ()
 
@@ -150,6 +158,9 @@ class SlidingWindow(ReadsWhatItKeeps):
 
     def trim(self) -> TableTrim | None:
         return None if self.sink_tokens else TableTrim(window_left=self.window - 1)
+
+    def reads_images_whole(self, *, in_full_layers: bool) -> bool:
+        return True
 
     @property
     def needs_last(self) -> bool:

@@ -32,11 +32,12 @@ class Room(Prefixes):
         demand = [n * s for n, s in zip(pages, self.memory.stripes, strict=True)]
         return self.memory.large.can_serve(demand)
 
-    def make_way(self, pages: int) -> bool:
+    def make_way(self, pages: int, *, passes: bool = False) -> bool:
         """Have running requests give up what they hold for others, one after the other, until
-        ``pages`` new pages of one that runs already fit in every group; whether they do."""
+        ``pages`` new pages of those that run already fit in every group; whether they do. With
+        ``passes`` they are one request's in one step, and some may pass (`core.passing`)."""
         demand = list(self.memory.small_demand(pages))
-        for g in self.passing.groups:
+        for g in self.passing.groups if passes else ():
             demand[g] = self.passing.most_room(g, pages) * self.memory.stripes[g]
         return self._make_way(demand)
 

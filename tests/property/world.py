@@ -195,11 +195,19 @@ class World(Pair):
         self._check_given_up(needed=not at_once)
 
     def ask_for_a_step(self, pick: Pick) -> None:
-        """`make_way` for a step that goes on: what is kept for others is room."""
+        """`make_way` for pages of many requests: what is kept for others is room."""
         wanted = pick(0, 30)
         pages = self.demand(wanted, 0)
         at_once, at_last = (self.fits(pages, at_last=x) for x in (False, True))
-        made = self.manager.make_way(wanted)
+        assert self.manager.make_way(wanted) == at_last
+        self._check_given_up(needed=not at_once)
+
+    def ask_for_a_chunk(self, pick: Pick) -> None:
+        """`make_way` for a step of one request."""
+        wanted = pick(0, 30)
+        pages = self.demand(wanted, 0)
+        at_once, at_last = (self.fits(pages, at_last=x) for x in (False, True))
+        made = self.manager.make_way(wanted, passes=True)
         assert made >= at_last
         if made > at_last:
             # Where memory is short, all but what the next token reads may pass.
@@ -230,7 +238,7 @@ class World(Pair):
 
     RULES = (
         *["start"] * 4,
-        *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "flush"],
+        *["start_twins", "evict", "ask_for_room", "ask_for_a_step", "ask_for_a_chunk", "flush"],
         *["chunk"] * 4,
         *["grow", "overlap"] * 3,
         *["decode", "answer", "draft", "publish", "finish"] * 2,

@@ -34,7 +34,8 @@ def load_kernel() -> Callable[..., torch.Tensor]:
         from sgl_kernel.flash_attn import flash_attn_with_kvcache
     except ImportError as error:
         raise refuse(
-            "--attention-backend fa3", f"needs sgl_kernel ({error}); choose flashinfer or triton"
+            "--attention-backend fa3",
+            f"needs sgl_kernel ({str(error).splitlines()[0]}); choose flashinfer or triton",
         ) from error
     kernel: Callable[..., torch.Tensor] = flash_attn_with_kvcache
     return kernel

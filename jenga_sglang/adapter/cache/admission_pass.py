@@ -163,7 +163,8 @@ class Admission:
         left = len(chunked.full_untruncated_fill_ids) - running.length
         step = min(left, next_chunk(running, left, chunk_tokens))
         # As a reservation would, it gives up what is held for others where that is in the way.
-        self.manager.make_way(self.manager.new_pages(running, running.length + step))
+        pages = self.manager.new_pages(running, running.length + step)
+        self.manager.make_way(pages, passes=True)
 
     def _give_up(self, hindering: Path | None) -> None:
         """Evict the prefix altogether, or its request would be merged with it as it is computed.

@@ -85,6 +85,11 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         if fits_alone(self.manager, input_tokens + 1, *how):
             return None
         longest = longest_request(self.manager, *how)
+        if longest == self.manager.max_length:
+            return (
+                f"The prompt of {input_tokens:,} tokens and a token of output are longer than "
+                f"--context-length, {longest:,} tokens."
+            )
         return (
             f"The prompt of {input_tokens:,} tokens does not fit into the KV pool: the longest "
             f"request that does has {longest:,} tokens, at least one token of output included."

@@ -44,7 +44,12 @@ from jenga_sglang.adapter.start.host_tier import make_manager
 from jenga_sglang.adapter.start.refused_models import refuse_model, refuse_models
 from jenga_sglang.adapter.start.stages import Stages, least_of_stages, tell_stages
 from jenga_sglang.adapter.states import DiscoveredStates, JengaReqToTokenPool, discover_states
-from jenga_sglang.adapter.whole_images import WholeImages, knows_images_of, whole_images_of
+from jenga_sglang.adapter.whole_images import (
+    WholeImages,
+    knows_images_of,
+    refuse_unseen_images,
+    whole_images_of,
+)
 from jenga_sglang.core.admission import fleeting_share, longest_request
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec, exact_lcm
@@ -122,7 +127,7 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         poison_freed=settings.current().poison_freed,
         draft_layers=draft_ids,
     )
-    pool.whole_images = _whole_images(configurator)
+    pool.whole_images = _whole_images(configurator, manager)
     token_bytes = stock_token_bytes(configurator) + row_bytes_of(groups, drafting)
     log_start(pool, stock_pages_bytes=token_bytes * configurator.page_size)
     rows = _request_rows(configurator, sizes, pool)
@@ -365,10 +370,12 @@ def _attention_parallel() -> tuple[int, int]:
     return get_parallel().attn_tp_size, get_parallel().attn_dcp_size
 
 
-def _whole_images(configurator: Any) -> WholeImages | None:
+def _whole_images(configurator: Any, manager: Manager) -> WholeImages | None:
     """How the model sees images, where it is not as text."""
     config = configurator.model_config
     how = whole_images_of(configurator.model, config.hf_text_config)
+    if how is not None and config.is_multimodal:
+        refuse_unseen_images(how, manager.dependencies, config.context_len)
     if how is None and config.is_multimodal and _is_masked_otherwise(configurator.model):
         logger.warning(
             "The tokens of an image see those before them only under %s jenga; SGLang has a mask "

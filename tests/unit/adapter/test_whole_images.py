@@ -2,6 +2,7 @@
 cut."""
 
 from array import array
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from jenga_sglang.adapter.whole_images import (
     WholeImages,
     images_of_batch,
     knows_images_of,
+    refuse_unseen_images,
     whole_images_of,
 )
 from jenga_sglang.core.dependency import ChunkedLocal, Full, SlidingWindow
@@ -53,6 +55,18 @@ class Gemma4ForConditionalGeneration(torch.nn.Module):
 
 class Gemma4UnifiedForConditionalGeneration(Gemma4ForConditionalGeneration):
     """As SGLang's is."""
+
+
+def test_a_context_no_longer_than_the_windows_leaves_layers_alike() -> None:
+    """Effective dependencies are then all the same, and Gemma-4's two kinds of layers are not."""
+    some = WholeImages(in_full_layers=False, modalities=EVERYWHERE.modalities)
+    for length, refused in ((WINDOW, True), (WINDOW + 1, False)):
+        dependencies = [d.effective(length) for d in (SlidingWindow(WINDOW), Full())]
+        refuse_unseen_images(EVERYWHERE, dependencies, length)
+        with pytest.raises(SystemExit) if refused else nullcontext() as end:
+            refuse_unseen_images(some, dependencies, length)
+        if refused:
+            assert f"--context-length {length}" in str(end.value)
 
 
 def test_which_models_and_layers() -> None:
@@ -182,7 +196,7 @@ def test_nobody_is_cut_beside_a_prompt_that_was() -> None:
         def offer(prompt: int, *images: Range, chunk_limit: int) -> tuple[bool, int | None]:
             hit = replace(manager.match(None, tokens(range(prompt))), whole=images)
             passing.candidate = manager.lock(hit)
-            return budget.check_prefill(
+            fits, step = budget.check_prefill(
                 extend_input_len=prompt,
                 total_tokens=prompt,
                 max_new_tokens=1,
@@ -190,6 +204,9 @@ def test_nobody_is_cut_beside_a_prompt_that_was() -> None:
                 swa_host_hit_length=0,
                 chunk_limit=chunk_limit,
             )
+            if fits:
+                budget.reserve(min(prompt, step or prompt), 1)
+            return fits, step
 
         assert offer(60, Range(10, 20), chunk_limit=CHUNK) == (True, 8)
         assert offer(60, chunk_limit=CHUNK - 8) == (False, None)
