@@ -260,3 +260,15 @@ def test_a_page_that_is_shared_and_passes_nowhere_is_found() -> None:
     running.passing = [(g, pages[1:]) for g, pages in running.passing]
     with pytest.raises(CorruptPool, match="group 1"):
         manager.check()
+
+
+@pytest.mark.parametrize(("num_large", "fits"), [(63, False), (64, True)])
+def test_a_page_each_for_many_requests_is_no_step_of_one(num_large: int, fits: bool) -> None:
+    """Eight decodes have four small pages each and ask for as many. Of a chunk of eight tokens
+    three could pass; none does here: what is asked for is what a reservation takes."""
+    manager = make_pool(num_large)
+    batch = [begin(manager) for _ in range(8)]
+    assert manager.reserve([(running, 1) for running in batch])
+    manager.extend_each(batch)
+    assert manager.make_way(8, passes=True)
+    assert manager.make_way(8) == manager.reserve([(running, 1) for running in batch]) == fits
