@@ -185,10 +185,6 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
     deterministic_flags.check(values, backend)
     if backend == FLASHINFER_BACKEND:
         _check_compiler(values.get("device"))
-    if backend == FA3_BACKEND and default_attention_backend(values.get("device")) == TORCH_BACKEND:
-        raise refuse(
-            f"--attention-backend {FA3_BACKEND}", "needs an NVIDIA GPU; leave it out without one"
-        )
     values["attention_backend"] = backend
     if backend == TORCH_BACKEND:
         # Page tables are read on the host for every batch, which no captured graph can do.

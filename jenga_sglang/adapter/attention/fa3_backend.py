@@ -35,7 +35,8 @@ def load_kernel() -> Callable[..., torch.Tensor]:
     except ImportError as error:
         raise refuse(
             "--attention-backend fa3",
-            f"needs sgl_kernel ({str(error).splitlines()[0]}); choose flashinfer or triton",
+            f"needs sgl_kernel and an NVIDIA GPU ({str(error).splitlines()[0]}); choose flashinfer "
+            "or triton, or leave it out without a GPU",
         ) from error
     kernel: Callable[..., torch.Tensor] = flash_attn_with_kvcache
     return kernel
