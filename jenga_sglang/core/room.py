@@ -20,6 +20,8 @@ class Room(Prefixes):
     passing: Passing
     running: dict[int, Running]
     scarce: bool
+    # Snapshots of states that a prompt beside others has room for, until they are written below.
+    spare_snapshots = 0
 
     # -- room ---------------------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ from jenga_sglang.core.admission import (
 )
 from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.running import Running
-from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.core.whole import longest_step, shortest_step
 
 
@@ -125,9 +124,9 @@ class JengaPrefillBudget:
         """``pages``, and over host memory a snapshot of states: the one at the prompt's end takes
         room until it has been written there. A request that runs alone does without."""
         with_spare = list(pages)
-        if isinstance(self.manager, TieredManager) and len(self.manager.running) > 1:
+        if len(self.manager.running) > 1:
             for g in self.manager.memory.state_groups:
-                with_spare[g] += 1
+                with_spare[g] += self.manager.spare_snapshots
         return with_spare
 
     def _not_worth(self, prefix: int, prompt_tokens: int, max_new_tokens: int) -> float:
