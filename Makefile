@@ -48,7 +48,7 @@ check: lint ## Check style and types, and run the unit tests that take seconds
 	$(BIN)/pytest tests/unit -m "not gpu and not long and not slow" $(PYTEST_ARGS)
 
 test: lint ## Check style and types, and run the tests that need neither a GPU nor hours
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: $(INSTALLED) ## Run the tests that take minutes to hours
 	$(BIN)/pytest -m "long and not gpu" --hypothesis-profile=default $(PYTEST_ARGS)

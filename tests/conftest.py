@@ -23,19 +23,26 @@ hypothesis.settings.load_profile("repeatable")
 
 # Servers that tests of these folders share are started once, not once for every worker.
 SHARED_SERVERS = {"server", "web"}
+LONG_FOLDERS = SHARED_SERVERS | {"e2e", "interpreted", "recall"}
 START_SECONDS = 420
 STOP_SECONDS = 30
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`pytest -n N --dist loadgroup`: tests of one file, or around one server, stay together,
-    unless they are marked otherwise."""
+    unless they are marked otherwise; what takes long is begun first."""
     for item in items:
         if item.get_closest_marker("xdist_group"):
             continue
         folder = item.path.parent.name
         group = folder if folder in SHARED_SERVERS else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=takes_seconds)
+
+
+def takes_seconds(item: pytest.Item) -> bool:
+    return item.path.parent.name not in LONG_FOLDERS and not item.get_closest_marker("slow")
 
 
 @dataclass(frozen=True)
