@@ -87,7 +87,17 @@ def _geometry(report: Report) -> Table:
 def _reasons(report: Report) -> Table:
     table = _table(
         "Why: cost as a share of what requests need, averaged over the lengths",
-        *("  stripes", "large page", "page", "tail", "padding", "holes", "pool", "tables", "cost"),
+        *(
+            "  stripes",
+            "large page",
+            "page",
+            "last pages",
+            "padding",
+            "holes",
+            "pool",
+            "tables",
+            "cost",
+        ),
     )
     plan = report.plan
     table.add_row(*_candidate(plan.chosen, "→"), style="bold green")
@@ -110,7 +120,7 @@ def _candidate(candidate: Candidate, mark: str) -> list[str]:
         cut += " (exact LCM)"
     if any(part is not None for _, part in candidate.origins):
         cut += " (parts apart)"
-    shares = (cost.tail, cost.padding, cost.holes, cost.pool, cost.tables, cost.total)
+    shares = (cost.last_pages, cost.padding, cost.holes, cost.pool, cost.tables, cost.total)
     return [
         cut,
         human_bytes(candidate.large_page_bytes),

@@ -5,7 +5,7 @@ it needs, averaged over the expected lengths. A pool filled with requests of one
 serves that share fewer of them, and a per cent of step time is taken to be worth as much as a
 per cent of the pool. The terms:
 
-``tail``
+``last pages``
     Slots of partly filled pages: half a page per growing group, and what a window's pages hold
     beyond the window. Depends on ``page_size`` alone.
 ``padding``
@@ -45,7 +45,7 @@ TABLE_ENTRY_BYTES = 12
 class Cost:
     """The terms of the module's docstring, each as a share of the bytes that are needed."""
 
-    tail: float = 0.0
+    last_pages: float = 0.0
     padding: float = 0.0
     holes: float = 0.0
     pool: float = 0.0
@@ -54,7 +54,7 @@ class Cost:
     @property
     def waste(self) -> float:
         """Share of memory lost, whatever the reason."""
-        return self.tail + self.padding + self.holes + self.pool
+        return self.last_pages + self.padding + self.holes + self.pool
 
     @property
     def total(self) -> float:
@@ -62,7 +62,7 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.tail + other.tail,
+            self.last_pages + other.last_pages,
             self.padding + other.padding,
             self.holes + other.holes,
             self.pool + other.pool,
@@ -94,7 +94,7 @@ class Load:
         holes = [_holes(group, count, small_per_large) for count in pages]
         entry_bytes = 0 if group.spec.is_state else TABLE_ENTRY_BYTES
         return Cost(
-            tail=self.share([_tail_bytes(group, n) for n in self.lengths]),
+            last_pages=self.share([_last_page_bytes(group, n) for n in self.lengths]),
             padding=self.share([count * group.padding_bytes for count in pages]),
             holes=self.share([count * group.small_page_bytes for count in holes]),
             tables=TABLE_SHARE * group.stripes + self.share([n * entry_bytes for n in pages]),
@@ -104,7 +104,7 @@ class Load:
         return Cost(pool=1.5 * large_page_bytes / self.pool_bytes)
 
 
-def _tail_bytes(group: GroupGeometry, length: int) -> float:
+def _last_page_bytes(group: GroupGeometry, length: int) -> float:
     spec, page_size = group.spec, group.page_size
     if spec.is_state:
         return 0

@@ -43,9 +43,9 @@ def candidate_line(candidate: Candidate) -> str:
     return (
         f"stripes {'/'.join(str(g.stripes) for g in candidate.groups)}, "
         f"large page {human_bytes(candidate.large_page_bytes)}{label}, "
-        f"{candidate.page_size} tokens a page: cost {cost.total:.2%} = tail {cost.tail:.2%} "
-        f"+ padding {cost.padding:.2%} + holes {cost.holes:.2%} + pool {cost.pool:.2%} "
-        f"+ tables {cost.tables:.2%}"
+        f"{candidate.page_size} tokens a page: cost {cost.total:.2%} = "
+        f"last pages {cost.last_pages:.2%} + padding {cost.padding:.2%} + holes {cost.holes:.2%} "
+        f"+ pool {cost.pool:.2%} + tables {cost.tables:.2%}"
     )
 
 
