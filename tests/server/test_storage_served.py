@@ -1,9 +1,10 @@
 """Servers over storage: what one has left, another hits; attached, detached and cleared as they
-run; two ranks over storage that fails and is slow."""
+run; two ranks over storage that fails, is slow, or hangs on one of them."""
 
 import contextlib
 import http.client
 import json
+import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from client import PATIENCE_SECONDS, Client
+from hanging_storage import HANGS, HangingStorage
 from mooncake_master import loopback, mooncake_master
 from test_features import assert_ranks_agree, cached_tokens, prompt
 
@@ -174,3 +176,45 @@ def test_two_ranks_decide_alike_over_storage_that_fails_and_is_slow(
     assert facts["hit_tokens"] > 0 and facts["failures"]
     server.assert_clean()
     assert_ranks_agree(server, checks=4)
+
+
+def test_a_backend_that_hangs_on_one_rank_holds_neither_up(
+    start_jenga: Callable[..., Client], expected: list[list[int]], tmp_path: Path
+) -> None:
+    """Both go on without it, and use it again when it answers."""
+    dynamic = {
+        "backend_name": "hanging",
+        "module_path": HangingStorage.__module__,
+        "class_name": HangingStorage.__name__,
+        "file_storage_path": str(tmp_path),
+        "prefetch_threshold": PAGE_SIZE,
+    }
+    flags = (
+        *("--hicache-storage-backend", "dynamic"),
+        *("--hicache-storage-backend-extra-config", json.dumps(dynamic)),
+        *("--hicache-storage-prefetch-policy", "wait_complete"),
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {"JENGA_LOG_DIGEST": "1", "JENGA_STORAGE_SECONDS": "2", "PYTHONPATH": paths}
+    server = start_jenga("--tp", "2", *FLAGS, *flags, env=env)
+    ask_all(server, expected)
+    wait_until_stored(server)
+    server.flush_cache()
+    (tmp_path / HANGS).touch()
+    assert ask_all(server, expected) == [0] * len(PROMPTS)
+    assert "no answer for 2 seconds" in server.log()
+    (tmp_path / HANGS).unlink()
+    wait_for_log(server, "the backend answers again")
+    server.flush_cache()
+    assert ask_all(server, expected) == [whole(ids) for ids in PROMPTS]
+    server.assert_clean()
+    assert_ranks_agree(server, checks=4)
+
+
+def wait_for_log(server: Client, line: str) -> None:
+    """Asks for a token now and then: an idle server does not look."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while line not in server.log():
+        assert time.monotonic() < deadline
+        server.generate(prompt(20, 7), 1)
+        time.sleep(0.2)

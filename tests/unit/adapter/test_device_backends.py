@@ -20,6 +20,6 @@ def test_kernels_on_jenga_pages_give_what_plain_torch_gives(keyword: str) -> Non
 
 
 @pytest.mark.long
-def test_fixed_tiles_in_every_model() -> None:
-    file = Path(__file__).parent / "interpreted" / "test_interpreted_fixed_tiles.py"
-    assert_passes_interpreted(file, "long")
+@pytest.mark.timeout(1800)
+def test_every_model_on_every_backend() -> None:
+    assert_passes_interpreted(Path(__file__).parent / "interpreted", "long")

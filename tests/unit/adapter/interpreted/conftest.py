@@ -2,7 +2,18 @@
 
 import os
 
+import pytest
 import torch
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # marks are chosen from afterwards
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of every model on every backend, every other pair is for `make test-long`: what is left has
+    each model on half of the backends, and each backend with half of the models."""
+    for item in items:
+        indices = getattr(getattr(item, "callspec", None), "indices", {})
+        if "backend" in indices and len(indices) > 1 and sum(indices.values()) % 2:
+            item.add_marker(pytest.mark.long)
