@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from client import PATIENCE_SECONDS, Client
-from models.released import RELEASED
-from models.tiny import write_model
+from models.tiny import ARCHITECTURES, write_model
 
 ANSWER = 20
 Turn = tuple[str, list[int]]  # its request's id, and its prompt with its answer
@@ -165,7 +164,7 @@ def test_turns_hit_as_much_as_with_stock_and_give_way(
 ) -> None:
     """Llama: the same tokens and the same hits; and what was evicted of a session is computed
     again."""
-    model = write_model(tmp_path / "model", RELEASED["llama"], seed=0)
+    model = write_model(tmp_path / "model", ARCHITECTURES["llama"], seed=0)
     pool = ("--page-size", "16", "--max-total-tokens", "2000", "--enable-cache-report")
     ours = start_jenga(*pool, model=model)
     common = ("--model-path", str(model), "--dtype", "float32", "--random-seed", "0")
