@@ -11,6 +11,7 @@ from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
 from jenga_sglang.adapter.discovery import DiscoveredGroup
+from jenga_sglang.adapter.host_copies import HostCopies
 from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec, exact_lcm
@@ -44,6 +45,7 @@ def make_tiered_cache(
     page_size: int,
     poison_freed: bool = False,
     dependencies: Sequence[Dependency] = (Full(),),
+    copies: HostCopies | None = None,
 ) -> JengaTieredCache:
     """The prefix cache over host memory of a pool with one layer of each of ``dependencies``, with
     the bytes of both."""
@@ -58,7 +60,7 @@ def make_tiered_cache(
         enable_memory_saver=False,
         poison_freed=poison_freed,
     )
-    host = HostPool(pool, manager, poison_freed=poison_freed)
+    host = HostPool(pool, manager, copies or HostCopies(), poison_freed=poison_freed)
     return JengaTieredCache(_params(manager, pool), manager, host)
 
 

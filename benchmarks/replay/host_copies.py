@@ -12,14 +12,14 @@ def install() -> None:
     """Patch this process, before the scheduler exists."""
     import torch
 
-    from jenga_sglang.adapter import host_pool
-    from jenga_sglang.adapter.cache import measured
+    from jenga_sglang.adapter import host_copies, host_pool
     from jenga_sglang.adapter.start import host_tier
 
     host_pool.HostPool.run = _count  # type: ignore[method-assign]
-    host_pool._allocate = lambda num_bytes: torch.empty(0, dtype=torch.uint8)
+    nothing = torch.empty(0, dtype=torch.uint8)
+    host_copies.HostCopies.allocate = lambda self, num_bytes: nothing  # type: ignore[method-assign]
     # What copies and prompts take is simulated, so it is what is measured.
-    measured.time = DEVICE_WORK  # type: ignore[assignment]
+    host_copies.time = DEVICE_WORK  # type: ignore[assignment]
     host_tier.available_host_memory_bytes = lambda **kwargs: 1 << 60  # type: ignore[assignment]
 
 

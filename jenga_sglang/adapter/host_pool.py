@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from jenga_sglang.adapter.host_copies import HostCopies
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.admission import whole_tokens
 from jenga_sglang.core.ids import Ids
@@ -17,15 +18,18 @@ FREED = 0xFF  # NaN in every float format
 
 
 class HostPool:
-    """Copies whole small pages between the buffer of ``pool`` and its own, both on the host.
+    """Has ``copies`` move whole small pages between the buffer of ``pool`` and its own.
 
     With ``poison_freed`` pages that were freed are filled with NaN before anything reuses them.
     """
 
-    def __init__(self, pool: JengaKVPool, manager: TieredManager, *, poison_freed: bool) -> None:
+    def __init__(
+        self, pool: JengaKVPool, manager: TieredManager, copies: HostCopies, *, poison_freed: bool
+    ) -> None:
         self.manager = manager
         self.pool = pool
-        self.buffer = _allocate(manager.host_geometry.pool_bytes)
+        self.copies = copies
+        self.buffer = copies.allocate(manager.host_geometry.pool_bytes)
         # How often each small page was written, by group: whoever reads one
         # without asking the books first knows afterwards whether it is still the same.
         self.versions = [
@@ -42,20 +46,21 @@ class HostPool:
             self.manager.memory.host.journal.record_freed()
 
     def run(self, copies: Iterable[PageCopy]) -> None:
-        """Make ``copies``, in order. Returns when they are done."""
-        poisoned = False
-        for copy in copies:
-            device = self._pages(self.pool.buffer, copy.group)
-            host = self._pages(self.buffer, copy.group)
-            if copy.to_host:
-                self.note_written(copy.group, copy.host)
-                host[torch.from_numpy(copy.host)] = device[torch.from_numpy(copy.device)]
-                continue
-            if not poisoned:
-                # What was freed to make room for a load is overwritten before it, not after.
-                self.pool.poison_freed()
-                poisoned = True
-            device[torch.from_numpy(copy.device)] = host[torch.from_numpy(copy.host)]
+        """Have ``copies`` made, in order, before the next step."""
+        with self.copies.in_order():
+            poisoned = False
+            for copy in copies:
+                device = self._pages(self.pool.buffer, copy.group)
+                host = self._pages(self.buffer, copy.group)
+                if copy.to_host:
+                    self.note_written(copy.group, copy.host)
+                    self.copies.copy(device, copy.device, host, copy.host)
+                    continue
+                if not poisoned:
+                    # What was freed to make room for a load is overwritten before it, not after.
+                    self.pool.poison_freed()
+                    poisoned = True
+                self.copies.copy(host, copy.host, device, copy.device)
         self.poison_freed()
 
     def bytes_of(self, copies: Iterable[PageCopy]) -> int:
@@ -82,6 +87,7 @@ class HostPool:
         if not self._poison_freed:
             return
         books = self.manager.memory.host
+        self.copies.wait()
         for group, small in books.journal.take_freed():
             owner = books.large.owner[books.large.large_of(group, small)]
             free = (books.virtual_of[group][small] == 0) & ((owner < 0) | (owner == group))
@@ -97,7 +103,3 @@ class HostPool:
     def available_size(self) -> int:
         """Tokens that fit beside what the host holds now, as `logical_size` counts them."""
         return whole_tokens(self.manager, self.manager.memory.host.large.num_free)
-
-
-def _allocate(num_bytes: int) -> torch.Tensor:
-    return torch.zeros(num_bytes, dtype=torch.uint8)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import late_copies
 import pytest
 from e2e import stock_hicache
 from e2e.checks import (
@@ -69,6 +70,42 @@ def test_every_answer_is_that_of_a_pool_that_holds_everything(
     assert all(group["loaded_bytes"] > 0 for group in host["groups"])
     assert all(group["evicted_pages"] > 0 for group in tiers.state["groups"])
     print(architecture, everything.cached_tokens, tiers.cached_tokens, host)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "write_policy", "flags"),
+    [
+        ("gemma3", "write_back", {}),
+        pytest.param("gemma3", "write_through", {}, marks=pytest.mark.long),
+        pytest.param("falcon_h1", "write_back", STATES, marks=pytest.mark.long),
+    ],
+)
+def test_copies_that_lie_on_a_stream_as_on_a_gpu_change_no_answer(
+    architecture: str,
+    write_policy: str,
+    flags: dict[str, Any],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """None is made before the next step begins."""
+    requests = make_stream(SHAPE, seed=3)
+    small = server_flags(tiny_model(architecture), page_size=16) | flags
+    tiers = small | HOST | {"memory_backend": "jenga", "hicache_write_policy": write_policy}
+    jobs = {
+        "at once": Job(tiers, requests, env=EXACT_STATES),
+        "late": Job(
+            tiers,
+            requests,
+            env=EXACT_STATES,
+            prepare=late_copies.install,
+            after=late_copies.num_late,
+        ),
+    }
+    reports = run_jobs(jobs, tmp_path)
+    assert_same_answers(architecture, reports["at once"].answers, reports["late"].answers)
+    assert_outputs_vary(reports["late"].answers)
+    assert reports["late"].after > 100
+    assert reports["late"].state["host"]["hit_tokens"] > 0
 
 
 def test_full_attention_hits_what_stocks_own_host_tier_hits(

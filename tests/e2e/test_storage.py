@@ -3,9 +3,11 @@ storage does, answers are those of a pool that holds everything."""
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import late_copies
 import pytest
 from e2e.checks import (
     EXACT_STATES,
@@ -54,6 +56,12 @@ class Runs:
         self._stock = STOCK_STATES if flags else {"memory_backend": "default"}
         self._folder = tmp_path
 
+    def late(self) -> Job:
+        """Copies lie on a stream, as on a GPU, where poison would not."""
+        job = self.job()
+        without_poison = {name: value for name, value in job.env.items() if name not in POISON}
+        return replace(job, prepare=late_copies.install, env=without_poison)
+
     def job(self, policy: str = "wait_complete", **env: str) -> Job:
         flags = self._flags | storage(self._folder / "pages", policy)
         env = EXACT_STATES | POISON | env
@@ -90,6 +98,18 @@ def test_a_server_hits_what_another_has_left(
     assert facts["hit_tokens"] > 0
     assert all(group["read_bytes"] > 0 for group in facts["groups"])
     assert all(group["written_bytes"] > 0 for group in before["writes"].state["storage"]["groups"])
+
+
+@pytest.mark.long
+def test_storage_gets_what_a_gpu_has_copied(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    runs = Runs(tiny_model("gemma3"), {}, tmp_path)
+    before = runs.run(everything=runs.stock(), writes=runs.late())
+    reads = runs.run(reads=runs.late())["reads"]
+    for report in (before["writes"], reads):
+        assert_same_answers("late", before["everything"].answers, report.answers)
+    assert reads.state["storage"]["hit_tokens"] > 0
 
 
 FAILURES = {

@@ -11,9 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from e2e.stream import Request, StreamShape, make_stream
 from models.tiny import ARCHITECTURES, MAX_LENGTH, Architecture, write_model
+
+from jenga_sglang.adapter.host_copies import StreamCopies
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("flashinfer_modules")]
 
@@ -90,17 +94,21 @@ def engine(path: Path, **flags: Any) -> Iterator[Any]:
 def answers(path: Path, requests: list[Request], **flags: Any) -> tuple[str, list[Output]]:
     """The attention backend that the server reports, and what it answered."""
     with engine(path, **flags) as made:
-        results = made.generate(
-            input_ids=[request.prompt for request in requests],
-            sampling_params=[
-                {"max_new_tokens": r.max_new_tokens, "temperature": 0.0, "ignore_eos": True}
-                for r in requests
-            ],
-            return_logprob=True,
-            top_logprobs_num=2,
-        )
-        backend = made.get_server_info()["attention_backend"]
-    return backend, [output(result) for result in results]
+        outputs = ask(made, requests)
+        return made.get_server_info()["attention_backend"], outputs
+
+
+def ask(made: Any, requests: list[Request]) -> list[Output]:
+    results = made.generate(
+        input_ids=[request.prompt for request in requests],
+        sampling_params=[
+            {"max_new_tokens": r.max_new_tokens, "temperature": 0.0, "ignore_eos": True}
+            for r in requests
+        ],
+        return_logprob=True,
+        top_logprobs_num=2,
+    )
+    return [output(result) for result in results]
 
 
 def output(result: dict[str, Any]) -> Output:
@@ -177,3 +185,44 @@ def test_answers_are_stocks(
         assert not wrong, f"{name}, {server}: {wrong}"
         same = sum(s.tokens == o.tokens for s, o in zip(stock, ours, strict=True))
         assert same > len(requests) // 2, f"{name}, {server}: only {same} answers are equal"
+
+
+@pytest.mark.parametrize("overlap", ["overlap", "no overlap"])
+def test_what_comes_back_from_host_memory_changes_no_answer(
+    overlap: str, model: Callable[[str], Path]
+) -> None:
+    """A pool so small that the second time each prompt comes it is in host memory."""
+    requests = 2 * make_stream(SHAPE, seed=1)
+    path = model("gemma3")
+    _, stock = answers(path, requests, **STOCK)
+    tiers = {"enable_hierarchical_cache": True, "hicache_ratio": 16.0, "max_total_tokens": 1024}
+    tiers |= {"disable_overlap_schedule": overlap == "no overlap"}
+    with engine(path, **JENGA, **tiers) as made:
+        ours = ask(made, requests)
+        host = made.get_server_info()["internal_states"][0]["jenga"]["host"]
+    found = [problem(s, o) for s, o in zip(stock, ours, strict=True)]
+    assert not any(found), found
+    assert host["hit_tokens"] > 0 and all(group["loaded_bytes"] > 0 for group in host["groups"])
+
+
+def test_pages_come_back_from_host_memory_as_they_went(device: torch.device) -> None:
+    """By SGLang's kernel, on a stream on which they are written before and overwritten after."""
+    stream = torch.cuda.Stream()
+    copies = StreamCopies(device, stream)
+    pool = torch.zeros(200, 425_984, dtype=torch.uint8, device=device)
+    host = copies.allocate(300 * 425_984).view(300, -1)
+    rng = np.random.default_rng(1)
+    pages, places, others = rng.permutation(200)[:90], rng.permutation(300)[:90], np.arange(90)
+    began = copies.mark()
+    with copies.in_order():
+        torch.cuda._sleep(10**8)
+        pool.random_(0, 255)
+        written = pool[torch.from_numpy(pages).to(device)]
+        copies.copy(pool, pages, host, places)
+        pool.fill_(7)
+        copies.copy(host, places, pool, others)
+    ended = copies.mark()
+    copies.wait()
+    assert torch.equal(host[torch.from_numpy(places)], written.cpu())
+    assert torch.equal(pool[:90], written) and (pool[90:] == 7).all()
+    assert copies.ns_between(began, ended) > 0

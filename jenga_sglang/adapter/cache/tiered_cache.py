@@ -3,7 +3,7 @@
 A match has two handles, the `Hit` on the device and the `Hit` of both tiers. SGLang locks the first
 while it considers a request, has the second loaded when it admits it, and locks that. Copies are
 made in the order in which the core decided on them, before the step that may write to the pages
-they read; nothing is in flight between two calls, so there is nothing to acknowledge.
+they read (`adapter.host_copies`); so there is nothing to acknowledge.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class JengaTieredCache(JengaPrefixCache):
         self._traffic = Traffic()
         host.pool.storage_stats = self.storage_stats
         self._ranks = Agreement(params.attn_tp_cache_group or params.tp_cache_group)
-        self._measured = Measured(manager.prices, self._ranks)
+        self._measured = Measured(manager.prices, self._ranks, host.copies)
         # A hit that has been loaded and is about to be locked.
         self._loaded: TreeLock | None = None
 
@@ -125,6 +125,8 @@ class JengaTieredCache(JengaPrefixCache):
         with self._measured.copying(self.token_to_kv_pool_host.bytes_of(copies)):
             self.token_to_kv_pool_host.run(copies)
         if self.storage is not None:
+            # Its threads read and write host memory themselves.
+            self.token_to_kv_pool_host.copies.wait()
             self.storage.write(copies)
 
     def note_published(self, namespace: Namespace, tokens: Tokens, row: Ids, first: int) -> None:
@@ -218,6 +220,7 @@ class JengaTieredCache(JengaPrefixCache):
         """Keep pages in a backend from now on. Whether it worked, and what there is to say."""
         if self.storage is not None:
             return False, "A storage backend is attached already. Detach it first."
+        self.token_to_kv_pool_host.copies.wait()
         try:
             policy = hicache_storage_prefetch_policy or get_memory().hicache_storage_prefetch_policy
             write_policy = WritePolicy(hicache_write_policy or self.manager.write_policy)

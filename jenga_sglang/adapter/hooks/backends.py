@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sglang.srt.arg_groups.choices import (
     ATTENTION_BACKEND_CHOICES,
     add_attention_backend_choices,
@@ -23,11 +24,12 @@ from sglang.srt.mem_cache.registry import (
     get_radix_cache_factory,
     register_radix_cache_backend,
 )
-from sglang.srt.runtime_context import get_exec, get_memory
+from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 
 from jenga_sglang import flags, settings, storage_flags
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
+from jenga_sglang.adapter.host_copies import HostCopies, StreamCopies
 from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.kv_pool import JengaKVPool
 from jenga_sglang.core.tiered_manager import TieredManager
@@ -60,10 +62,20 @@ def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
         )
     pool.manager.prefix_cache = not context.disable_radix_cache
     if isinstance(pool.manager, TieredManager):
+        copies = _copies(context.tp_worker.model_runner)
         poison_freed = settings.current().poison_freed
-        host = HostPool(pool, pool.manager, poison_freed=poison_freed)
+        host = HostPool(pool, pool.manager, copies, poison_freed=poison_freed)
         return _with_storage(JengaTieredCache(context.params, pool.manager, host))
     return JengaPrefixCache(context.params, pool.manager)
+
+
+def _copies(runner: Any) -> HostCopies:
+    """Steps run on a stream of their own where the next one is prepared meanwhile."""
+    if runner.device == "cpu":
+        return HostCopies()
+    is_overlapped = not get_schedule().disable_overlap_schedule
+    stream = runner.forward_stream if is_overlapped else None
+    return StreamCopies(torch.device(runner.device), stream)
 
 
 def _with_storage(cache: JengaTieredCache) -> JengaTieredCache:

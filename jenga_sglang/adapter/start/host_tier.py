@@ -8,6 +8,7 @@ from typing import Any
 from sglang.srt.mem_cache.pool_host.base import available_host_memory_bytes, ranks_per_host
 from sglang.srt.runtime_context import get_memory
 
+from jenga_sglang.adapter.host_copies import why_not
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.groups import Groups
@@ -40,8 +41,8 @@ def make_manager(geometry: Geometry, *, device: str, **kwargs: Any) -> Manager:
 
 
 def _refuse(geometry: Geometry, device: str) -> None:
-    if device != "cpu":
-        raise refuse(FLAG, f"copies are not written for {device} yet; leave it out")
+    if why := why_not(device):
+        raise refuse(FLAG, why)
     if Groups(geometry).encoder_groups:
         raise refuse(FLAG, "is not there for encoder-decoder models yet; leave it out")
 

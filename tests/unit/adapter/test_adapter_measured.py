@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from jenga_sglang.adapter.cache import measured
+from jenga_sglang.adapter import host_copies
 from jenga_sglang.adapter.cache.measured import ASK_EVERY_STEPS, Measured
+from jenga_sglang.adapter.host_copies import HostCopies
 from jenga_sglang.adapter.storage.agreement import Agreement
 from jenga_sglang.core.prices import Prices, Rate
 
@@ -21,7 +22,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(measured, "time", clock)
+    monkeypatch.setattr(host_copies, "time", clock)
     yield clock
 
 
@@ -50,7 +51,7 @@ def run(measured: Measured, clock: Clock, steps: int) -> None:
 
 def test_all_ranks_learn_the_time_of_the_slowest(clock: Clock) -> None:
     prices, agreement = Prices(), OfTwo()
-    run(Measured(prices, agreement), clock, ASK_EVERY_STEPS)
+    run(Measured(prices, agreement, HostCopies()), clock, ASK_EVERY_STEPS)
     steps = ASK_EVERY_STEPS
     assert prices.prompts == Rate(20 * steps, 10 * steps)
     assert prices.copies == Rate(100 * steps, 3 * steps)
@@ -59,7 +60,7 @@ def test_all_ranks_learn_the_time_of_the_slowest(clock: Clock) -> None:
 
 def test_ranks_ask_one_another_after_the_same_steps(clock: Clock) -> None:
     prices, agreement = Prices(), OfTwo()
-    one = Measured(prices, agreement)
+    one = Measured(prices, agreement, HostCopies())
     run(one, clock, ASK_EVERY_STEPS - 1)
     assert not agreement.asked and not prices.prompts.units
     for _ in range(3):
