@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def _add_host_tiers(commands: Any) -> None:
 def _add_ablation(commands: Any) -> None:
     ablation = commands.add_parser("ablation", help="what each Jenga policy is worth, likewise")
     _add_matrix(ablation)
+    ablation.add_argument("--policies", nargs="+", default=(), help="only these, as hold_hits")
     ablation.set_defaults(handler=_ablation)
 
 
@@ -271,7 +273,8 @@ def _host_tiers(options: argparse.Namespace) -> None:
 def _ablation(options: argparse.Namespace) -> None:
     from benchmarks.replay.seeds import Experiment, ablation_table
 
-    print(ablation_table(_matrix(options, Experiment.policies)))
+    sides = partial(Experiment.policies, only=options.policies)
+    print(ablation_table(_matrix(options, sides)))
 
 
 def _host_times(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ Seed 1 is the trace in `data/`, any other a new one of its kind.
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -69,12 +69,14 @@ class Experiment:
         """The two that share memory among groups, without a ratio to choose."""
         return {"unified": ["--backend=unified"], "jenga": ["--backend=jenga"]}
 
-    def policies(self) -> Sides:
-        """Jenga as it is, without each of its policies, and without all that predict."""
+    def policies(self, only: Collection[str] = ()) -> Sides:
+        """Jenga as it is, without each of its policies, and without all that predict; of these
+        ``only`` the named ones, where any are."""
         from jenga_sglang.core.policy import CachePolicy
 
         names = [f.name for f in fields(CachePolicy) if self.has_states or f.name not in OF_STATES]
         without = {name: (name,) for name in names} | {PLAIN_LRU: PREDICTING}
+        without = {name: off for name, off in without.items() if not only or name in only}
         return {"jenga": ["--backend=jenga"]} | {
             side: ["--backend=jenga", *(f"--jenga-policy={name}=off" for name in off)]
             for side, off in without.items()

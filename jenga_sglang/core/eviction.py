@@ -8,7 +8,7 @@ only the hits of those lengths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -30,16 +30,18 @@ AHEAD_SHARE = 512
 
 REMEMBERED = 1 << 10  # demands
 
+# Of a group and the pages of an encoder in front of a history: what every one needs that has it.
+Permanent = Callable[[int, int], Sequence[Range]]
+
 
 class Evictor:
-    """``permanent[g]`` are the page ranges of a history that every longer one needs in group g;
-    page 0 is the first page of text, or an encoder's where the group reads those."""
+    """``permanent`` answers as `Needs.permanent` does."""
 
     def __init__(
         self,
         memory: Memory,
         tree: PrefixTree,
-        permanent: Sequence[Sequence[Range]],
+        permanent: Permanent,
         counters: Counters,
         policy: CachePolicy,
     ) -> None:
@@ -208,12 +210,11 @@ class Evictor:
 
     def _is_lost_for_ever(self, group: int, virtual: Ids) -> NDArray[np.bool_]:
         """Which pages, no longer held by ``group``, every longer history would need."""
-        depth = self.memory.depth[virtual]
-        if group not in self.memory.encoder_groups:
-            depth = depth - self.memory.encoder_pages[virtual]
+        depth, encoder_pages = self.memory.depth[virtual], self.memory.encoder_pages[virtual]
         permanent = np.zeros(len(virtual), np.bool_)
-        for r in self.permanent[group]:
-            permanent |= (depth >= r.start) & (depth < r.stop)
+        for pages in each_once(encoder_pages).tolist():
+            for r in self.permanent(group, pages):
+                permanent |= (encoder_pages == pages) & (depth >= r.start) & (depth < r.stop)
         return permanent
 
     def _cascade(self, virtual: Ids) -> None:

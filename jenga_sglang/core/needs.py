@@ -38,28 +38,27 @@ class Held(Protocol):
 
 
 class Needs:
-    """``dependencies[g]`` and ``permanent[g]`` of every group. The latter are the pages that every
-    longer history needs: losing one puts all that follows out of reach. They count from the first
-    page of text, except where a group reads what an encoder made."""
+    """What each group depends on, ``dependencies[g]``, and what follows from it."""
 
     def __init__(self, geometry: Geometry, max_length: int) -> None:
         self.page_size = geometry.page_size
         self.max_length = max_length
         self.dependencies: list[Dependency] = []
-        self.permanent: list[tuple[Range, ...]] = []
         self.most_pages: list[int] = []  # that a request of the greatest length holds at once
         self.retired: set[int] = set()  # groups of rows that were (`core.live_groups`)
         self.of_pages = lru_cache(REMEMBERED)(self._of_pages)
         self.of_hits = lru_cache(REMEMBERED)(self._of_hits)
+        self.permanent = lru_cache(REMEMBERED)(self._permanent)
+        self._states: set[int] = set()
         for cut in geometry.groups:
             self.add_group(cut)
 
     def add_group(self, cut: GroupGeometry) -> int:
         """One more group; returns its number."""
         dependency = cut.spec.dependency.effective(self.max_length)
-        needed = page_ranges(dependency.needed(self.max_length), self.page_size)
+        if cut.spec.is_state:
+            self._states.add(len(self.dependencies))
         self.dependencies.append(dependency)
-        self.permanent.append(() if cut.spec.is_state else needed)
         self.most_pages.append(dependency.peak_pages(self.max_length, self.page_size))
         self._forget()
         return len(self.dependencies) - 1
@@ -67,7 +66,6 @@ class Needs:
     def retire_group(self, group: int) -> None:
         """``group`` needs nothing from now on."""
         self.dependencies[group] = NOTHING
-        self.permanent[group] = ()
         self.most_pages[group] = 0
         self.retired.add(group)
         self._forget()
@@ -75,6 +73,7 @@ class Needs:
     def _forget(self) -> None:
         self.of_pages.cache_clear()
         self.of_hits.cache_clear()
+        self.permanent.cache_clear()
         self.__dict__.pop("forgetful", None)
 
     @property
@@ -101,13 +100,18 @@ class Needs:
     def _of_pages(self, group: int, length: int, encoder_pages: int) -> tuple[Range, ...]:
         return page_ranges(self.dependency(group, encoder_pages).needed(length), self.page_size)
 
+    def _permanent(self, group: int, encoder_pages: int) -> tuple[Range, ...]:
+        """The pages that ``group`` needs of every history that has them, behind so many pages of an
+        encoder, which count in its length: losing one puts all that follows out of reach."""
+        if group in self._states:
+            return ()
+        return self._of_pages(group, self.max_length, encoder_pages)
+
     def _of_hits(
-        self, group: int, of_encoder: bool, num_pages: int, encoder_pages: int, *lengths: int
+        self, group: int, num_pages: int, encoder_pages: int, *lengths: int
     ) -> list[Range]:
         everything = [Range(0, num_pages)]
-        shift = encoder_pages
-        permanent = [Range(r.start + shift, r.stop + shift) for r in self.permanent[group]]
-        ranges = intersect([Range(0, shift)] if of_encoder else permanent, everything)
+        ranges = intersect(self.permanent(group, encoder_pages), everything)
         if ranges == everything:
             return ranges
         for n in lengths:
@@ -135,8 +139,7 @@ class History:
     def pages_of_hits(self, group: int, num_pages: int, lengths: Sequence[int]) -> list[Range]:
         """What hits of ``lengths`` tokens, and every longer history, need of the first
         ``num_pages`` pages of one."""
-        of_encoder = group in self.held.encoder_groups
-        return self.needs.of_hits(group, of_encoder, num_pages, self.encoder_pages, *lengths)
+        return self.needs.of_hits(group, num_pages, self.encoder_pages, *lengths)
 
     def longest_hit(self, pages: Ids) -> tuple[int, int | None]:
         """The most of ``pages`` of a history that every group can continue from, and the group

@@ -10,7 +10,6 @@ order of `Tiers.take_copies`, so ranks need not tell one another when one has en
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -20,13 +19,10 @@ from numpy.typing import NDArray
 from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.books.tiers import TieredMemory
 from jenga_sglang.core.books.tree import PrefixTree
-from jenga_sglang.core.eviction import Evictor
+from jenga_sglang.core.eviction import Evictor, Permanent
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.policy import CachePolicy
-from jenga_sglang.core.ranges import Range
 from jenga_sglang.core.running import Counters
-
-Permanent = Sequence[Sequence[Range]]
 
 
 class WritePolicy(Enum):

@@ -107,10 +107,9 @@ class NaiveCache:
         """Places that every history needs that is long enough to have them."""
         key = (group, namespace)
         if key not in self._permanent:
-            # SGLang counts a history's length without what an encoder made in front of it.
-            longest = self.max_length + encoder_tokens(namespace)
-            permanent = set(range(longest // self.page_size))
-            for length in range(1, longest + 1):
+            # With what an encoder made in front of it, as SGLang's limit of a prompt.
+            permanent = set(range(self.max_length // self.page_size))
+            for length in range(1, self.max_length + 1):
                 whole = range(length // self.page_size)
                 permanent -= set(whole) - self.needed(group, length, namespace)
             self._permanent[key] = set() if group in self.states else permanent

@@ -133,10 +133,14 @@ def test_the_results_page_rounds_what_was_measured() -> None:
         ("benchmarks/replay", "results/seeds.json", ratio_table),
         ("benchmarks/replay", "results/held-out.json", held_out_table),
         ("benchmarks/replay", "results/ablation.json", ablation_table),
+        ("benchmarks/replay", "results/ablation-passing.json", ablation_table),
         ("benchmarks/replay", "results/host-times.json", host_table),
         ("tests/e2e", "results.json", same_answers_table),
     ],
-    ids=["capacity", "serving", "seeds", "held out", "ablation", "host times", "same answers"],
+    ids=[
+        *("capacity", "serving", "seeds", "held out", "ablation", "ablation of passing pages"),
+        *("host times", "same answers"),
+    ],
 )
 def test_a_readme_has_every_row_of_its_results(
     folder: str, results: str, table: Callable[[Any], str]

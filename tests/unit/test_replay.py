@@ -569,6 +569,7 @@ class TestSeeds:
         last = rows[-1]["name"]
         assert f"| `{last}` | -50.0 (-50.0 … -50.0) |" in gemma
         assert f"| `{last}` | -25.8 (-50.0 … +10.0) |" in llama
+        assert list(self.EXPERIMENTS[0].policies(["aligned"])) == ["jenga", "aligned"]
 
     def test_a_run_that_failed_leaves_its_cell_empty(self) -> None:
         def row(kind: str, name: str, rate: float) -> dict[str, object]:

@@ -8,7 +8,7 @@ from core_builders import begin, make_manager, serve, tokens
 from jenga_sglang.adapter.cache.admission_pass import Admission, Refusal
 from jenga_sglang.adapter.cache.budget import JengaPrefillBudget
 from jenga_sglang.core.books.corrupt import present
-from jenga_sglang.core.dependency import Full
+from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 
@@ -127,3 +127,25 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     for request in running:
         manager.release(request)
     assert offer(make_budget(manager, *wanted), 32), "nothing else runs"
+
+
+@pytest.mark.parametrize(("num_large", "admitted"), [(132, False), (133, True)])
+def test_a_request_is_weighed_with_pages_of_its_own_for_all_that_a_step_computes(
+    num_large: int, admitted: bool
+) -> None:
+    """A token a page, a window of four in three stripes, a small page a large page. 41 pages are
+    wanted, 12 used. A prompt of 20 tokens fits beside them in 68 where 15 of its pages pass, and
+    takes 80 where none does: so many must be unwanted before it is worth nothing to anybody."""
+    manager = make_manager(
+        Full(), SlidingWindow(4), num_large=num_large, layers=[1, 3], stripes=[1, 3], max_length=100
+    )
+    document = tokens(range(32))
+    serve(manager, document)
+    for n in range(3):
+        begin(manager, tokens(900 + n))
+    manager.lock(manager.miss(None))  # the candidate's own prefix
+    manager.counters.mean_output_tokens = 1.0
+    budget = make_budget(manager, tokens(document, 1000))
+    assert offer(budget, 20) == admitted
+    if not admitted:
+        assert (refusal_of(budget).cause, refusal_of(budget).short) == ("cache", 1)

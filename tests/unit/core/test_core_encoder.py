@@ -97,6 +97,23 @@ def test_a_page_of_an_image_takes_the_rest_of_the_image_with_it() -> None:
     assert inside.num_free(manager) == inside.num_large(manager)
 
 
+def test_an_image_counts_in_the_length_that_a_history_can_have() -> None:
+    """Of 64 tokens an image has 40. A window of 30 forgets nothing of the 24 that are left: without
+    the second page of text nobody can go on behind it. In a text alone that can be."""
+    manager = make_manager(
+        Full(), SlidingWindow(30), CrossAttention(), num_large=60, page_size=4, max_length=64
+    )
+    serve(manager, tokens(range(100, 160)))
+    text = inside.pages_of(manager, tokens(range(100, 160)))
+    inside.evict_pages(manager, 1, text[1:2])
+    serve_image(manager, tokens(image(1, 40), range(24)), 40)
+    assert inside.num_held(manager) == [15 + 6, 14 + 6, 10]
+    pages = inside.pages_of(manager, tokens(image(1, 40), range(24)), Encoded(None, 40))
+    inside.evict_pages(manager, 1, pages[11:12])
+    assert inside.num_held(manager) == [15 + 1, 14 + 1, 10]
+    manager.check()
+
+
 def test_pages_of_an_image_that_a_request_pins_stay() -> None:
     """Two images that begin alike: the tail of one goes, the head that they share does not."""
     manager = make_manager(Full(), CrossAttention(), num_large=40, page_size=4)
