@@ -188,6 +188,7 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
     backend = chosen.pop() if chosen else default
     _check_graphs(values, backend)
     draft_flags.check(values, backend)
+    draft_flags.fill_in(values)
     deterministic_flags.check(values, backend)
     if backend == FLASHINFER_BACKEND:
         _check_compiler(values.get("device"))
