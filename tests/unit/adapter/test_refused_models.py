@@ -229,18 +229,20 @@ def test_a_draft_model_with_recurrent_layers(
     assert ("latent attention of other rows" in line) != is_refused
 
 
-@pytest.mark.parametrize(("backend", "is_refused"), [("triton", True), ("jenga_torch", False)])
-def test_drafts_over_states_through_kernels(
-    backend: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refused_models, "attention_backends", lambda: (backend, backend))
-    hybrid = configurator(
-        architecture="Hybrid", spec_algorithm=DRAFTS, mambaish_config=SimpleNamespace()
-    )
-    if not is_refused:
-        return refuse_models(hybrid)
-    line = refusal(hybrid)
-    assert "Hybrid has recurrent layers, whose drafts --attention-backend jenga_torch alone" in line
+@pytest.fixture(autouse=True)
+def one_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a draft model, unless a test says otherwise."""
+    spec = SimpleNamespace(enable_multi_layer_eagle=False)
+    monkeypatch.setattr(refused_models, "get_spec", lambda: spec)
+
+
+def test_heads_that_draft_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MiMo-V2's, for which SGLang turns the flag on."""
+    spec = SimpleNamespace(enable_multi_layer_eagle=True)
+    monkeypatch.setattr(refused_models, "get_spec", lambda: spec)
+    fields = {"spec_algorithm": SpeculativeAlgorithm.EAGLE, "mambaish_config": None}
+    line = refusal(configurator(architecture="MiMoV2FlashForCausalLM", **fields))
+    assert "MiMoV2FlashForCausalLM has heads that draft one after the other" in line
 
 
 def test_drafts_behind_an_encoder() -> None:
@@ -263,11 +265,17 @@ def test_a_draft_model_with_latent_rows_of_its_own(
     assert "Target has a draft model with latent attention of other rows" in line
 
 
-def test_an_assistant_that_reads_what_its_target_keeps() -> None:
-    """EAGLE for a user, until SGLang sees whose assistant the draft is."""
-    fields = {"spec_algorithm": SpeculativeAlgorithm.FROZEN_KV_MTP, "mambaish_config": None}
-    line = refusal(configurator(architecture="Gemma4ForCausalLM", **fields))
-    assert "Gemma4ForCausalLM has a draft model that reads what its target keeps" in line
+def test_an_assistant_has_no_layers_in_the_pool() -> None:
+    """It reads its target's, by their numbers."""
+    runners = [
+        SimpleNamespace(spec_algorithm=algorithm, model=configurator(attention(0)).model)
+        for algorithm in (SpeculativeAlgorithm.FROZEN_KV_MTP, SpeculativeAlgorithm.EAGLE)
+    ]
+    found = []
+    for runner in runners:
+        with draft_layers.of_worker(SimpleNamespace(_draft_model_runners=lambda r=runner: [r])):
+            found.append([layer.layer_id for layer in draft_layers.layers_after([attention(3)])])
+    assert found == [[], [4]]
 
 
 def with_latent_rows(name: str, row: tuple[int, int] | None) -> SimpleNamespace:
