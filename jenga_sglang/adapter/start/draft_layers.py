@@ -20,11 +20,8 @@ _runners: list[Any] = []  # of this process's draft worker, while the pool is bu
 
 @contextmanager
 def of_worker(worker: Any) -> Iterator[None]:
-    """Meanwhile everything here is about the models that ``worker``, or None, drafts with, but for
-    those that read what their target keeps, by its layers' numbers, and keep nothing (Gemma-4's
-    assistants, FROZEN_KV_MTP)."""
-    runners = () if worker is None else worker._draft_model_runners()
-    _runners[:] = [r for r in runners if not r.spec_algorithm.is_frozen_kv_mtp()]
+    """Meanwhile everything here is about the models that ``worker``, or None, drafts with."""
+    _runners[:] = () if worker is None else worker._draft_model_runners()
     try:
         yield
     finally:

@@ -145,6 +145,11 @@ def _drafts_of_other_latent_rows(configurator: Any) -> bool:
     return draft_layers.has_latent_rows_beside(configurator)
 
 
+def _reads_target(configurator: Any) -> bool:
+    """SGLang takes EAGLE for it where the draft is an assistant, after flags have been checked."""
+    return bool(configurator.spec_algorithm.is_frozen_kv_mtp())
+
+
 def _is_sized_otherwise(configurator: Any) -> bool:
     """Two pools whose bytes are not those of two lists of layers: there is nothing to be equal to,
     and what else such a class keeps is not known."""
@@ -179,5 +184,6 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         _drafts_with_several_heads,
     ),
     ("an encoder, and drafts (--speculative-algorithm)", _drafts_beside_encoder),
+    ("a draft model that reads what its target keeps (FROZEN_KV_MTP)", _reads_target),
     ("a draft model with latent attention of other rows", _drafts_of_other_latent_rows),
 )
