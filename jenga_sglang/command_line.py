@@ -27,8 +27,13 @@ def command_line_problems() -> list[str]:
 
 @hook(f"{SERVER_ARGS}.add_cli_args", ("parser",), AFTER, when=always, until=UNTIL)
 def _add_flag(result: Any, parser: Any) -> None:
-    """Adds `--memory-backend`."""
+    """Adds `--memory-backend`, and the attention backend that comes with it to the names that
+    `--attention-backend` takes."""
+    from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
+
     flags.add_flag(parser)
+    if flags.TORCH_BACKEND not in ATTENTION_BACKEND_CHOICES:
+        ATTENTION_BACKEND_CHOICES.append(flags.TORCH_BACKEND)
 
 
 @hook(f"{SERVER_ARGS}.from_cli_args", ("args",), AROUND, when=always, until=UNTIL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from jenga_sglang import versions
@@ -16,6 +16,12 @@ ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "jenga_torch": (*WITHOUT_MODEL, *WITH_MODEL),
     "triton": (*WITHOUT_MODEL, *WITH_MODEL),
     "flashinfer": (*WITHOUT_MODEL, *WITH_MODEL),
+}
+# What SGLang takes for most models where nothing is said; for a Llama it would take trees.
+CHAIN = {
+    "speculative_num_steps": 3,
+    "speculative_eagle_topk": 1,
+    "speculative_num_draft_tokens": 4,
 }
 CHAINS_ONLY = ("triton", "flashinfer")
 # By field of SGLang's ServerArgs.
@@ -69,6 +75,13 @@ def check(values: Mapping[str, Any], attention_backend: str) -> None:
             "with --memory-backend jenga yet; add --speculative-ngram-max-bfs-breadth 1, or choose "
             "--attention-backend jenga_torch",
         )
+
+
+def fill_in(values: MutableMapping[str, Any]) -> None:
+    """Where nothing is said of the drafts that a model makes, they are `CHAIN`."""
+    algorithm = str(values.get("speculative_algorithm")).upper()
+    if algorithm in WITH_MODEL and all(values.get(field) is None for field in CHAIN):
+        values.update(CHAIN)
 
 
 def _plans_on_another_stream() -> bool:

@@ -29,6 +29,7 @@ TRITON_BACKEND = "triton"
 FA3_BACKEND = "fa3"
 PAGE_SIZES = "a power of two from 1 to 256"
 ATTENTION_BACKENDS = (FLASHINFER_BACKEND, FA3_BACKEND, TRITON_BACKEND, TORCH_BACKEND)
+_ATTENTION = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
 # By field of `settings.Settings`.
 _OF_LAYERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "kv_dtype": (KV_DTYPE_FLAG, KvDtypes.parse),
@@ -95,6 +96,11 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
             if text:
                 flag, _ = _OF_LAYERS[field]
                 raise refuse(f"{flag} {text}", f"needs {FLAG} jenga; add it or leave this out")
+        if TORCH_BACKEND in (values.get(field) for field in _ATTENTION):
+            raise refuse(
+                f"--attention-backend {TORCH_BACKEND}",
+                f"reads Jenga pages; add {FLAG} jenga or leave this out",
+            )
         if values.get("radix_cache_backend") == RADIX_CACHE_BACKEND:
             raise refuse("--radix-cache-backend jenga", f"is set by {FLAG} jenga; use that flag")
         return False
@@ -164,7 +170,7 @@ def is_page_size(page_size_tokens: int) -> bool:
 
 def _check_attention(values: MutableMapping[str, Any]) -> None:
     chosen: set[str] = set()
-    for field in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+    for field in _ATTENTION:
         backend = values.get(field)
         if backend not in (None, *ATTENTION_BACKENDS):
             known = ", ".join(ATTENTION_BACKENDS)
@@ -182,6 +188,7 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
     backend = chosen.pop() if chosen else default
     _check_graphs(values, backend)
     draft_flags.check(values, backend)
+    draft_flags.fill_in(values)
     deterministic_flags.check(values, backend)
     if backend == FLASHINFER_BACKEND:
         _check_compiler(values.get("device"))

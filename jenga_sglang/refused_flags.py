@@ -36,6 +36,10 @@ _TRAINER = "answers as a trainer's own layers do, which have not been compared"
 _PAIR = "a pair that was run with it"
 _STAGED = "stages that were run with it, beside a stage without such layers"
 _MORE_DRAFTS = "pages for drafts of changing length, and tests on the backends that verify them"
+_SEVERAL_HEADS = (
+    "windows that keep as many tokens more as there are heads, a prefix key of as many tokens, and "
+    "a model of MiMo-V2's or Step-3.5's kind on a CPU to compare with"
+)
 _CHECK = "a test against the same flag without Jenga"
 _STORE = "host memory as a buffer only, and prefixes that are read into the pool when they are hit"
 _OTHER_TIER = "the same tier behind another connector, which copies small pages by group"
@@ -52,7 +56,7 @@ _HELD = "a lock that outlives its request, with its row, and a hook where SGLang
 REFUSED: dict[str, RefusedFlag] = {
     "speculative_adaptive": RefusedFlag("--speculative-adaptive", False, _DRAFTS, _MORE_DRAFTS),
     "enable_multi_layer_eagle": RefusedFlag(
-        "--enable-multi-layer-eagle", False, _DRAFTS, _MORE_DRAFTS
+        "--enable-multi-layer-eagle", False, _DRAFTS, _SEVERAL_HEADS
     ),
     "speculative_draft_window_size": RefusedFlag(
         "--speculative-draft-window-size", None, _DRAFTS, "a group with a window for the draft"

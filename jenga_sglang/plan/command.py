@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jenga_sglang import flags
+from jenga_sglang import draft_flags, flags
 from jenga_sglang.core.cut.planner import DEFAULT_LENGTHS, PAGE_SIZE, SMALLER_PAGE_SIZE
 from jenga_sglang.layer_flags import (
     AS_THE_REST,
@@ -34,6 +34,7 @@ PIPED_COLUMNS = 100
 # SGLang keeps room behind a request for the drafts of a step and, where steps overlap, of the one
 # before (`get_alloc_reserve_per_decode`).
 STEPS_OF_TAIL = 2
+DRAFT_TOKENS = draft_flags.CHAIN["speculative_num_draft_tokens"]
 
 _DESCRIPTION = """\
 Show how Jenga would cut a model's KV cache and how many requests fit, next to other layouts.
@@ -110,14 +111,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--draft",
         type=Path,
         metavar="MODEL",
-        help="the same of a model that drafts: its layers share the pool (--speculative-algorithm)",
+        help="the same of a model that drafts: its layers share the pool "
+        "(--speculative-algorithm); of a Qwen3-Next or Qwen3.5 the model itself, for its head",
     )
     parser.add_argument(
         "--draft-tokens",
         type=argument(parse_tokens),
-        default=0,
         metavar="N",
-        help="tokens of a request that are verified at once (--speculative-num-draft-tokens)",
+        help="tokens of a request that are verified at once (--speculative-num-draft-tokens; with "
+        f"--draft {DRAFT_TOKENS}, as a server's, else none)",
     )
     parser.add_argument(
         "--host-bytes",
@@ -155,7 +157,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.draft:
         own = replace(options, image_tokens=None, max_length=model.max_length)
         model = with_draft(model, read_model(arguments.draft, own))
-    model = replace(model, tail_tokens=STEPS_OF_TAIL * arguments.draft_tokens)
+    drafts = arguments.draft_tokens
+    if drafts is None:
+        drafts = DRAFT_TOKENS if arguments.draft else 0
+    model = replace(model, tail_tokens=STEPS_OF_TAIL * drafts)
     report = make_report(
         model, arguments.kv_bytes, arguments.lengths, arguments.page_size, arguments.host_bytes
     )

@@ -25,6 +25,8 @@ from jenga_sglang.plan.states import DTYPE_BYTES, read_state_bytes
 from jenga_sglang.plan.stock import Stock, stock_of
 
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+# Of models with recurrent layers, those whose checkpoints have a head that drafts (NEXTN).
+_HEADS = ("Qwen3Next", "Qwen3_5")
 _DTYPE_NAMES = {"half": "float16", "float": "float32"}
 
 
@@ -119,14 +121,22 @@ def read_model(path: Path, options: ReadOptions | None = None) -> Model:
 
 
 def with_draft(model: Model, draft: Model) -> Model:
-    """``model`` with the layers of one that drafts for it, numbered on. Raises `ConfigError` for
-    layers that no draft may have."""
-    if any(layer.state_bytes for layer in (*model.layers, *draft.layers)):
-        raise ConfigError("recurrent layers do not go with drafts yet; leave --draft out")
+    """``model`` with the layers of one that drafts for it, numbered on; the same model stands for
+    the head in its checkpoint where its class has one. Raises `ConfigError` for layers that no
+    draft may have."""
+    name, layers = f"{model.name} + {draft.name}", draft.layers
+    if any(layer.state_bytes for layer in draft.layers):
+        name, layers = f"{model.name} + its head", (_own_head(model, draft),)
     first = 1 + max(layer.index for layer in model.layers)
-    drafting = tuple(replace(layer, index=layer.index + first) for layer in draft.layers)
-    name = f"{model.name} + {draft.name}"
+    drafting = tuple(replace(layer, index=layer.index + first) for layer in layers)
     return replace(model, name=name, layers=(*model.layers, *drafting))
+
+
+def _own_head(model: Model, draft: Model) -> Layer:
+    """One more of the layers with attention, which are all alike in these models."""
+    if draft.layers != model.layers or not model.stock.architecture.startswith(_HEADS):
+        raise ConfigError("a model with recurrent layers drafts for nobody yet; leave --draft out")
+    return replace(next(layer for layer in model.layers if not layer.state_bytes), index=0)
 
 
 def model_from_config(raw: dict[str, Any], name: str, options: ReadOptions | None = None) -> Model:

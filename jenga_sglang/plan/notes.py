@@ -40,6 +40,11 @@ def notes(report: Report) -> list[str]:
             f"States: SGLang sets {STATES_PER_REQUEST} aside per running request (some of them for "
             "its prefix cache) and caps its batch by that; the other rows count the one in use."
         )
+        if model.tail_tokens:
+            found.append(
+                "SGLang also keeps a state behind every draft of each request that may run, beside "
+                "its pools: its rows here leave them out."
+            )
     if not model.stock.has_class:
         found.append(_without_class(model))
     if report.skipped_lengths:

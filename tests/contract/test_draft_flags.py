@@ -62,6 +62,32 @@ def test_a_draft_models_trees_are_refused() -> None:
     assert "--speculative-eagle-topk 4" in line and "choose 1" in line
 
 
+@pytest.mark.parametrize("algorithm", ["STANDALONE", "EAGLE", "eagle3", "NEXTN"])
+def test_a_draft_model_makes_chains_where_nothing_is_said(algorithm: str) -> None:
+    """As SGLang has them for most models; for a Llama it would take trees."""
+    from sglang.srt.arg_groups import speculative_hook
+    from sglang.srt.server_args import ServerArgs
+
+    values: dict[str, Any] = {"memory_backend": "jenga", "device": "cpu"}
+    values["speculative_algorithm"] = algorithm
+    assert flags.apply_flag(values)
+    chain = tuple(values[field] for field in draft_flags.CHAIN)
+    arguments = ServerArgs(model_path="m", device="cpu")
+    chosen = speculative_hook._auto_choose_speculative_params
+    assert chain == chosen(arguments, "Qwen3NextForCausalLM") == (3, 1, 4)
+    assert chosen(arguments, "LlamaForCausalLM")[1] > 1
+
+
+def test_what_a_user_says_of_drafts_stands() -> None:
+    values: dict[str, Any] = {"memory_backend": "jenga", "device": "cpu"}
+    values |= {"speculative_algorithm": "EAGLE", "speculative_num_steps": 5}
+    assert flags.apply_flag(values)
+    assert values["speculative_num_steps"] == 5 and "speculative_num_draft_tokens" not in values
+    values = {"memory_backend": "jenga", "device": "cpu", "speculative_algorithm": "NGRAM"}
+    assert flags.apply_flag({**values, "speculative_ngram_max_bfs_breadth": 1})
+    assert not values.keys() & draft_flags.CHAIN.keys()
+
+
 @pytest.mark.parametrize(
     "field",
     ["enable_dp_attention", "enable_hierarchical_cache", "enable_linear_replayssm_spec"],

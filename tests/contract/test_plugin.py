@@ -387,6 +387,22 @@ class TestFlag:
         assert f"--{field.replace('_', '-')} fa4" in line
         assert "flashinfer, fa3, triton, jenga_torch" in line
 
+    @pytest.mark.parametrize("backend", flags.ATTENTION_BACKENDS)
+    def test_a_command_line_may_name_each_that_can(self, backend: str) -> None:
+        """Names are checked before anybody knows whether Jenga is asked for."""
+        from sglang.srt.server_args import ServerArgs
+
+        parser = ArgumentParser(conflict_handler="resolve")
+        ServerArgs.add_cli_args(parser)
+        command_line._add_flag(None, parser)
+        known = parser.parse_args(["--model-path", "m", "--attention-backend", backend])
+        assert known.attention_backend == backend
+
+    @pytest.mark.parametrize("field", ["attention_backend", "decode_attention_backend"])
+    def test_the_one_for_jenga_pages_is_refused_without_them(self, field: str) -> None:
+        line = refusal(lambda: flags.apply_flag({field: "jenga_torch"}))
+        assert "--attention-backend jenga_torch" in line and "add --memory-backend jenga" in line
+
     def test_two_attention_backends_at_once_are_refused(self) -> None:
         values = {
             "memory_backend": "jenga",

@@ -47,11 +47,16 @@ class HostGraphs:
     @contextmanager
     def _as_captured(self, captured: list[dict[str, Any]]) -> Iterator[None]:
         now = [dict(vars(backend)) for backend in self._attention]
+        # What layers leave for later they have left at the capture: a device runs no Python.
+        left = [layers for fields in captured for layers in fields.get("captured", {}).values()]
+        as_left = [dict(layers) for layers in left]
         self._set(captured)
         try:
             yield
         finally:
             self._set(now)
+            for layers, before in zip(left, as_left, strict=True):
+                layers.update(before)
 
     def _set(self, all_fields: list[dict[str, Any]]) -> None:
         for backend, fields in zip(self._attention, all_fields, strict=True):
@@ -60,7 +65,9 @@ class HostGraphs:
 
 
 def decode_in_graphs(scheduler: Any) -> None:
-    """For a `Job` to do before: decodes of up to eight requests are replayed."""
+    """For a `Job` to do before: decodes of up to eight requests are replayed, or steps that verify
+    drafts."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner as module
 
@@ -72,9 +79,11 @@ def decode_in_graphs(scheduler: Any) -> None:
     module.get_or_create_global_graph_capture_stream = lambda: None
     module.get_batch_sizes_to_capture = lambda *args, **kwargs: (CAPTURED, [])
     module.resolve_decode_backend = HostGraphs
+    # On a CPU SGLang asks for graphs of decodes alone.
+    ForwardMode.is_cpu_graph = ForwardMode.is_cuda_graph
     torch.cpu.is_current_stream_capturing = lambda: False  # type: ignore[attr-defined]
     runner = scheduler.tp_worker.model_runner
-    most = max(CAPTURED)
+    most = max(CAPTURED) * runner.decode_num_tokens_per_req()
     runner.graph_shared_output = GraphSharedOutput(device=torch.device("cpu"), max_rows=most)
     # As the scheduler runs its batches. Operators in place of kernels write into views, and
     # Falcon-Mamba's model, unlike others, does not turn gradients off itself.

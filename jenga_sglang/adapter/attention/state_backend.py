@@ -28,7 +28,7 @@ from sglang.srt.model_executor.forward_context import get_attn_backend
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.attention.drafts import trees_of
-from jenga_sglang.adapter.attention.state_graphs import StateGraphs
+from jenga_sglang.adapter.attention.state_graphs import StateGraphs, host_values
 from jenga_sglang.adapter.attention.state_rounds import (
     Piece,
     Places,
@@ -36,6 +36,7 @@ from jenga_sglang.adapter.attention.state_rounds import (
     cut,
     of_drafts,
     one_after_the_other,
+    one_token_each,
     order_of,
     part_of,
     places_of,
@@ -95,6 +96,8 @@ class StateRounds(StateGraphs):
         self.group = present(self.pool.state_group, "a pool without a group of states")
         self._rounds = []
         self._order = self._drafts = None
+        # By size of the graph.
+        self.captured: dict[int, dict[int, Callable[[Round], Any]]] = {}
         self._layer_id = -1
 
     @property
@@ -111,8 +114,8 @@ class StateRounds(StateGraphs):
         self._rounds, self._drafts = [], None
         if forward_batch.forward_mode.is_idle():
             return
-        lengths = _host(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
-        requests = _host(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
+        lengths = host_values(forward_batch.seq_lens_cpu, forward_batch.seq_lens)
+        requests = host_values(forward_batch.req_pool_indices_cpu, forward_batch.req_pool_indices)
         all_running = [
             self.pool.running_of_row[row] for row in requests if row in self.pool.running_of_row
         ]
@@ -126,7 +129,8 @@ class StateRounds(StateGraphs):
         if forward_batch.forward_mode.is_decode():
             starts = [length - 1 for length in lengths]
         else:
-            starts = _host(forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens)
+            prefixes = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_prefix_lens
+            starts = host_values(*prefixes)
         counts = [length - start for length, start in zip(lengths, starts, strict=True)]
         rounds = cut(all_running, starts, one_after_the_other(counts))
         whole = len(rounds) == 1
@@ -139,9 +143,13 @@ class StateRounds(StateGraphs):
         self, forward_batch: ForwardBatch, in_capture: bool = False
     ) -> None:
         self.pool.poison_freed()
-        metadata = self.graph_metadata(forward_batch, in_capture)
-        self._rounds = [Round(forward_batch, None, [], [], metadata=metadata)]
         self._order = self._drafts = None
+        all_running = self.take_replayed(in_capture)
+        if forward_batch.forward_mode.is_target_verify():
+            self._verify_in_graph(forward_batch, all_running, in_capture)
+            return
+        metadata = self.decode_metadata(forward_batch, all_running, in_capture)
+        self._rounds = [Round(forward_batch, None, [], [], metadata=metadata)]
 
     def _start(self, all_running: list[Running]) -> None:
         starts = [start for running in all_running for start in running.take_starts()]
@@ -157,6 +165,23 @@ class StateRounds(StateGraphs):
         self._order = self._order_of(pieces)
         self._drafts = drafts
 
+    def _verify_in_graph(
+        self, batch: ForwardBatch, all_running: list[Running], in_capture: bool
+    ) -> None:
+        part = self.as_captured(batch)
+        working, metadata = self.verify_metadata(part, all_running, in_capture)
+        count = batch.spec_info.draft_token_num
+        self._rounds = [Round(part, None, working, [], True, count, metadata)]
+        layers = self.captured.setdefault(batch.batch_size, {})
+        # What is loaded for a graph is padded, and has less of SGLang's fields.
+        loaded = batch if in_capture else present(self._loaded, "nobody said what is replayed")
+        lengths = host_values(loaded.seq_lens_cpu, loaded.seq_lens)
+        self._drafts = Drafts(loaded, all_running, lengths, layers)
+
+    def as_captured(self, batch: ForwardBatch) -> ForwardBatch:
+        """The batch as the kernels of a graph that verifies see it: one draft of each request."""
+        return one_token_each(batch)
+
     @property
     def drafted_behind(self) -> list[int]:
         """Behind how many tokens of each request the drafts are that have just been verified."""
@@ -167,6 +192,7 @@ class StateRounds(StateGraphs):
         ``all_places`` among the batch's drafts, and leave the snapshots that are due."""
         drafts, self._drafts = present(self._drafts, "drafts that were not verified"), None
         self.pool.poison_freed()
+        self.leave_buffers()
         rounds = [
             self._round(drafts.batch, drafts.all_running, pieces)
             for pieces in cut(drafts.all_running, drafts.starts, all_places)
@@ -230,6 +256,14 @@ class StateRounds(StateGraphs):
         self._leave(layer_id, now)
         return result
 
+    def kept(
+        self, layer_id: int, *tensors: torch.Tensor, token_dim: int = 0
+    ) -> Sequence[torch.Tensor]:
+        """What goes into a layer; in a graph that verifies, in buffers that it fills."""
+        if not any(now.drafts for now in self._rounds):
+            return tensors
+        return self.keep(layer_id, tensors, token_dim)
+
     def run(
         self,
         layer_id: int,
@@ -254,6 +288,10 @@ class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
 
     _asked = False
 
+    def as_captured(self, batch: ForwardBatch) -> ForwardBatch:
+        """All drafts at once: their kernel never asks the host."""
+        return batch
+
     def conv_state_metadata(self, layer_id: int, forward_batch: ForwardBatch) -> Any:
         if self._asked:
             raise RuntimeError(f"layer {self._layer_id} ran its convolution past Jenga's rounds")
@@ -271,6 +309,7 @@ class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
         x is (channels, tokens) in a prefill, (requests, channels) in a decode."""
         layer_id, self._asked = self._layer_id, False
         prefill = "query_start_loc" in kwargs
+        (x,) = self.kept(layer_id, x, token_dim=1)
 
         def compute(now: Round) -> torch.Tensor:
             if not prefill:
@@ -282,6 +321,9 @@ class JengaShortConvBackend(StateRounds, ShortConvAttnBackend):
                 "has_initial_state": meta.has_initial_state,
                 "conv_states": meta.layer_cache.conv[0],
             }
+            if now.drafts:  # kernels may write over what they are given
+                changed["has_initial_state"] = torch.ones_like(meta.cache_indices, dtype=torch.bool)
+                return kernel(x.contiguous().clone(), *args, **kwargs | changed)
             return kernel(now.pick(x, 1), *args, **kwargs | changed)
 
         return self.run(layer_id, compute, lambda: x, token_dim=1 if prefill else 0)
@@ -300,18 +342,19 @@ class JengaMamba2Backend(StateRounds, Mamba2AttnBackend):
         mup_vector: torch.Tensor | None = None,
         use_triton_causal_conv: bool = False,
     ) -> torch.Tensor:
-        def compute(now: Round) -> torch.Tensor:
+        def step(batch: ForwardBatch, tokens: torch.Tensor) -> torch.Tensor:
             # SGLang's compiled convolution takes contiguous states only.
             result: torch.Tensor = super(JengaMamba2Backend, self).forward(
-                mixer,
-                now.pick(hidden_states),
-                None,
-                layer_id,
-                now.batch,
-                mup_vector,
-                use_triton_causal_conv=True,
+                mixer, tokens, None, layer_id, batch, mup_vector, use_triton_causal_conv=True
             )
             return result
+
+        (kept,) = self.kept(layer_id, hidden_states)
+
+        def compute(now: Round) -> torch.Tensor:
+            if not now.drafts:
+                return step(now.batch, now.pick(kept))
+            return now.together([step(now.batch, x) for x in now.one_by_one(kept)])
 
         result = self.run(layer_id, compute, lambda: torch.zeros_like(hidden_states))
         if output is not None:
@@ -333,14 +376,31 @@ class LinearRounds(StateRounds):
     ) -> torch.Tensor:
         """mixed_qkv: (tokens, channels). a, b: (tokens, heads), or (1, tokens, …). Returns (1,
         tokens, heads, value dim)."""
-        step = super().forward_extend  # type: ignore[misc]
+        step, decode = super().forward_extend, super().forward_decode  # type: ignore[misc]
+        gates, rates = (t.dim() > 2 for t in (a, b))
+        kept = self.kept(layer.layer_id, mixed_qkv, a[0] if gates else a, b[0] if rates else b)
+
+        def decode_each(now: Round) -> torch.Tensor:
+            """As layers call it for decodes: rates of all tokens in one, gates by token."""
+            outputs = [
+                decode(layer, now.batch, x, gate, rate[None] if rates else rate)
+                for x, gate, rate in zip(*map(now.one_by_one, kept), strict=True)
+            ]
+            return now.together(outputs, 1)
 
         def compute(now: Round) -> torch.Tensor:
-            x, gate, rate = (now.pick(t, int(t.dim() > 2)) for t in (mixed_qkv, a, b))
+            if now.drafts:
+                return decode_each(now)
+            x, gate, rate = map(now.pick, kept)
             # Room for the whole batch's output cannot take a part of it.
             given = kwargs if now.tokens is None else kwargs | {"linear_attn_output": None}
             result: torch.Tensor = step(
-                layer=layer, forward_batch=now.batch, mixed_qkv=x, a=gate, b=rate, **given
+                layer=layer,
+                forward_batch=now.batch,
+                mixed_qkv=x,
+                a=gate[None] if gates else gate,
+                b=rate[None] if rates else rate,
+                **given,
             )
             return result
 
@@ -460,9 +520,3 @@ def accept_drafts(
         cache.save_states(req, start, min(start + count, end))
     cache.run_copies()
     backend.accept([places[:count] for places, count in zip(index, counts, strict=True)])
-
-
-def _host(host: Any, device: torch.Tensor) -> list[int]:
-    """Plain integers, from the host's copy where SGLang kept one."""
-    values = device if host is None else host
-    return [int(v) for v in (values.tolist() if isinstance(values, torch.Tensor) else values)]

@@ -52,18 +52,28 @@ class Piece:
 class Round:
     """Pieces that one call computes. ``tokens`` (n,) are their places in the batch, None for all;
     ``working[stripe]`` (pieces,) their states, or those that they begin with a copy of;
-    ``saved[stripe]`` pairs of source and target."""
+    ``saved[stripe]`` pairs of source and target. Where a graph verifies, every request has so many
+    ``drafts``, which are computed one after the other."""
 
     batch: ForwardBatch
     tokens: torch.Tensor | None
     working: list[torch.Tensor]
     saved: list[tuple[torch.Tensor, torch.Tensor]]
     on_copies: bool = False
+    drafts: int = 0
     metadata: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def pick(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """The part of a tensor over the batch's new tokens, along ``dim``, that is computed now."""
         return tensor if self.tokens is None else tensor.index_select(dim, self.tokens)
+
+    def one_by_one(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """(requests, …) of each draft, of a tensor (requests · drafts, …)."""
+        return [tensor[draft :: self.drafts].contiguous() for draft in range(self.drafts)]
+
+    def together(self, results: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+        """The reverse, with the requests along ``dim``."""
+        return torch.stack(results, dim + 1).flatten(dim, dim + 1)
 
 
 def cut(
@@ -112,6 +122,13 @@ def order_of(places: Places) -> Places | None:
     are equal. None where they are in order."""
     order = np.unique(places, return_index=True)[1]
     return None if len(order) == len(places) and (np.diff(order) == 1).all() else order
+
+
+def one_token_each(batch: ForwardBatch) -> ForwardBatch:
+    """A batch that is verified as if it were one of decodes."""
+    part = copy.copy(batch)
+    part.forward_mode, part.spec_info = ForwardMode.DECODE, None
+    return part
 
 
 def part_of(batch: ForwardBatch, pieces: Sequence[Piece]) -> ForwardBatch:

@@ -41,10 +41,10 @@ def register_backends() -> None:
     if get_radix_cache_factory(flags.RADIX_CACHE_BACKEND) is not None:
         return
     register_radix_cache_backend(flags.RADIX_CACHE_BACKEND, _build_prefix_cache)
-    if flags.TORCH_BACKEND not in ATTENTION_BACKEND_CHOICES:
+    if flags.TORCH_BACKEND not in ATTENTION_BACKEND_CHOICES:  # a command line has named it
         add_attention_backend_choices([flags.TORCH_BACKEND])
-        add_deterministic_attention_backend_choices([flags.TORCH_BACKEND])
-        add_radix_supported_deterministic_attention_backend_choices([flags.TORCH_BACKEND])
+    add_deterministic_attention_backend_choices([flags.TORCH_BACKEND])
+    add_radix_supported_deterministic_attention_backend_choices([flags.TORCH_BACKEND])
     register_attention_backend(flags.TORCH_BACKEND)(_build_torch_backend)
     for name, build in (
         (flags.TRITON_BACKEND, _build_triton_backend),

@@ -12,6 +12,7 @@ from sglang.srt.runtime_context import attention_backends
 from jenga_sglang import flags
 from jenga_sglang.adapter.attention.drafts import as_chains
 from jenga_sglang.adapter.cache import batch_alloc
+from jenga_sglang.adapter.hooks import recurrent
 from jenga_sglang.adapter.start import draft_layers
 from jenga_sglang.adapter.states import JengaReqToTokenPool
 from jenga_sglang.hook import AROUND, hook
@@ -130,6 +131,23 @@ def _commit_mamba_states_after_verify(
 
     if not batch.forward_mode.is_idle():
         accept_drafts(runner.attn_backend, batch, accept_lens, accept_index)
+
+
+@hook(
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.load_batch",
+    ("self", "forward_batch", "pp_proxy_tensors"),
+    AROUND,
+    until="a backend is told of the host's rows before a replay",
+)
+def _load_graph(
+    original: Callable[..., None], runner: Any, forward_batch: Any, *rest: Any, **named: Any
+) -> None:
+    """A step that verifies is loaded before it runs, and with it the places of states, by rows
+    that backends get on the device only"""
+    backend = recurrent.backend_of(runner.attn_backend)
+    if backend is not None:
+        backend.before_replay(forward_batch)
+    original(runner, forward_batch, *rest, **named)
 
 
 @hook(

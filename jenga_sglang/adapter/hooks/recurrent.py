@@ -107,7 +107,7 @@ def _execute_graph(
 ) -> Any:
     """A request's state is found by its row, which backends get on the device only; and snapshots
     of states are copied behind the replay that has brought them there."""
-    backend = _recurrent_backend(runner.attn_backend)
+    backend = backend_of(runner.attn_backend)
     if backend is None:
         return original(runner, forward_batch, *rest, **named)
     backend.before_replay(forward_batch)
@@ -116,7 +116,8 @@ def _execute_graph(
     return output
 
 
-def _recurrent_backend(attn_backend: Any) -> Any:
+def backend_of(attn_backend: Any) -> Any:
+    """The part of an attention backend that runs recurrent layers on Jenga's states, or None."""
     if not isinstance(getattr(attn_backend, "req_to_token_pool", None), JengaReqToTokenPool):
         return None
     from jenga_sglang.adapter.attention.state_backend import recurrent_backend

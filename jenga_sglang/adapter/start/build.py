@@ -96,7 +96,10 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
         raise refuse_model(configurator.model_config, "no layer that keeps anything")
     # SGLang's own pool of a draft model has as many tokens as the target's, and a padding page.
     draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size
-    draft_bytes = row_bytes_of(groups, drafting) * draft_tokens
+    row_bytes = row_bytes_of(groups, drafting)
+    draft_bytes = row_bytes * draft_tokens
+    idle_bytes = max(0, draft_bytes_per_token(configurator) - row_bytes)
+    draft_bytes += idle_bytes * sizes.max_total_num_tokens
     draft_ids = [layer.layer_id for layer in drafting]
     pool_bytes = stock_pool_bytes(configurator, sizes) + draft_bytes
     stages = tell_stages(groups, states, pool_bytes)
@@ -305,6 +308,26 @@ def stock_token_bytes(configurator: Any) -> int:
     own = configurator.layer_info
     full = configurator.mambaish_config.full_attention_layer_ids
     return sum(own.start_layer <= layer < own.end_layer for layer in full) * int(row)
+
+
+def draft_bytes_per_token(configurator: Any) -> int:
+    """Bytes that SGLang sets aside for a draft model beside each token, as if its layers had the
+    target's rows: what smaller rows leave of them its own pools never use. None where a user gives
+    the tokens, nor beside SGLang's pool of windows, which is sized otherwise."""
+    algorithm = configurator.spec_algorithm
+    if not (algorithm.is_eagle() or algorithm.is_standalone()) or configurator.is_hybrid_swa:
+        return 0
+    if get_schedule().max_total_tokens is not None:
+        return 0
+    own, states = configurator.layer_info, configurator.mambaish_config
+    layers = own.num_effective_layers
+    if states is not None:
+        full = states.full_attention_layer_ids
+        layers = sum(own.start_layer <= layer < own.end_layer for layer in full)
+    drafting = configurator.spec_aux_config.eagle_draft_num_layers
+    if not layers or not drafting:
+        return 0
+    return int(stock_token_bytes(configurator) * int(drafting) / layers)
 
 
 def most_working_states(configurator: Any, token_capacity: int) -> int:

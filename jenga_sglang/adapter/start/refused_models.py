@@ -17,7 +17,7 @@ from sglang.srt.configs.model_config import (
 )
 from sglang.srt.layers.pooler import CrossEncodingPooler, Pooler
 from sglang.srt.layers.sparse_pooler import SparsePooler
-from sglang.srt.runtime_context import attention_backends
+from sglang.srt.runtime_context import get_spec
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.discovery import attention_layers, sees_what_follows
@@ -131,10 +131,9 @@ def _drafts_with_states(configurator: Any) -> bool:
     return draft_layers.has_recurrent_layers()
 
 
-def _kernels_draft_over_states(configurator: Any) -> bool:
-    if not _drafts(configurator) or configurator.mambaish_config is None:
-        return False
-    return flags.TORCH_BACKEND not in attention_backends()
+def _drafts_with_several_heads(configurator: Any) -> bool:
+    """SGLang turns the flag on by itself for some models, after flags have been checked."""
+    return _drafts(configurator) and bool(get_spec().enable_multi_layer_eagle)
 
 
 def _drafts_beside_encoder(configurator: Any) -> bool:
@@ -181,8 +180,8 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("pools of SGLang's that are not sized by layers", _is_sized_otherwise),
     ("a draft model with recurrent layers", _drafts_with_states),
     (
-        "recurrent layers, whose drafts --attention-backend jenga_torch alone verifies",
-        _kernels_draft_over_states,
+        "heads that draft one after the other (--enable-multi-layer-eagle)",
+        _drafts_with_several_heads,
     ),
     ("an encoder, and drafts (--speculative-algorithm)", _drafts_beside_encoder),
     ("a draft model that reads what its target keeps (FROZEN_KV_MTP)", _reads_target),

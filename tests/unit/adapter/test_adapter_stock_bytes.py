@@ -8,6 +8,7 @@ import torch
 from sglang.srt.mem_cache import kv_cache_configurator
 from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.model_executor import pool_configurator
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from jenga_sglang.adapter.start import build
@@ -105,3 +106,49 @@ def test_states_and_those_behind_drafts_are_what_sglang_sets_aside(
     monkeypatch.setattr(kv_cache_configurator, "_pd_prefill_skips_mamba_spec_state", lambda: False)
     left = KVCacheConfigurator._handle_max_mamba_cache(configurator, 100)  # GiB
     assert build._stock_state_bytes(configurator) == round((100 - left) * (1 << 30))
+
+
+@pytest.mark.parametrize("algorithm", ["NONE", "NGRAM", "STANDALONE", "EAGLE", "FROZEN_KV_MTP"])
+def test_a_drafts_share_of_each_token_is_what_sglang_sets_aside(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three layers beside four with rows of 2 heads, 2 x 8 elements in bfloat16."""
+    configurator = SimpleNamespace(
+        kv_cache_dtype_str="auto",
+        kv_cache_dtype=torch.bfloat16,
+        model_config=model_config(heads=2, dims=(8, 8), swa_heads=2, swa_dims=(8, 8)),
+        layer_info=SimpleNamespace(num_effective_layers=4),
+        spec_algorithm=SpeculativeAlgorithm[algorithm],
+        spec_aux_config=SimpleNamespace(eagle_draft_num_layers=3),
+        is_draft_worker=False,
+        is_hybrid_swa=False,
+        mambaish_config=None,
+        fused_entry_bytes=lambda name: None,
+    )
+    monkeypatch.setattr(build, "latent_row", lambda configurator: None)
+    monkeypatch.setattr(build, "_attention_parallel", lambda: (1, 1))
+    schedule = SimpleNamespace(max_total_tokens=None)
+    monkeypatch.setattr(build, "get_schedule", lambda: schedule)
+    monkeypatch.setattr(pool_configurator, "mambaish_config", lambda config: None)
+    monkeypatch.setattr(pool_configurator, "is_deepseek_dsa", lambda config: False)
+    monkeypatch.setattr(pool_configurator, "get_parallel", lambda: SimpleNamespace(attn_dcp_size=1))
+    monkeypatch.setattr(
+        pool_configurator, "get_memory", lambda: SimpleNamespace(enable_hisparse=False)
+    )
+    monkeypatch.setattr(pool_configurator, "get_schedule", lambda: schedule)
+    monkeypatch.setattr(
+        pool_configurator, "compute_page_shard_scratch_bytes", lambda *args, **kwargs: 0
+    )
+    configurator.model_config.context_len = 1
+    configurator.model_config.hf_config = None
+    rows = build.stock_token_bytes(configurator)
+
+    class Sized(pool_configurator.DefaultPoolConfigurator):
+        def _compute_cell_size(self, kvc: Any, num_layers: int) -> int:
+            return rows
+
+    sized = Sized(configurator)
+    assert build.draft_bytes_per_token(configurator) == sized._cell_size - rows
+    assert (sized._cell_size > rows) == (algorithm not in ("NONE", "NGRAM"))
+    schedule.max_total_tokens = 100
+    assert build.draft_bytes_per_token(configurator) == 0

@@ -229,18 +229,20 @@ def test_a_draft_model_with_recurrent_layers(
     assert ("latent attention of other rows" in line) != is_refused
 
 
-@pytest.mark.parametrize(("backend", "is_refused"), [("triton", True), ("jenga_torch", False)])
-def test_drafts_over_states_through_kernels(
-    backend: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refused_models, "attention_backends", lambda: (backend, backend))
-    hybrid = configurator(
-        architecture="Hybrid", spec_algorithm=DRAFTS, mambaish_config=SimpleNamespace()
-    )
-    if not is_refused:
-        return refuse_models(hybrid)
-    line = refusal(hybrid)
-    assert "Hybrid has recurrent layers, whose drafts --attention-backend jenga_torch alone" in line
+@pytest.fixture(autouse=True)
+def one_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a draft model, unless a test says otherwise."""
+    spec = SimpleNamespace(enable_multi_layer_eagle=False)
+    monkeypatch.setattr(refused_models, "get_spec", lambda: spec)
+
+
+def test_heads_that_draft_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MiMo-V2's, for which SGLang turns the flag on."""
+    spec = SimpleNamespace(enable_multi_layer_eagle=True)
+    monkeypatch.setattr(refused_models, "get_spec", lambda: spec)
+    fields = {"spec_algorithm": SpeculativeAlgorithm.EAGLE, "mambaish_config": None}
+    line = refusal(configurator(architecture="MiMoV2FlashForCausalLM", **fields))
+    assert "MiMoV2FlashForCausalLM has heads that draft one after the other" in line
 
 
 def test_drafts_behind_an_encoder() -> None:

@@ -1,16 +1,17 @@
 """Steps of recurrent layers in rounds, and drafts on copies of their states, with a layer that can
 be worked out by hand: a state is twice the one before it, and the token."""
 
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import core_inspector as inside
 import numpy as np
 import pytest
 import torch
 from core_builders import tokens
+from e2e.host_graphs import HostGraphs
 from sglang.srt.mem_cache.memory_pool import MambaPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
@@ -111,6 +112,7 @@ def verifying(lengths: list[int], follows: np.ndarray) -> Any:
 def batch_of(mode: ForwardMode, lengths: list[int], **fields: Any) -> Any:
     rows = torch.arange(len(lengths))
     known = {
+        "batch_size": len(lengths),
         "forward_mode": mode,
         "seq_lens": torch.tensor(lengths),
         "seq_lens_cpu": torch.tensor(lengths),
@@ -121,6 +123,12 @@ def batch_of(mode: ForwardMode, lengths: list[int], **fields: Any) -> Any:
         "spec_info": None,
     }
     return SimpleNamespace(**known | fields)
+
+
+class Key(NamedTuple):
+    """Of a graph."""
+
+    size: int
 
 
 class Rows:
@@ -142,17 +150,35 @@ class Doubling:
         sizes = getattr(batch, "extend_seq_lens_cpu", None) or batch.seq_lens.tolist()
         self.forward_metadata = list(zip(self.rows.state_index.tolist(), sizes, strict=True))
 
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        self.state_indices_list = [torch.full((n + 1,), -1) for n in range(max_bs)]
+
+    def init_forward_metadata_out_graph(self, batch: Any, in_capture: bool) -> None:
+        self.forward_metadata = self.state_indices_list[batch.batch_size - 1]
+        self.forward_metadata.copy_(self.rows.state_index)
+
+    def decode(self, states: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """(requests,) the state behind one token of each; nothing of what pads the batch."""
+        known = self.forward_metadata >= 0
+        index, out = self.forward_metadata[known], torch.zeros_like(values)
+        states[index] = 2 * states[index] + values[known, None]
+        out[known] = states[index][:, 0]
+        return out
+
     def layer(self, layer_id: int, values: torch.Tensor) -> torch.Tensor:
         """(tokens,) the state behind each token."""
+        (kept,) = self.kept(layer_id, values)
 
         def compute(now: Round) -> torch.Tensor:
-            out, given = [], iter(now.pick(values).tolist())
             states = (self.rows.copied or self.rows.views.layers[layer_id]).temporal
+            if now.drafts:
+                return now.together([self.decode(states, x) for x in now.one_by_one(kept)])
+            out, given = [], iter(now.pick(kept).tolist())
             for index, size in self.forward_metadata:
                 for _ in range(size):
                     states[index] = 2 * states[index] + next(given)
                     out.append(float(states[index]))
-            return torch.tensor(out)
+            return torch.tensor(out, dtype=torch.float64)
 
         return self.run(layer_id, compute, lambda: values)
 
@@ -162,15 +188,19 @@ class Backend(StateRounds, Doubling):
 
     def forward(self, batch: Any, values: list[int]) -> list[list[float]]:
         self.init_forward_metadata(batch)
-        x, outputs = torch.tensor(values, dtype=torch.float32), []
+        outputs = self.layers(torch.tensor(values, dtype=torch.float64))
+        return [x.tolist() for x in outputs]
+
+    def layers(self, x: torch.Tensor) -> list[torch.Tensor]:
+        outputs = []
         for layer_id in LAYERS:
             x = self.layer(layer_id, x)
-            outputs.append(x.tolist())
+            outputs.append(x)
         return outputs
 
 
 def make_backend() -> Backend:
-    parts = (StatePart((1,), torch.float32),)
+    parts = (StatePart((1,), torch.float64),)
     rows = LayerGroupSpec("full", (0,), Full(), 4, 4)
     spec = LayerGroupSpec("states", LAYERS, LastState(), state_bytes=(parts[0].num_bytes,))
     cuts = (GroupGeometry(rows, PAGE, 1), GroupGeometry(spec, PAGE, 2))
@@ -265,6 +295,52 @@ def test_drafts_leave_states_as_they_are_until_some_are_accepted(
         text = [*PROMPTS[0], *(DRAFTS[node] for node in accepted)]
         assert states_of(backend, table[first.state_page]) == after(text)
         assert states_of(backend, table[second.state_page]) == after([*PROMPTS[1], DRAFTS[0] + 1])
+
+
+def test_a_graph_that_verifies_keeps_what_is_accepted_later() -> None:
+    """Requests that come and go are replayed in a graph of four and one of two, in turns. Both read
+    states where they are now, in two stripes, and leave them as they were; each step accepts other
+    drafts, which are computed once more from where the graph has put them."""
+    backend = make_backend()
+    count = len(DRAFTS)
+    backend.init_cuda_graph_state(4, 4 * count)
+    tokens_in = torch.zeros(4 * count, dtype=torch.float64)
+    graphs = HostGraphs(SimpleNamespace(attn_backend=backend))
+    keys = {size: Key(size) for size in (4, 2)}
+    for size, key in keys.items():
+        backend.init_forward_metadata_out_graph(verifying([1] * size, CHAIN), in_capture=True)
+        graphs.capture_one(key, partial(backend.layers, tokens_in[: size * count]))
+    prompts = [list(prompt) for prompt in (*PROMPTS, [2, 9, 4])]
+    all_running = begin_all(backend, prompts)
+    table = inside.tables(backend.pool.manager)[1]
+    for step, (rows, size) in enumerate([((0, 1, 2), 4), ((1, 2), 2), ((0, 2), 4), ((0, 2), 2)]):
+        drafts = [[d + step + row for d in DRAFTS] for row in rows]
+        lengths = [len(prompts[row]) for row in rows]
+        batch = verifying(lengths, CHAIN)
+        batch.req_pool_indices = batch.req_pool_indices_cpu = torch.tensor(rows)
+        backend.before_replay(batch)
+        padding = size - len(rows)
+        padded = verifying([*lengths, *[1] * padding], CHAIN)
+        padded.req_pool_indices = torch.tensor([*rows, *[0] * padding])
+        tokens_in[: len(rows) * count] = torch.tensor(drafts, dtype=torch.float64).ravel()
+        backend.init_forward_metadata_out_graph(padded)
+        given = graphs.replay(keys[size], batch)
+        backend.after_replay()
+        texts = [
+            [*prompts[row], *own[: n + 1]]
+            for row, own in zip(rows, drafts, strict=True)
+            for n in range(count)
+        ]
+        seen = zip(*(x[: len(texts)].tolist() for x in given), strict=True)
+        assert [list(pair) for pair in seen] == [after(text) for text in texts]
+        for row, prompt in enumerate(prompts):
+            assert states_of(backend, table[all_running[row].state_page]) == after(prompt)
+        assert backend.drafted_behind == lengths
+        accepted = [1 + (step + row) % count for row in rows]
+        backend.accept([np.arange(n * count, n * count + most) for n, most in enumerate(accepted)])
+        for row, own, most in zip(rows, drafts, accepted, strict=True):
+            prompts[row] += own[:most]
+            assert states_of(backend, table[all_running[row].state_page]) == after(prompts[row])
 
 
 def test_a_snapshot_is_of_the_page_that_accepted_drafts_pass() -> None:

@@ -231,4 +231,36 @@ def test_a_window_is_followed_by_a_tail(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_draft_with_recurrent_layers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--draft", str(CONFIGS / "qwen3.5-27b.json")) != 0
-    assert "recurrent layers do not go with drafts yet" in capsys.readouterr().err
+    assert "a model with recurrent layers drafts for nobody yet" in capsys.readouterr().err
+    falcon = "falcon-h1-7b"
+    assert run("--draft", str(CONFIGS / f"{falcon}.json"), name=falcon) != 0
+    assert "a model with recurrent layers drafts for nobody yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("qwen3-next-80b", (36, 12)), ("qwen3.5-27b", (48, 16))]
+)
+def test_a_head_in_a_checkpoint_is_one_more_layer_with_attention(
+    name: str, layers: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    states, attention = layers
+    for draft, extra in ([], 0), (["--draft", str(CONFIGS / f"{name}.json")], 1):
+        assert run("--json", *draft, name=name) == 0
+        report = json.loads(capsys.readouterr().out)
+        counts = {group["name"]: len(group["layers"]) for group in report["groups"]}
+        assert counts == {"state": states, "full": attention + extra}
+    assert report["model"]["name"] == f"{name} + its head"
+    assert run("--lengths", "32k", *draft, name=name) == 0
+    assert "a state behind every draft" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_draft_without_a_word_of_its_tokens_drafts_as_a_servers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draft = ("--draft", str(CONFIGS / "gemma-3-4b.json"))
+    outputs = []
+    for tokens in ([], ["--draft-tokens", "4"], ["--draft-tokens", "6"]):
+        assert run(*draft, *tokens) == 0
+        outputs.append(" ".join(capsys.readouterr().out.split()))
+    assert outputs[0] == outputs[1] and "room for 8 tokens of drafts" in outputs[0]
+    assert "room for 12 tokens of drafts" in outputs[2]
