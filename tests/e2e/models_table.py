@@ -91,7 +91,8 @@ def keep(name: str, path: Path, state: dict[str, Any], compared: list[str]) -> N
         "class": json.loads((path / "config.json").read_text())["architectures"][0],
         "groups": sorted(group["dependency"] for group in state["groups"]),
         "compared": sorted(compared),
-        "test": os.environ["PYTEST_CURRENT_TEST"].split(" ")[0],
+        # Behind it pytest-xdist puts the test's group.
+        "test": os.environ["PYTEST_CURRENT_TEST"].split(" ")[0].split("@")[0],
     }
     if RESULTS_VARIABLE not in os.environ:
         assert results().get(name) == row, f"{name}: `make models` makes the table again"
