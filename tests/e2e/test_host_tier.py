@@ -34,6 +34,18 @@ CASES = [
 ]
 
 
+def always_load() -> None:
+    """Patch this process: what a load takes differs from run to run, and with it what is hit."""
+    from jenga_sglang.core.prices import Prices
+
+    Prices.is_worth = lambda self, num_bytes, tokens: True  # type: ignore[method-assign]
+
+
+def copy_late() -> None:
+    always_load()
+    late_copies.install()
+
+
 def run(
     model: Path, flags: dict[str, Any], write_policy: str, folder: Path
 ) -> tuple[Report, Report]:
@@ -45,7 +57,7 @@ def run(
         "everything": Job(
             small | {"max_total_tokens": EVERYTHING_TOKENS} | stock, requests, env=EXACT_STATES
         ),
-        "tiers": Job(small | tiers, requests, env=EXACT_STATES | POISON),
+        "tiers": Job(small | tiers, requests, env=EXACT_STATES | POISON, prepare=always_load),
     }
     reports = run_jobs(jobs, folder)
     return reports["everything"], reports["tiers"]
@@ -92,12 +104,12 @@ def test_copies_that_lie_on_a_stream_as_on_a_gpu_change_no_answer(
     small = server_flags(tiny_model(architecture), page_size=16) | flags
     tiers = small | HOST | {"memory_backend": "jenga", "hicache_write_policy": write_policy}
     jobs = {
-        "at once": Job(tiers, requests, env=EXACT_STATES),
+        "at once": Job(tiers, requests, env=EXACT_STATES, prepare=always_load),
         "late": Job(
             tiers,
             requests,
             env=EXACT_STATES,
-            prepare=late_copies.install,
+            prepare=copy_late,
             after=late_copies.num_late,
         ),
     }
@@ -125,7 +137,7 @@ def test_full_attention_hits_what_stocks_own_host_tier_hits(
             concurrency=1,
             prepare=stock_hicache.run_on_cpu,
         ),
-        "tiers": Job(flags | tiers, requests, concurrency=1, env=POISON),
+        "tiers": Job(flags | tiers, requests, concurrency=1, env=POISON, prepare=always_load),
     }
     reports = run_jobs(jobs, tmp_path)
     stock, jenga = reports["stock"].answers, reports["tiers"].answers
