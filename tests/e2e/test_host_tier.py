@@ -49,7 +49,7 @@ def copy_late() -> None:
 def run(
     model: Path, flags: dict[str, Any], write_policy: str, folder: Path
 ) -> tuple[Report, Report]:
-    requests = make_stream(SHAPE, seed=3)
+    requests = make_stream(SHAPE, seed=4)
     small = server_flags(model, page_size=16) | flags
     stock = STOCK_STATES if flags else {"memory_backend": "default"}
     tiers = HOST | {"memory_backend": "jenga", "hicache_write_policy": write_policy}
