@@ -45,7 +45,6 @@ def make_tiered_cache(
     page_size: int,
     poison_freed: bool = False,
     dependencies: Sequence[Dependency] = (Full(),),
-    copies: HostCopies | None = None,
 ) -> JengaTieredCache:
     """The prefix cache over host memory of a pool with one layer of each of ``dependencies``, with
     the bytes of both."""
@@ -60,7 +59,7 @@ def make_tiered_cache(
         enable_memory_saver=False,
         poison_freed=poison_freed,
     )
-    host = HostPool(pool, manager, copies or HostCopies(), poison_freed=poison_freed)
+    host = HostPool(pool, manager, HostCopies(), poison_freed=poison_freed)
     return JengaTieredCache(_params(manager, pool), manager, host)
 
 

@@ -312,8 +312,8 @@ def stock_token_bytes(configurator: Any) -> int:
 
 def draft_bytes_per_token(configurator: Any) -> int:
     """Bytes that SGLang sets aside for a draft model beside each token, as if its layers had the
-    target's rows: what smaller rows leave of them its own pools never use. None where a user gives
-    the tokens, nor beside SGLang's pool of windows, which is sized otherwise."""
+    target's rows: what smaller rows leave of them its own pools never use. 0 where a user gives
+    the tokens, and beside SGLang's pool of windows, which is sized otherwise."""
     algorithm = configurator.spec_algorithm
     if not (algorithm.is_eagle() or algorithm.is_standalone()) or configurator.is_hybrid_swa:
         return 0
