@@ -90,17 +90,27 @@ def start_server(
 
 
 @pytest.fixture(scope="session")
-def start_session_server(
+def start_shared_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., RunningServer]]:
-    """Like `start_server`, for servers that tests of several modules share."""
-    yield from server_starter(tmp_path_factory)
+    """Like `start_server`, for servers that the modules of a folder share: they take gigabytes, and
+    stop with the folder's last test."""
+    yield from server_starter(tmp_path_factory, shared_servers)
+
+
+shared_servers = contextlib.ExitStack()
+
+
+@pytest.hookimpl(trylast=True)  # fixtures of the last test may still need them
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        shared_servers.close()
 
 
 def server_starter(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path_factory: pytest.TempPathFactory, servers: contextlib.ExitStack | None = None
 ) -> Iterator[Callable[..., RunningServer]]:
-    with contextlib.ExitStack() as stack:
+    with servers or contextlib.ExitStack() as stack:
 
         def start(
             *flags: str, env: dict[str, str] | None = None, port: int | None = None

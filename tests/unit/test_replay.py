@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
@@ -270,27 +270,44 @@ class TestGenerators:
         assert len({r.prompt[:-1] for r in siblings}) == 1
 
 
-def replay(
-    folder: Path,
-    backend: str,
-    geometry: str,
-    kv_bytes: str,
-    trace: list[Request],
-    *flags: str,
-    strict: bool = True,
-) -> dict[str, float]:
+Replay = Callable[..., dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def replays() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.replays"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+
+
+@pytest.fixture
+def replay(replays: subprocess.Popen[str], tmp_path: Path) -> Replay:
     """The figures of a run in a process of its own."""
-    save_trace(folder / "trace.jsonl", trace)
-    command = [
-        *(sys.executable, "-m", "benchmarks.replay", "run", "--backend", backend),
-        *(("--strict",) if strict else ()),
-        *("--geometry", str(DATA / f"{geometry}.json"), "--kv-bytes", kv_bytes),
-        *("--trace", str(folder / "trace.jsonl"), "--json", str(folder / "out.json")),
-        *flags,
-    ]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
-    result: dict[str, float] = json.loads((folder / "out.json").read_text())
-    return result
+
+    def run(
+        backend: str,
+        geometry: str,
+        kv_bytes: str,
+        trace: list[Request],
+        *flags: str,
+        strict: bool = True,
+    ) -> dict[str, float]:
+        save_trace(tmp_path / "trace.jsonl", trace)
+        arguments = [
+            *("run", "--backend", backend, *(("--strict",) if strict else ())),
+            *("--geometry", str(DATA / f"{geometry}.json"), "--kv-bytes", kv_bytes),
+            *("--trace", str(tmp_path / "trace.jsonl"), "--json", str(tmp_path / "out.json")),
+            *flags,
+        ]
+        assert replays.stdin is not None and replays.stdout is not None
+        replays.stdin.write(json.dumps([str(tmp_path / "log"), *arguments]) + "\n")
+        replays.stdin.flush()
+        assert replays.stdout.readline() == "0\n", (tmp_path / "log").read_text()
+        result: dict[str, float] = json.loads((tmp_path / "out.json").read_text())
+        return result
+
+    return run
 
 
 class TestDrafts:
@@ -375,7 +392,7 @@ def test_host_tiers_are_compared_with_the_best_that_waits_for_its_copies() -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["stock", "jenga"])
-def test_drafts_are_replayed(backend: str, tmp_path: Path) -> None:
+def test_drafts_are_replayed(backend: str, replay: Replay) -> None:
     """Answers are the trace's, in as many steps as the drafts that are right leave; the second of
     two prompts that part behind 64 tokens hits what the first has left, with pairs of tokens but
     the page behind which they part."""
@@ -385,7 +402,7 @@ def test_drafts_are_replayed(backend: str, tmp_path: Path) -> None:
     ]
     draft = DATA / "drafts" / "llama3.2-1b.json"
     flags = (f"--draft={draft}", "--draft-steps=3", "--page-size=16")
-    result = replay(tmp_path, backend, "other/llama3-70b", "4GiB", trace, *flags)
+    result = replay(backend, "other/llama3-70b", "4GiB", trace, *flags)
     drafting = Drafting.of(SMALL, TestDrafts.draft, steps=3, acceptance=0.7)
     steps = 0
     for name in "ab":
@@ -408,14 +425,14 @@ def test_a_wait_ends_when_the_first_chunk_begins() -> None:
 
 
 @pytest.mark.slow
-def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
+def test_stock_replays_a_tiny_trace(replay: Replay) -> None:
     """Two turns and a fork of the first: the hits are known, and every check of the run passes."""
     trace = [
         request("a", ("sys", 40), ("u0", 60), output=8),
         request("b", ("sys", 40), ("u0", 60), ("a.out", 8), ("u1", 12), after="a", gap=0.5),
         request("c", ("sys", 40), ("other", 20), after="a", gap=0.5),
     ]
-    result = replay(tmp_path, "stock", "gemma3-27b", "2GiB", trace)
+    result = replay("stock", "gemma3-27b", "2GiB", trace)
     # b finds a's prompt and all of its output but the last token, which has no KV.
     assert result["hit_rate"] == pytest.approx((107 + 40) / (100 + 120 + 60))
     assert result["requests"] == 3
@@ -426,22 +443,22 @@ def test_stock_replays_a_tiny_trace(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--overlap",)], ids=["one by one", "overlap"])
-def test_a_prompt_that_fills_its_pages_hits_itself(flags: tuple[str], tmp_path: Path) -> None:
+def test_a_prompt_that_fills_its_pages_hits_itself(flags: tuple[str], replay: Replay) -> None:
     """A prompt of twice a window of 128, sent three times: all but its last page of 16 is a hit,
     also where the next token's page is taken before the prompt is in the tree."""
     turns = [{}, {"after": "a", "gap": 0.1}, {"after": "b", "gap": 0.1}]
     trace = [request(n, ("doc", 256), **turn) for n, turn in zip("abc", turns, strict=True)]
-    result = replay(tmp_path, "jenga", "gpt-oss-120b", "2GiB", trace, *flags)
+    result = replay("jenga", "gpt-oss-120b", "2GiB", trace, *flags)
     assert result["hit_rate"] == pytest.approx(2 * 240 / (3 * 256))
 
 
 @pytest.mark.slow
-def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(tmp_path: Path) -> None:
+def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(replay: Replay) -> None:
     """1 GiB is 13 states of Qwen3-Next. Stock gives 6 to states and counts three for a request, so
     two run at a time; a Jenga server that took over that limit would gain nothing."""
     trace = [request(f"r{n}", ("sys", 600), (f"u{n}", 40), output=200) for n in range(24)]
-    stock = replay(tmp_path, "stock", "qwen3-next-80b", "1GiB", trace)
-    jenga = replay(tmp_path, "jenga", "qwen3-next-80b", "1GiB", trace)
+    stock = replay("stock", "qwen3-next-80b", "1GiB", trace)
+    jenga = replay("jenga", "qwen3-next-80b", "1GiB", trace)
     assert stock["mean_running"] <= 2 and 8 < jenga["mean_running"] <= 13
     # Stock keeps states at the ends of requests only, and none of these goes on from there.
     assert stock["hit_rate"] == 0 and jenga["hit_rate"] > 0.1
@@ -449,17 +466,17 @@ def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(tmp_path
 
 
 @pytest.mark.slow
-def test_a_chunk_that_would_fill_the_pool_is_shortened(tmp_path: Path) -> None:
+def test_a_chunk_that_would_fill_the_pool_is_shortened(replay: Replay) -> None:
     """8,192 tokens take 3.25 GiB in Gemma-3's window layers, of which 1,024 are needed after."""
     trace = [request(name, (name, 8000), output=8) for name in "abc"]
-    result = replay(tmp_path, "jenga", "gemma3-27b", "3GiB", trace)
+    result = replay("jenga", "gemma3-27b", "3GiB", trace)
     assert result["aborted_requests"] == result["retractions"] == 0
     assert result["prefill_tokens"] == 3 * 8000 and result["steps"] > 3 * 8000 / 2048
 
 
 @pytest.mark.slow
 def test_what_the_pool_has_no_room_for_is_hit_in_the_host_and_takes_its_time(
-    tmp_path: Path,
+    replay: Replay,
 ) -> None:
     """Two prompts of 600 tokens in turns, in a pool of 800: with the host all whole pages of 8 of
     the second round are hits, and steps wait for every byte that is copied."""
@@ -468,7 +485,7 @@ def test_what_the_pool_has_no_room_for_is_hit_in_the_host_and_takes_its_time(
         request(f"{name}{turn}", (name, 600), **({"after": after, "gap": 0.1} if after else {}))
         for (name, turn), after in zip(names, ["", "a0", "b0", "a1"], strict=True)
     ]
-    run = partial(replay, tmp_path, "jenga", "llama3-8b", "100MiB", trace)
+    run = partial(replay, "jenga", "llama3-8b", "100MiB", trace)
     without, quick = run(), run("--host-bytes", "400MiB")
     slow = run("--host-bytes", "400MiB", "--copy-bytes-per-s", "1e6")
     assert without["hit_rate"] < quick["hit_rate"] == slow["hit_rate"] == 2 * 592 / (4 * 600)
@@ -490,7 +507,7 @@ def test_what_the_pool_has_no_room_for_is_hit_in_the_host_and_takes_its_time(
     ],
 )
 def test_sglangs_own_host_tier_is_replayed_with_as_many_bytes(
-    backend: str, geometry: str, pool_bytes: int, tmp_path: Path
+    backend: str, geometry: str, pool_bytes: int, replay: Replay
 ) -> None:
     """Four conversations of two turns: what the pool has no room for is hit in the host."""
     trace = [request(f"{name}0", (name, 600)) for name in "abcd"]
@@ -499,7 +516,7 @@ def test_sglangs_own_host_tier_is_replayed_with_as_many_bytes(
     trace[1:] = [replace(turn, after=before.id, gap=0.1) for before, turn in pairwise(trace)]
     host = ("--host-bytes", f"{4 * pool_bytes >> 20}MiB", "--write-policy", "write_through")
     size = f"{pool_bytes >> 20}MiB"
-    result = replay(tmp_path, backend, geometry, size, trace, *host, strict=False)
+    result = replay(backend, geometry, size, trace, *host, strict=False)
     # SGLang rounds each of its pools to whole tokens and states, and adds a page.
     assert result["host_pool_bytes"] == pytest.approx(4 * pool_bytes, rel=0.06)
     assert result["loaded_bytes"] > 0 and result["written_bytes"] > 0
