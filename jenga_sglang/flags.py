@@ -109,7 +109,8 @@ def apply_flag(values: MutableMapping[str, Any]) -> bool:
         if value not in (off, None, False, *others):
             shown = flag if value is True else f"{flag} {value}"
             raise refuse(
-                shown, f"does not work with {FLAG} jenga yet: {why}; leave one of the two out"
+                shown,
+                f"does not work with {FLAG} jenga yet: {_plain(why)}; leave one of the two out",
             )
     mode, stages = values.get("disaggregation_mode"), values.get("pp_size") or 1
     if mode not in (None, "null"):
@@ -152,8 +153,13 @@ def _check_beside(
             shown = flag if value is True else f"{flag} {value}"
             raise refuse(
                 f"{shown} with {beside}",
-                f"does not work with {FLAG} jenga yet: {why}; leave it out",
+                f"does not work with {FLAG} jenga yet: {_plain(why)}; leave it out",
             )
+
+
+def _plain(markdown: str) -> str:
+    """A reason as the tables of the documentation have it, for a terminal."""
+    return markdown.replace("`", "")
 
 
 def _check_page_size(values: MutableMapping[str, Any]) -> None:
@@ -176,7 +182,7 @@ def _check_attention(values: MutableMapping[str, Any]) -> None:
             known = ", ".join(ATTENTION_BACKENDS)
             raise refuse(
                 f"--{field.replace('_', '-')} {backend}",
-                f"cannot read Jenga pages; with {FLAG} jenga choose one of {known} or none",
+                f"cannot read Jenga pages; with {FLAG} jenga leave it out or choose one of {known}",
             )
         chosen |= {backend} if backend else set()
     if len(chosen) > 1:

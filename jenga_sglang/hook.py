@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +25,12 @@ from typing import Any, TypeVar
 
 from packaging.specifiers import SpecifierSet
 from sglang.srt.plugins import hook_registry
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
 from jenga_sglang import flags, versions
 from jenga_sglang.refusal import refuse
+
+logger = logging.getLogger(__name__)
 
 AFTER = HookType.AFTER
 AROUND = HookType.AROUND
@@ -166,13 +169,29 @@ def install(hooks: Sequence[Hook]) -> None:
         )
     before = [hook.resolve() for hook in hooks]
     for hook in hooks:
-        HookRegistry.register(hook.target, hook.run, hook.kind)
-    with _propagated_at_once():
+        HookRegistry.register(hook.target, hook.run, hook.kind, source=_SOURCE)
+    with _propagated_at_once(), _said_at_once(len(hooks)):
         HookRegistry.apply_hooks()
     for hook, original in zip(hooks, before, strict=True):
         if hook.resolve() is original:
             raise refuse(hook.target, "the hook did not take hold; see the log above")
         _installed.add(hook.target)
+
+
+@contextmanager
+def _said_at_once(num_hooks: int) -> Iterator[None]:
+    """SGLang's registry logs a line for every hook, in each process of a server; here it is one."""
+
+    def is_others(record: logging.LogRecord) -> bool:
+        return f"dist={_SOURCE.dist_name}" not in record.getMessage()
+
+    hook_registry.logger.addFilter(is_others)
+    try:
+        yield
+    finally:
+        hook_registry.logger.removeFilter(is_others)
+    if num_hooks:
+        logger.info("Applied %d hooks to SGLang; `jenga doctor` lists them", num_hooks)
 
 
 @contextmanager
@@ -204,4 +223,5 @@ def _propagate(hooked: Mapping[int, tuple[Any, Any, Any]]) -> None:
                 setattr(module, name, found[1])
 
 
+_SOURCE = HookSource("jenga", "jenga-sglang")
 _installed: set[str] = set()

@@ -4,13 +4,19 @@ Reads a JSON list of arguments a line; each is run in a forked process, with its
 that the line's first entry names. Writes the exit code.
 """
 
+import gc
 import json
 import os
 import sys
 
-import benchmarks.replay.run  # noqa: F401  SGLang, before the first fork
 from benchmarks.replay.cli import main
+from benchmarks.replay.engine import prepare_process
 
+prepare_process()
+import sglang.srt.entrypoints.engine  # noqa: E402
+import sglang.srt.managers.scheduler  # noqa: E402, F401
+
+gc.freeze()  # nobody's garbage, and takes long to go through
 for line in sys.stdin:
     log, *arguments = json.loads(line)
     if (child := os.fork()) == 0:

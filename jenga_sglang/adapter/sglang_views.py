@@ -118,6 +118,7 @@ class ServerArgsView(Protocol):
     radix_cache_backend: str | None
     page_size: int
     chunked_prefill_size: int | None
+    max_total_tokens: int | None
     tp_size: int
     dp_size: int
     enable_dp_attention: bool

@@ -5,7 +5,7 @@ Everything here only reads the manager's books.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -122,10 +122,26 @@ def fits_alone(manager: Manager, length: int, fresh: int, encoder_pages: int = 0
 
 def longest_request(manager: Manager, fresh: int, encoder_pages: int = 0) -> int:
     """The longest request, in tokens, that `fits_alone`; at most the manager's ``max_length``."""
-    low, high = 0, manager.max_length
+    return _most(
+        manager.max_length, lambda length: fits_alone(manager, length, fresh, encoder_pages)
+    )
+
+
+def longest_prompt(manager: Manager, step_tokens: int, encoder_pages: int = 0) -> int:
+    """The longest prompt, in tokens, that fits alone with one token of output where a step computes
+    at most ``step_tokens`` of it."""
+    return _most(
+        manager.max_length - 1,
+        lambda prompt: fits_alone(manager, prompt + 1, min(prompt, step_tokens), encoder_pages),
+    )
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The most, up to ``limit``, that ``fits``, where less always does; 0 where nothing does."""
+    low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if fits_alone(manager, middle, fresh, encoder_pages):
+        if fits(middle):
             low = middle
         else:
             high = middle - 1

@@ -131,7 +131,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--exact",
         action="store_true",
         help="build SGLang's class without weights and group its layers as a server does, not by "
-        "the config's fields (needs SGLang, takes half a minute)",
+        "the config's fields (needs SGLang, takes a minute or two)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a figure (PNG, SVG)")

@@ -17,6 +17,7 @@ from jenga_sglang.adapter.observe.report import digest
 from jenga_sglang.core.admission import (
     fits_alone,
     growth_room,
+    longest_prompt,
     longest_request,
     request_pages,
     weigh,
@@ -84,7 +85,7 @@ class JengaAllocator(BaseTokenToKVPoolAllocator):
         how = self._how_computed(input_tokens, chunk_size)
         if fits_alone(self.manager, input_tokens + 1, *how):
             return None
-        longest = longest_request(self.manager, *how)
+        longest = longest_prompt(self.manager, *how) + 1
         if longest == self.manager.max_length:
             return (
                 f"The prompt of {input_tokens:,} tokens and a token of output are longer than "

@@ -11,7 +11,11 @@ from jenga_sglang import flags
 from jenga_sglang.adapter.sglang_views import ServerArgsView
 from jenga_sglang.adapter.start.deterministic import refuse_deterministic
 from jenga_sglang.adapter.start.dp_attention import refuse_dp_attention
-from jenga_sglang.adapter.start.page_size import refuse_odd_chunks, settle_page_size
+from jenga_sglang.adapter.start.page_size import (
+    refuse_less_than_a_page,
+    refuse_odd_chunks,
+    settle_page_size,
+)
 from jenga_sglang.adapter.start.refused_models import refuse_configs
 from jenga_sglang.hook import AROUND, hook
 
@@ -64,6 +68,7 @@ def _model_adjustments(original: Callable[..., Any], server_args: Any) -> Any:
     _forbid_graphs_of_states(server_args)
     _forbid_chunks_of_encoders(server_args)
     refuse_odd_chunks(server_args)
+    refuse_less_than_a_page(server_args)
     return result
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sglang.srt.runtime_context import get_schedule
 
-from jenga_sglang.core.admission import longest_request, request_pages
+from jenga_sglang.core.admission import longest_prompt, request_pages
 from jenga_sglang.core.cut.explain import human_bytes
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.manager import Manager
@@ -35,7 +35,7 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
         "host": host_stats(manager),
         "storage": pool.storage_stats(),
         "full_length_requests": full_length_requests(manager),
-        "longest_request_tokens": longest_request(manager, _step_tokens(manager)),
+        "longest_request_tokens": longest_prompt(manager, _step_tokens(manager)) + 1,
     }
 
 
@@ -88,7 +88,8 @@ def log_start(pool: JengaKVPool, *, stock_pages_bytes: int) -> None:
     if longest < pool.manager.max_length:
         logger.warning(
             "The pool cannot hold one request of the model's full length (%d tokens). The longest "
-            "request that fits has %d tokens, prompt and output together; longer ones are refused. "
+            "request that fits has %d tokens, prompt and output together: longer prompts are "
+            "refused, longer answers cut short. "
             "Give the pool more memory, or lower --context-length.",
             pool.manager.max_length,
             longest,

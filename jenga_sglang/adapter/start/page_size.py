@@ -43,6 +43,15 @@ def refuse_odd_chunks(server_args: Any) -> None:
     )
 
 
+def refuse_less_than_a_page(server_args: Any) -> None:
+    """Raise ``SystemExit`` with one line for a pool of no page, where SGLang would ask for more
+    ``--mem-fraction-static``."""
+    view: ServerArgsView = model_hook.resolving_view(server_args)
+    tokens, page = view.max_total_tokens, view.page_size
+    if tokens is not None and tokens < page:
+        raise refuse(f"--max-total-tokens {tokens}", f"is less than a page, which has {page} here")
+
+
 def _ranks(server_args: Any) -> int:
     """Ranks that share the heads of a layer."""
     view: ServerArgsView = model_hook.resolving_view(server_args)

@@ -29,8 +29,8 @@ pytestmark = [
 
 
 def product(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
-    """a @ b, in which a row has the same bits wherever it stands, as in a GPU's tiles. BLAS does not
-    promise it: OpenBLAS adds in another order at the edges of its own tiles, on some processors."""
+    """a @ b, in which a row has the same bits wherever it stands, as in a GPU's tiles. BLAS does
+    not promise it: on some processors OpenBLAS adds in another order at the edges of its tiles."""
     return np.sum(a[:, :, None] * b, axis=1, dtype=dtype)
 
 
