@@ -28,7 +28,7 @@ EVERYTHING_TOKENS = 40_000
 CASES = [
     ("llama", "write_back", {}),
     ("gemma3", "write_through", {}),
-    ("gemma3", "write_back", {}),
+    pytest.param("gemma3", "write_back", {}, marks=pytest.mark.long),  # late copies have it, below
     ("lfm2", "write_back", STATES),
     ("falcon_h1", "write_through_selective", STATES),
 ]

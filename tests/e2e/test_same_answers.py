@@ -23,10 +23,10 @@ SHAPE = StreamShape(num_requests=70, longest_prompt=400)
 CASES = [
     # architecture, page size (None: the default), environment
     ("llama", None, {}),
-    ("mistral", 16, POISON),
+    pytest.param("mistral", 16, POISON, marks=pytest.mark.long),
     ("ministral", 16, {}),
     ("gemma3", None, POISON),
-    ("cohere2", 16, {}),
+    pytest.param("cohere2", 16, {}, marks=pytest.mark.long),
     ("olmo3", 16, POISON),
     ("gemma3", 1, {}),
     ("cohere2", 64, POISON),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2e.answers import FLOAT32, Tolerance
@@ -27,9 +28,13 @@ SHAPE = StreamShape(num_requests=70, longest_prompt=400)
 TOLERANCES = {"qwen3_5": Tolerance(4e-4, 1e-5)}
 
 
-@pytest.mark.parametrize(
-    "architecture", ["lfm2", "falcon_h1", "qwen3_5", "kimi_linear", "falcon_mamba"]
-)
+def some(*architectures: str, long: tuple[str, ...]) -> Any:
+    """Models for `make test`, and those for `make test-long`."""
+    marked = [pytest.param(name, marks=pytest.mark.long) for name in long]
+    return pytest.mark.parametrize("architecture", [*architectures, *marked])
+
+
+@some("lfm2", "qwen3_5", "falcon_mamba", long=("falcon_h1", "kimi_linear"))
 def test_every_answer_is_stocks_and_hits_change_nothing(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -62,7 +67,7 @@ def test_every_answer_is_stocks_and_hits_change_nothing(
     keep(architecture, path, ours.state, [STOCK, HUGGING_FACE, COLD])
 
 
-@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1", "qwen3_5"])
+@some("falcon_h1", long=("lfm2", "qwen3_5"))
 def test_the_next_turn_goes_on_from_the_answer(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -84,7 +89,7 @@ def test_the_next_turn_goes_on_from_the_answer(
         assert answer.tokens == greedy_tokens(path, prompt, 10)
 
 
-@pytest.mark.parametrize("architecture", ["lfm2", "falcon_h1", "qwen3_5", "falcon_mamba"])
+@some("qwen3_5", long=("lfm2", "falcon_h1", "falcon_mamba"))
 def test_prompts_and_decodes_in_one_batch(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

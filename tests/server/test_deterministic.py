@@ -52,7 +52,8 @@ def test_an_answer_has_the_same_bits_in_every_batch_and_behind_every_hit(
     model = write_model(tmp_path / "model", RELEASED.get(name) or ARCHITECTURES[name], seed=0)
     server = start_jenga(*FLAGS, "--enable-deterministic-inference", *ranks, model=model)
     (alone,) = answers(server, [TARGET])
-    for size in (1, 2, 5, 15):
+    few = (name, ranks) == MODELS[0].values
+    for size in (2, 5) if few else (1, 2, 5, 15):
         for place in (0, size):
             others = OTHERS[:size]
             batch = [*others[:place], TARGET, *others[place:]]
@@ -61,7 +62,7 @@ def test_an_answer_has_the_same_bits_in_every_batch_and_behind_every_hit(
             hit = answers(server, batch)[place]
             assert hit["meta_info"]["cached_tokens"] == len(TARGET) // PAGE * PAGE
             assert bits(hit) == bits(alone)
-    for cut in (1, PAGE - 1, PAGE, PAGE + 1, 47, 48, 49, 128, len(TARGET) - 1):
+    for cut in (PAGE - 1, 128) if few else (1, 15, 16, 17, 47, 48, 49, 128, len(TARGET) - 1):
         server.flush_cache()
         server.generate(TARGET[:cut], 1)
         assert bits(answers(server, [TARGET, *OTHERS[:3]])[0]) == bits(alone)
