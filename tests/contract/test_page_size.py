@@ -72,6 +72,8 @@ def sizes(folder: Path) -> dict[str, Any]:
             "page_size": 4,
         },
         "no chunks": {"model_path": GEMMA, "chunked_prefill_size": -1},
+        "no page": {"model_path": GEMMA, "max_total_tokens": 7},
+        "one page": {"model_path": GEMMA, "max_total_tokens": 8},
     }
     found = resolve(
         [case | {"model_path": str(folder / case["model_path"])} for case in cases.values()]
@@ -143,3 +145,9 @@ def test_a_chunk_that_ends_inside_a_page_is_refused_in_one_line(sizes: dict[str,
     assert line.startswith("jenga-sglang: --chunked-prefill-size 100: ") and "\n" not in line
     assert "8 tokens" in line and "choose 96 or 104" in line
     assert (sizes["odd chunk of small pages"], sizes["no chunks"]) == (4, 8)
+
+
+def test_a_pool_of_no_page_is_refused_in_one_line(sizes: dict[str, Any]) -> None:
+    line = sizes["no page"]
+    assert line == "jenga-sglang: --max-total-tokens 7: is less than a page, which has 8 here."
+    assert sizes["one page"] == 8

@@ -7,8 +7,10 @@ import pytest
 from core_builders import begin, make_manager, tokens
 
 from jenga_sglang.core.admission import (
+    fits_alone,
     fleeting_share,
     growth_room,
+    longest_prompt,
     longest_request,
     request_pages,
     whole_tokens_left,
@@ -82,6 +84,18 @@ def test_the_longest_request_fits_alone(kinds: tuple[Dependency, ...]) -> None:
             longest = longest_request(manager, fresh)
             if longest:
                 run_in_chunks(manager, longest, fresh, cache=True)
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: " and ".join(map(str, kinds)))
+def test_the_longest_prompt_is_the_last_that_fits_computed_as_it_would_be(
+    kinds: tuple[Dependency, ...],
+) -> None:
+    for num_large in range(1, 12):
+        manager = make_manager(*kinds, num_large=num_large, page_size=4, max_length=120)
+        for step in (8, 32, 1000):
+            prompts = range(1, manager.max_length)
+            fitting = [n for n in prompts if fits_alone(manager, n + 1, min(n, step))]
+            assert longest_prompt(manager, step) == max(fitting, default=0)
 
 
 def test_without_limits_the_longest_request_is_the_longest_there_may_be() -> None:
