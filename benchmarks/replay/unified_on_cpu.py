@@ -1,8 +1,8 @@
 """Lets SGLang's `--enable-unified-memory` run on CPU tensors.
 
 Two Triton kernels are replaced by SGLang's own torch versions of them, the two that only move or
-clear KV bytes are counted instead of run, and the refusal of out-of-tree platforms is lifted. All
-decisions stay SGLang's.
+clear KV bytes are counted instead of run, nobody waits for a step in flight, for none is on a CPU,
+and the refusal of out-of-tree platforms is lifted. All decisions stay SGLang's.
 """
 
 from typing import Any
@@ -25,8 +25,15 @@ def install() -> None:
     kv_cache_configurator.reject_out_of_tree_path = lambda *args, **kwargs: None
     unified_sub_pool.alloc_extend_kernel = _ExtendKernel()
     unified_sub_pool.alloc_decode_kernel = _DecodeKernel()
+    unified_sub_pool.MultiEndedAllocator._settle_inflight_forward = _settle
     unified_memory_pool.copy_pages = DEVICE_WORK.copy_pages
     unified_memory_pool.zero_pages = DEVICE_WORK.zero_pages
+
+
+def _settle(allocator: Any) -> None:
+    """What SGLang's own does once its stream has waited for the step before."""
+    if allocator._latest_forward_done_event is not None:
+        allocator._inflight_forward = None
 
 
 class _ExtendKernel:

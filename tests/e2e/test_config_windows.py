@@ -17,7 +17,7 @@ SHAPE = StreamShape(num_requests=50, longest_prompt=300)
 @pytest.mark.parametrize(
     ("architecture", "groups"),
     [
-        ("mistral", {f"window {WINDOW}": 4}),
+        pytest.param("mistral", {f"window {WINDOW}": 4}, marks=pytest.mark.long),
         ("qwen2", {"full": 2, f"window {WINDOW}": 2}),
         ("phi3", {f"window {WINDOW}": 4}),
     ],

@@ -25,7 +25,7 @@ CASES = [
     ("gemma3", 1, 12, 4, False),
     pytest.param("gemma3", 1, 8, 1, False, marks=pytest.mark.long),
     pytest.param("llama", 1, 2, 1, True, marks=pytest.mark.long),
-    ("cohere2", 64, 6, 1, False),
+    pytest.param("cohere2", 64, 6, 1, False, marks=pytest.mark.long),
 ]
 
 

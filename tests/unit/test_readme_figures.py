@@ -79,6 +79,21 @@ def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
             assert (shown(run), f"{run['hit_bound']:.2f}") == (cell, bound), file
 
 
+def test_rows_with_the_overlap_schedule_are_those_of_the_runs() -> None:
+    found = rows("### With the overlap schedule")
+    assert len(found) > 10
+    for experiment, *stated in found:
+        geometry, trace, budget = experiment.split(", ")
+        name = f"{geometry}-{trace}-{{}}-{budget.replace(' ', '')}-overlap.json"
+        theirs, ours = (
+            json.loads((REPLAYS / name.format(side)).read_text()) for side in ("unified", "jenga")
+        )
+        assert theirs["overlap"] and ours["overlap"], experiment
+        ratios = [ours[rate] / theirs[rate] for rate in ("mid_out_tok_s", "out_tok_s")]
+        assert stated[:4] == [shown(theirs), shown(ours), *(f"{r:.2f}" for r in ratios)], experiment
+        assert stated[5:] == [f"{run['longest_wait_s']:.0f}" for run in (theirs, ours)], experiment
+
+
 @pytest.mark.parametrize(
     ("geometry", "begins", "against"),
     [

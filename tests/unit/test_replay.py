@@ -453,6 +453,15 @@ def test_a_prompt_that_fills_its_pages_hits_itself(flags: tuple[str], replay: Re
 
 
 @pytest.mark.slow
+def test_unified_memory_makes_room_while_a_step_is_in_flight(replay: Replay) -> None:
+    """More prompts of two windows than the pool holds: what windows let go of leaves holes,
+    and pages move into them."""
+    trace = [request(n, ("doc", 600), (n, 1500), output=80) for n in "abcdefghijkl"]
+    result = replay("unified", "gemma3-27b", "4GiB", trace, "--overlap")
+    assert result["requests"] == 12 and not result["aborted_requests"]
+
+
+@pytest.mark.slow
 def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(replay: Replay) -> None:
     """1 GiB is 13 states of Qwen3-Next. Stock gives 6 to states and counts three for a request, so
     two run at a time; a Jenga server that took over that limit would gain nothing."""

@@ -18,6 +18,7 @@ from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.stats import pool_stats
 from jenga_sglang.core.tier_stats import host_stats
+from jenga_sglang.core.tiered_manager import TieredManager
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -40,11 +41,13 @@ def describe(pool: JengaKVPool) -> dict[str, Any]:
 
 
 def digest(manager: Manager) -> str:
-    """A hash of every page table, pin and owner: equal on ranks that decided alike."""
+    """A hash of every page table, pin and owner, and of what has been learnt of this server: equal
+    on ranks that decided alike."""
     books: list[NDArray[Any]] = []
     for memory in manager.memories:
         books += [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.large.owner]
-    digest = hashlib.sha256(str(manager.changes).encode())
+    learnt = manager.prices if isinstance(manager, TieredManager) else None
+    digest = hashlib.sha256(f"{manager.changes} {learnt}".encode())
     for book in books:
         digest.update(book.tobytes())
     return digest.hexdigest()[:16]

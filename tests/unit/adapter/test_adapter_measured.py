@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+from core_builders import make_tiered
 
 from jenga_sglang.adapter import host_copies
 from jenga_sglang.adapter.cache.measured import ASK_EVERY_STEPS, Measured
 from jenga_sglang.adapter.host_copies import HostCopies
+from jenga_sglang.adapter.observe.report import digest
 from jenga_sglang.adapter.storage.agreement import Agreement
+from jenga_sglang.core.dependency import Full
 from jenga_sglang.core.prices import Prices, Rate
 
 
@@ -68,3 +71,14 @@ def test_ranks_ask_one_another_after_the_same_steps(clock: Clock) -> None:
     assert not agreement.asked
     run(one, clock, 1)
     assert agreement.asked == 1
+
+
+def test_ranks_that_learned_something_else_have_another_digest() -> None:
+    one, other = (make_tiered(Full(), num_large=4, num_host=4) for _ in range(2))
+    assert digest(one) == digest(other)
+    one.prices.prompts.learn(20, 10)
+    assert digest(one) != digest(other)
+    other.prices.prompts.learn(20, 10)
+    assert digest(one) == digest(other)
+    other.prices.copies.learn(20, 10)
+    assert digest(one) != digest(other)
