@@ -29,6 +29,7 @@ from jenga_sglang.core.ids import Ids, ceil_div
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.prices import Prices
+from jenga_sglang.core.recency import Place
 from jenga_sglang.core.recount import check_places
 from jenga_sglang.core.running import Hit, Running
 from jenga_sglang.core.tiers import DeviceEvictor, HostEvictor, TierCounters, Tiers, WritePolicy
@@ -95,6 +96,17 @@ class TieredManager(Manager):
         history = self._histories_of_tiers[encoder_pages]
         num_pages, cut_by = history.longest_hit(self.tree.pages(path))
         return Hit(Path(path.node, num_pages), path.num_pages, cut_by)
+
+    def places_of(self, path: Path) -> list[Place]:
+        hit = self._whole_hit(path).path
+        pages, history = self.tree.pages(hit), self._histories_of_tiers[path.node.encoder_pages]
+        places: list[Place] = []
+        for g in self.needs.groups:
+            for start, stop in history.pages(g, len(pages) * self.page_size):
+                for tier in self.memories:
+                    held = pages[start:stop][tier.holds(g, pages[start:stop])]
+                    places.append((tier.lru, tier.large_pages(g, held)))
+        return places
 
     def load(
         self, hit: Hit, beside: Sequence[int] = (), *, spared_tokens: int | None = None
