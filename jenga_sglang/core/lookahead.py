@@ -12,6 +12,8 @@ requests leave, and others come in, every ``mean_output_tokens / R`` steps. So a
 tokens in B pages goes for a request that takes A pages of its own when::
 
     T / (p · mean_output_tokens / R · B)  <=  step_cost_tokens / (R · A)
+
+Over host memory T is no more than what is computed while the prefix is written and loaded again.
 """
 
 from __future__ import annotations
@@ -226,7 +228,8 @@ class Lookahead:
         for w in reversed(self.wanted):
             if short <= 0:
                 break
-            if loss * w.saved_tokens > gain * w.position * w.large_pages:
+            lost_tokens = self.manager.lost_tokens(w.saved_tokens, w.large_pages)
+            if loss * lost_tokens > gain * w.position * w.large_pages:
                 self._decisive = w
                 return short
             short -= w.large_pages

@@ -50,6 +50,11 @@ class Prefixes:
         pool is the only one."""
         return []
 
+    def lost_tokens(self, saved_tokens: int, large_pages: float) -> int:
+        """What it costs to evict a prefix from the pool that saves so many tokens of prompt and
+        takes so many large pages, in tokens of prompt."""
+        return saved_tokens
+
     def miss(self, namespace: Hashable) -> Hit:
         """The empty prefix."""
         return Hit(Path(self.tree.root(namespace), 0), 0, None)

@@ -14,6 +14,7 @@ the host. What is loaded of it is, by group, what the next token needs and the d
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,12 @@ class TieredManager(Manager):
                     held = pages[start:stop][tier.holds(g, pages[start:stop])]
                     places.append((tier.lru, tier.large_pages(g, held)))
         return places
+
+    def lost_tokens(self, saved_tokens: int, large_pages: float) -> int:
+        """It is written to the host and loaded again, unless computing it takes less."""
+        num_bytes = ceil(2 * large_pages * self.geometry.large_page_bytes)
+        copying = self.prices.tokens_for(num_bytes)
+        return saved_tokens if copying is None else min(saved_tokens, copying)
 
     def load(
         self, hit: Hit, beside: Sequence[int] = (), *, spared_tokens: int | None = None

@@ -21,6 +21,7 @@ from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.prices import Prices, Rate
 from jenga_sglang.core.tiered_manager import TieredManager
 
 # Three documents of twelve tokens, a token a page.
@@ -268,3 +269,28 @@ def refreshed(manager: TieredManager, queue: Queue) -> list[list[tuple[int, int]
         new = np.flatnonzero(times > before).tolist()
         found.append([(large, int(times[large]) - before) for large in new])
     return found
+
+
+@pytest.mark.parametrize(
+    ("prices", "most_running"),
+    [
+        (Prices(), 22),
+        # 12 pages of 8 bytes, there and back, in the time of 3 tokens and of 13, of which 12 count.
+        (Prices(copies=Rate(64, 10), prompts=Rate(1, 10)), 45),
+        (Prices(copies=Rate(14, 10), prompts=Rate(1, 10)), 22),
+    ],
+    ids=["not measured", "cheap copies", "dear copies"],
+)
+def test_what_goes_to_the_host_costs_no_more_than_its_copies(
+    prices: Prices, most_running: int
+) -> None:
+    """As in `TestWorth`: 12 · 128 · 16 / (R² · 4) against the tokens that are lost."""
+    manager = make_tiered(Full(), num_large=20, num_host=40)
+    manager.prices = prices
+    queue = Queue(manager)
+    serve(manager, A)
+    queue.look(first=tokens(A, 1))
+    manager.counters.mean_output_tokens = 16.0
+    for num_running in (most_running, most_running + 1):
+        is_kept_out = bool(queue.lookahead.not_worth([9], [4], num_running))
+        assert is_kept_out == (num_running > most_running)
