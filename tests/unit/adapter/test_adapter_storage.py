@@ -268,6 +268,23 @@ def test_of_a_window_nothing_is_asked_for_but_what_lies_behind_the_hit(tmp_path:
     assert not before & {key.split(".")[0] for keys in of_window for key in keys}
 
 
+def test_a_page_that_fails_once_is_asked_for_again(tmp_path: Path) -> None:
+    leave_windows(tmp_path)
+    failed: set[str] = set()
+
+    class FailsOnce(HiCacheFile):
+        def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            if key not in failed:
+                failed.add(key)
+                return None
+            return super().get(key, *args, **kwargs)
+
+    backend = FailsOnce(_config("file", "model", {"file_storage_path": str(tmp_path)}))
+    cache = make_server(tmp_path, store=backend, groups=WINDOWED)
+    assert prefetch(cache) == len(PROMPT)
+    assert cache.storage.store.failures["read"] == len(failed) > 0
+
+
 def test_a_page_of_another_history_is_no_page(tmp_path: Path) -> None:
     other = tokens(range(100, 100 + 6 * PAGE))
     leave(tmp_path)
