@@ -181,6 +181,16 @@ def evict_from_host(manager: TieredManager, group: int, pages: Ids) -> None:
     manager.tiers.evictor.evict_pages(group, pages)
 
 
+def evict_large_from_host(manager: TieredManager, count: int) -> bool:
+    """Evict ``count`` large pages of the host whose turn it is; whether there were any."""
+    return manager.tiers.evictor.evict_large(count)
+
+
+def host_times(manager: TieredManager) -> Ids:
+    """The logical time of the last use of each large page of the host."""
+    return host(manager).lru.time
+
+
 def host_tables(manager: TieredManager) -> list[Ids]:
     """As `tables`, of the host."""
     return manager.memory.host.table

@@ -43,13 +43,17 @@ class Known:
     def encoder_groups(self) -> list[int]:
         return []
 
-    def holds(self, group: int, pages: Ids) -> NDArray[np.bool_]:
-        return np.array([self._has(group, page - 1) for page in pages.tolist()], np.bool_)
-
     def first_missing(self, group: int, pages: Ids) -> int | None:
         """Index of the first page that is not there, or None."""
         for index, page in enumerate(pages.tolist()):
             if not self._has(group, page - 1):
+                return index
+        return None
+
+    def last_held(self, group: int, pages: Ids) -> int | None:
+        """Index of the last page that is there, or None. Asks for none before it."""
+        for index in range(len(pages) - 1, -1, -1):
+            if self._has(group, int(pages[index]) - 1):
                 return index
         return None
 

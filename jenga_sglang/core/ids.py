@@ -37,6 +37,12 @@ def ends_run(ids: Ids) -> NDArray[np.bool_]:
     return ends
 
 
+def last_true(flags: NDArray[np.bool_]) -> int | None:
+    """Index of the last of ``flags`` that is set, or None."""
+    index = len(flags) - 1 - int(flags[::-1].argmax()) if len(flags) else 0
+    return index if len(flags) and flags[index] else None
+
+
 def common_length(a: Ids, b: Ids) -> int:
     """How many numbers ``a`` and ``b`` begin with alike."""
     shorter = min(len(a), len(b))

@@ -1,8 +1,9 @@
 """What waiting requests will hit: the part of the future that a prefix cache knows.
 
 A waiting request says which prefix will be asked for, and its place in the queue says when. So
-evict what nobody waits for, then what is waited for longest (Belady's order), and weigh: running
-one more request is worth less than the prefixes that it would push out where those are long.
+evict what nobody waits for, then what is waited for longest (Belady's order), in every tier, and
+weigh: running one more request is worth less than the prefixes that it would push out where those
+are long.
 
 The weighing, per page of memory and step of the server. One more request beside R running ones
 carries ``1 / R`` of every step's fixed cost, which is ``step_cost_tokens`` tokens of prompt in the
@@ -11,6 +12,8 @@ requests leave, and others come in, every ``mean_output_tokens / R`` steps. So a
 tokens in B pages goes for a request that takes A pages of its own when::
 
     T / (p · mean_output_tokens / R · B)  <=  step_cost_tokens / (R · A)
+
+Over host memory T is no more than what is computed while the prefix is written and loaded again.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from jenga_sglang.core.guard import Guard
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.ranges import Range
+from jenga_sglang.core.recency import Place
 
 MAX_REQUESTS = 128  # looked at, from the head of the queue
 
@@ -85,12 +89,13 @@ class _Route:
 @dataclass(frozen=True, slots=True)
 class _Prefix:
     """What a request on one path will hit: these ``pages``, of which each group needs these ranges,
-    in these ``large`` pages. It stays that for as long as the path's pages are what they were at
-    ``version``."""
+    in these ``large`` pages; with what is below the pool it hits what lies at these ``places``. It
+    stays that for as long as the path's pages are what they were at ``version``."""
 
     pages: Ids
     needed: list[list[Range]]
     large: list[Ids]
+    places: list[Place]
     version: int
 
 
@@ -149,6 +154,9 @@ class Lookahead:
         self.wanted = self._wanted(hits)
         for _, prefix, _ in reversed(hits):
             manager.recency.touch_large(prefix.large)
+        for prefix in reversed(prefixes.values()):
+            if prefix.places:
+                manager.recency.touch_places(prefix.places)
         self._routes, self._prefixes = routes, prefixes
         self._waiting = waiting[:MAX_REQUESTS]
         self._looked_at = (waiting[0], manager.memory.now)
@@ -170,7 +178,7 @@ class Lookahead:
         pages, history = tree.pages(hit.path), manager.history(hit.encoder_pages)
         needed = history.held_pages(len(pages) * manager.page_size)
         large = manager.recency.large_pages(history, pages)
-        return _Prefix(pages, needed, large, tree.version)
+        return _Prefix(pages, needed, large, manager.places_of(path), tree.version)
 
     def _wanted(self, hits: Sequence[tuple[int, _Prefix, int]]) -> list[Wanted]:
         """What each of the ``hits`` adds from the page on that comes with it, if anything."""
@@ -220,7 +228,8 @@ class Lookahead:
         for w in reversed(self.wanted):
             if short <= 0:
                 break
-            if loss * w.saved_tokens > gain * w.position * w.large_pages:
+            lost_tokens = self.manager.lost_tokens(w.saved_tokens, w.large_pages)
+            if loss * lost_tokens > gain * w.position * w.large_pages:
                 self._decisive = w
                 return short
             short -= w.large_pages

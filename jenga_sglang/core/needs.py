@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry
 from jenga_sglang.core.dependency import Dependency, EncoderTokens, reads_everything
 from jenga_sglang.core.hit import longest_hit
@@ -34,7 +31,7 @@ class Held(Protocol):
 
     def first_missing(self, group: int, virtual: Ids) -> int | None: ...
 
-    def holds(self, group: int, virtual: Ids) -> NDArray[np.bool_]: ...
+    def last_held(self, group: int, virtual: Ids) -> int | None: ...
 
 
 class Needs:
@@ -166,6 +163,6 @@ class History:
         num_pages = wanted.start + missing
         if self.needs.dependencies[group].needs_last:
             # The next prefix that ends with a page that is held, or the one without any text.
-            held = np.flatnonzero(self.held.holds(group, pages[:num_pages]))
-            num_pages = int(held[-1]) + 1 if len(held) else min(num_pages, self.encoder_pages)
+            last = self.held.last_held(group, pages[:num_pages])
+            num_pages = min(num_pages, self.encoder_pages) if last is None else last + 1
         return num_pages

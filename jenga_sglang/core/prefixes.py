@@ -11,7 +11,7 @@ from jenga_sglang.core.dependency import Dependency
 from jenga_sglang.core.eviction import Evictor
 from jenga_sglang.core.holding import Holding
 from jenga_sglang.core.needs import History, Needs
-from jenga_sglang.core.recency import Recency
+from jenga_sglang.core.recency import Place, Recency
 from jenga_sglang.core.running import Hit
 
 
@@ -44,6 +44,16 @@ class Prefixes:
         history = self.history(path.node.encoder_pages)
         num_pages, cut_by = history.longest_hit(self.tree.pages(path))
         return Hit(Path(path.node, num_pages), path.num_pages, cut_by)
+
+    def places_of(self, path: Path) -> list[Place]:
+        """Where in all tiers lies what a hit of all of them on ``path`` needs; nothing where the
+        pool is the only one."""
+        return []
+
+    def lost_tokens(self, saved_tokens: int, large_pages: float) -> int:
+        """What it costs to evict a prefix from the pool that saves so many tokens of prompt and
+        takes so many large pages, in tokens of prompt."""
+        return saved_tokens
 
     def miss(self, namespace: Hashable) -> Hit:
         """The empty prefix."""

@@ -38,6 +38,14 @@ class Prices:
     copies: Rate = field(default_factory=Rate)
     prompts: Rate = field(default_factory=Rate)
 
+    def tokens_for(self, num_bytes: int) -> int | None:
+        """Tokens of prompts that are computed while ``num_bytes`` are copied; None until both have
+        been seen."""
+        copies, prompts = self.copies, self.prompts
+        if not copies.units or not prompts.ns:
+            return None
+        return num_bytes * copies.ns * prompts.units // (copies.units * prompts.ns)
+
     def is_worth(self, num_bytes: int, tokens: int) -> bool:
         """Whether ``num_bytes`` are copied in less time than ``tokens`` are computed in. Yes, until
         both have been seen."""

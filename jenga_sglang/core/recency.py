@@ -8,6 +8,7 @@ from enum import Enum
 
 import numpy as np
 
+from jenga_sglang.core.books.lru import LruBuckets
 from jenga_sglang.core.books.memory import MOST_WEIGHT, Memory
 from jenga_sglang.core.ids import Ids, without_repeats
 from jenga_sglang.core.needs import History
@@ -16,6 +17,10 @@ from jenga_sglang.core.running import Running
 
 # Priorities of requests are weights from 1 on; this is the weight of priority 0.
 MIDDLE_WEIGHT = 1 << 19
+
+
+# Large pages of one tier, and its order of eviction.
+Place = tuple[LruBuckets, Ids]
 
 
 class Order(Enum):
@@ -72,6 +77,12 @@ class Recency:
                 self.memory.lru.no_older(ids, self.memory.now)
             else:
                 self.memory.lru.touch(ids, self.memory.now)
+
+    def touch_places(self, places: Sequence[Place]) -> None:
+        """A new time, one for all of them, for large pages of any tier."""
+        self.memory.tick()
+        for lru, large in places:
+            lru.no_older(large, self.memory.now)
 
     def large_pages(self, history: History, pages: Ids) -> list[Ids]:
         """The large pages of every group in which what a hit of all ``pages`` needs lies, hardly

@@ -14,6 +14,7 @@ the host. What is loaded of it is, by group, what the next token needs and the d
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from jenga_sglang.core.ids import Ids, ceil_div
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.prices import Prices
+from jenga_sglang.core.recency import Place
 from jenga_sglang.core.recount import check_places
 from jenga_sglang.core.running import Hit, Running
 from jenga_sglang.core.tiers import DeviceEvictor, HostEvictor, TierCounters, Tiers, WritePolicy
@@ -95,6 +97,23 @@ class TieredManager(Manager):
         history = self._histories_of_tiers[encoder_pages]
         num_pages, cut_by = history.longest_hit(self.tree.pages(path))
         return Hit(Path(path.node, num_pages), path.num_pages, cut_by)
+
+    def places_of(self, path: Path) -> list[Place]:
+        hit = self._whole_hit(path).path
+        pages, history = self.tree.pages(hit), self._histories_of_tiers[path.node.encoder_pages]
+        places: list[Place] = []
+        for g in self.needs.groups:
+            for start, stop in history.pages(g, len(pages) * self.page_size):
+                for tier in self.memories:
+                    held = pages[start:stop][tier.holds(g, pages[start:stop])]
+                    places.append((tier.lru, tier.large_pages(g, held)))
+        return places
+
+    def lost_tokens(self, saved_tokens: int, large_pages: float) -> int:
+        """It is written to the host and loaded again, unless computing it takes less."""
+        num_bytes = ceil(2 * large_pages * self.geometry.large_page_bytes)
+        copying = self.prices.tokens_for(num_bytes)
+        return saved_tokens if copying is None else min(saved_tokens, copying)
 
     def load(
         self, hit: Hit, beside: Sequence[int] = (), *, spared_tokens: int | None = None

@@ -1,6 +1,6 @@
 """A server with host memory below a pool of a fifth of what is asked about."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,19 +16,23 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module", params=["write_through", "write_through_selective", "write_back"])
-def tiers(request: pytest.FixtureRequest, start_jenga: Callable[..., Client]) -> Client:
+def tiers(request: pytest.FixtureRequest, start_jenga: Callable[..., Client]) -> Iterator[Client]:
     pool = ("--max-total-tokens", "1600", "--page-size", str(PAGE_SIZE))
     host = ("--enable-hierarchical-cache", "--hicache-ratio", "12")
     seen = ("--enable-metrics", "--enable-cache-report", "--chunked-prefill-size", "256")
     policy = ("--hicache-write-policy", request.param)
-    return start_jenga(*pool, *host, *policy, *seen, env={"JENGA_POISON_FREED": "1"})
+    server = start_jenga(*pool, *host, *policy, *seen, env={"JENGA_POISON_FREED": "1"})
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")
 def expected(start_jenga: Callable[..., Client]) -> list[list[int]]:
     """The answers of a server without a host, whose pool holds everything."""
     server = start_jenga("--max-total-tokens", "30000", "--page-size", str(PAGE_SIZE))
-    return [server.generate(ids, NUM_TOKENS)["output_ids"] for ids in PROMPTS]
+    answers = [server.generate(ids, NUM_TOKENS)["output_ids"] for ids in PROMPTS]
+    server.stop()
+    return answers
 
 
 def details(answer: Any) -> tuple[int, int]:

@@ -38,7 +38,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 def expected(start_jenga: Callable[..., Client]) -> list[list[int]]:
     """The answers of a server whose pool holds everything."""
     server = start_jenga("--max-total-tokens", "30000", "--page-size", str(PAGE_SIZE))
-    return [server.generate(ids, NUM_TOKENS)["output_ids"] for ids in PROMPTS]
+    answers = [server.generate(ids, NUM_TOKENS)["output_ids"] for ids in PROMPTS]
+    server.stop()
+    return answers
 
 
 def wait_until_stored(server: Client) -> None:
@@ -68,7 +70,7 @@ def test_a_server_hits_on_its_first_request_what_another_has_left(
     assert ask_all(first, expected) == [0] * len(PROMPTS)
     wait_until_stored(first)
     first.assert_clean()
-    first.process.kill()
+    first.stop()
     second = start_jenga(*FLAGS, *STORAGE, *folder)
     answer = second.generate(PROMPTS[0], NUM_TOKENS)
     assert answer["output_ids"] == expected[0]
@@ -78,6 +80,7 @@ def test_a_server_hits_on_its_first_request_what_another_has_left(
     assert ask_all(second, expected)[1:] == [whole(ids) for ids in PROMPTS[1:]]
     assert second.metric("sglang:jenga_storage_hit_tokens_total") > 0
     second.assert_clean()
+    second.stop()
 
 
 @pytest.mark.parametrize("backend", ["nixl", "mooncake"])
@@ -107,6 +110,7 @@ def test_a_server_hits_what_another_has_written_by_address(
         assert second.facts()["storage"]["hit_tokens"] > 0
         for server in (first, second):
             server.assert_clean()
+            server.stop()
 
 
 def administer(server: Client, method: str, path: str, body: Any = None) -> tuple[int, str]:
@@ -154,6 +158,7 @@ def test_storage_comes_goes_and_is_cleared_as_a_server_runs(
     assert ask_all(server, expected) == [0] * len(PROMPTS)
     assert not list(tmp_path.glob("*.bin"))
     server.assert_clean()
+    server.stop()
 
 
 def test_two_ranks_decide_alike_over_storage_that_fails_and_is_slow(
@@ -176,6 +181,7 @@ def test_two_ranks_decide_alike_over_storage_that_fails_and_is_slow(
     assert facts["hit_tokens"] > 0 and facts["failures"]
     server.assert_clean()
     assert_ranks_agree(server, checks=4)
+    server.stop()
 
 
 def test_a_backend_that_hangs_on_one_rank_holds_neither_up(
@@ -209,6 +215,7 @@ def test_a_backend_that_hangs_on_one_rank_holds_neither_up(
     assert ask_all(server, expected) == [whole(ids) for ids in PROMPTS]
     server.assert_clean()
     assert_ranks_agree(server, checks=4)
+    server.stop()
 
 
 def wait_for_log(server: Client, line: str) -> None:

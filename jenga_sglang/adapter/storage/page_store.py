@@ -64,6 +64,10 @@ class PageStore:
         """The bytes of a page, uint8, or None; good until the next one is read."""
         try:
             found = self._objects.read(key, page_bytes + SEAL_BYTES)
+            if found is None:
+                # Once more: it was there a moment ago, and without it goes all that follows.
+                self._failed("read", None)
+                found = self._objects.read(key, page_bytes + SEAL_BYTES)
         except Exception as error:
             self._is_unsound(key)
             self._failed("read", error)

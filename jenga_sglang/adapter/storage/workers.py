@@ -147,13 +147,15 @@ class Reader:
         return length, length
 
     def _asks(self, prefetch: Prefetch) -> Exists:
-        """Whether storage has a page, for many that follow each other at a time."""
+        """Whether storage has a page, for many that follow each other at a time: as many as
+        a hit needs in a row, for what is stored of a window or of states lies far apart."""
         keys = [keys_of(prefetch.digests, tag) for tag in self._tags]
+        at_once = [min(BATCH_PAGES, pages) for pages in self._needs.most_pages]
         known = prefetch.exists
 
         def exists(group: int, page: int) -> bool:
             if (group, page) not in known:
-                asked = keys[group][page : page + BATCH_PAGES]
+                asked = keys[group][page : page + at_once[group]]
                 run = self._store.exists(asked)
                 self._answered = time.monotonic()
                 for n in range(min(run + 1, len(asked))):

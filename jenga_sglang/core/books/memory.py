@@ -26,7 +26,7 @@ from jenga_sglang.core.books.lru import LruBuckets
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.dependency import reads_everything
 from jenga_sglang.core.groups import Groups, Parts, Shared
-from jenga_sglang.core.ids import Ids, ceil_div
+from jenga_sglang.core.ids import Ids, ceil_div, last_true
 
 # A logical time, with the weight of a page above it.
 TIME_BITS = 42
@@ -307,6 +307,10 @@ class Memory(Groups):
         held = self._first[group][virtual]
         index = int(held.argmin())  # the first 0, if there is one
         return None if held[index] else index
+
+    def last_held(self, group: int, virtual: Ids) -> int | None:
+        """Index of the last page that ``group`` holds, or None."""
+        return last_true(self.holds(group, virtual))
 
     def holds(self, group: int, virtual: Ids) -> NDArray[np.bool_]:
         """Which pages ``group`` holds."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.cut.geometry import Geometry
-from jenga_sglang.core.ids import Ids
+from jenga_sglang.core.ids import Ids, last_true
 
 
 class HostMemory(Memory):
@@ -143,3 +143,7 @@ class EitherTier:
         """Index of the first page that ``group`` holds nowhere, or None."""
         held = self.holds(group, virtual)
         return None if held.all() else int(held.argmin())
+
+    def last_held(self, group: int, virtual: Ids) -> int | None:
+        """Index of the last page that ``group`` holds somewhere, or None."""
+        return last_true(self.holds(group, virtual))

@@ -239,19 +239,50 @@ def test_a_page_that_fails_to_come_leaves_the_longest_hit_before_it(tmp_path: Pa
     cache.manager.check_idle()
 
 
-def test_pages_that_follow_each_other_are_asked_for_at_once(tmp_path: Path) -> None:
-    leave_windows(tmp_path)
-    asked: list[int] = []
+def questions(folder: Path, hit: int) -> list[list[str]]:
+    """The keys that a server asks for together until it knows that ``hit`` tokens are there."""
+    asked = []
 
-    class Counted(HiCacheFile):
+    class Asked(HiCacheFile):
         def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
-            asked.append(len(keys))
+            asked.append(keys)
             return int(super().batch_exists(keys, extra_info))
 
-    backend = Counted(_config("file", "model", {"file_storage_path": str(tmp_path)}))
+    backend = Asked(_config("file", "model", {"file_storage_path": str(folder)}))
+    assert prefetch(make_server(folder, store=backend, groups=WINDOWED)) == hit
+    return asked
+
+
+def test_pages_that_follow_each_other_are_asked_for_at_once(tmp_path: Path) -> None:
+    leave_windows(tmp_path)
+    assert len(questions(tmp_path, len(PROMPT))) == len(WINDOWED)
+
+
+def test_of_a_window_nothing_is_asked_for_but_what_lies_behind_the_hit(tmp_path: Path) -> None:
+    leave_windows(tmp_path)
+    for page in (0, 1, 2, 4, 5):
+        file_of(tmp_path, PROMPT, page, "window").unlink()
+    _, *of_window = questions(tmp_path, 4 * PAGE)
+    before = {file_of(tmp_path, PROMPT, page).name.split(".")[0] for page in range(3)}
+    assert len(of_window) == 3
+    assert not before & {key.split(".")[0] for keys in of_window for key in keys}
+
+
+def test_a_page_that_fails_once_is_asked_for_again(tmp_path: Path) -> None:
+    leave_windows(tmp_path)
+    failed: set[str] = set()
+
+    class FailsOnce(HiCacheFile):
+        def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            if key not in failed:
+                failed.add(key)
+                return None
+            return super().get(key, *args, **kwargs)
+
+    backend = FailsOnce(_config("file", "model", {"file_storage_path": str(tmp_path)}))
     cache = make_server(tmp_path, store=backend, groups=WINDOWED)
     assert prefetch(cache) == len(PROMPT)
-    assert len(asked) == len(WINDOWED)
+    assert cache.storage.store.failures["read"] == len(failed) > 0
 
 
 def test_a_page_of_another_history_is_no_page(tmp_path: Path) -> None:

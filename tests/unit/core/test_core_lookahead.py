@@ -1,16 +1,28 @@
 """What the waiting queue says about the future: the order of eviction, and who is worth what."""
 
+import random
 from collections.abc import Hashable
 
 import core_inspector as inside
+import numpy as np
 import pytest
-from core_builders import hit_tokens, make_geometry, serve, tokens
+from core_builders import (
+    begin,
+    evict_all,
+    hit_tokens,
+    make_geometry,
+    make_tiered,
+    serve,
+    tokens,
+)
 
 from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import Full, SlidingWindow
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.prices import Prices, Rate
+from jenga_sglang.core.tiered_manager import TieredManager
 
 # Three documents of twelve tokens, a token a page.
 A, B, C = (tokens(range(first, first + 12)) for first in (100, 200, 300))
@@ -203,3 +215,82 @@ def test_the_mean_output_follows_what_requests_answer() -> None:
     assert manager.counters.mean_output_tokens == pytest.approx(40, abs=0.1)
     manager.reset()
     assert manager.counters.mean_output_tokens == pytest.approx(40, abs=0.1)
+
+
+# -- with host memory below the pool --------------------------------------------------------------
+
+
+def whole_hit(manager: TieredManager, document: Tokens) -> int:
+    return manager.match_tiers(None, document)[1].path.num_pages
+
+
+def test_what_is_hit_soonest_leaves_the_host_last() -> None:
+    manager = make_tiered(Full(), num_large=12, num_host=24)
+    queue = Queue(manager)
+    for document in (A, B):
+        serve(manager, document)
+    evict_all(manager)
+    queue.look(first=tokens(A, 1))
+    serve(manager, C)
+    evict_all(manager)
+    assert [whole_hit(manager, d) for d in (A, B, C)] == [12, 0, 12]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_remembered_of_two_tiers_is_what_they_have(seed: int) -> None:
+    pick = random.Random(seed)
+    manager = make_tiered(Full(), SlidingWindow(5), num_large=40, num_host=40)
+    remembers = Queue(manager)
+    for _ in range(40):
+        document = pick.choice((A, B, C))[: pick.randint(4, 12)]
+        match pick.choice(("serve", "evict", "lose", "load")):
+            case "serve":
+                running = begin(manager, document, publish=True)
+                manager.publish(running, None, document)
+                manager.release(running)
+            case "evict":
+                inside.evict_large(manager, pick.randint(1, 10))
+            case "lose":
+                inside.evict_large_from_host(manager, pick.randint(1, 10))
+            case "load":
+                hit = manager.match_tiers(None, document)[1]
+                if running := manager.load(hit):
+                    manager.release(running)
+        assert refreshed(manager, remembers) == refreshed(manager, Queue(manager))
+    manager.check_idle()
+
+
+def refreshed(manager: TieredManager, queue: Queue) -> list[list[tuple[int, int]]]:
+    """The large pages of each tier that a look at the queue gives a new time, and which."""
+    before = inside.tick(manager)
+    queue.look(**{str(n): tokens(d[:9], n) for n, d in enumerate((B, C, A))})
+    found = []
+    for times in (inside.times(manager), inside.host_times(manager)):
+        new = np.flatnonzero(times > before).tolist()
+        found.append([(large, int(times[large]) - before) for large in new])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prices", "most_running"),
+    [
+        (Prices(), 22),
+        # 12 pages of 8 bytes, there and back, in the time of 3 tokens and of 13, of which 12 count.
+        (Prices(copies=Rate(64, 10), prompts=Rate(1, 10)), 45),
+        (Prices(copies=Rate(14, 10), prompts=Rate(1, 10)), 22),
+    ],
+    ids=["not measured", "cheap copies", "dear copies"],
+)
+def test_what_goes_to_the_host_costs_no_more_than_its_copies(
+    prices: Prices, most_running: int
+) -> None:
+    """As in `TestWorth`: 12 · 128 · 16 / (R² · 4) against the tokens that are lost."""
+    manager = make_tiered(Full(), num_large=20, num_host=40)
+    manager.prices = prices
+    queue = Queue(manager)
+    serve(manager, A)
+    queue.look(first=tokens(A, 1))
+    manager.counters.mean_output_tokens = 16.0
+    for num_running in (most_running, most_running + 1):
+        is_kept_out = bool(queue.lookahead.not_worth([9], [4], num_running))
+        assert is_kept_out == (num_running > most_running)

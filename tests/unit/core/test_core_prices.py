@@ -17,6 +17,13 @@ def test_a_load_pays_when_its_bytes_take_less_time_than_its_tokens() -> None:
     assert not prices.is_worth(num_bytes=1000, tokens=99)
 
 
+def test_a_copy_takes_as_long_as_so_many_tokens() -> None:
+    prices = Prices(copies=Rate(1000, 20), prompts=Rate(100, 10))
+    assert (prices.tokens_for(1000), prices.tokens_for(9)) == (200, 1)
+    assert Prices(copies=Rate(1, 1)).tokens_for(1) is None
+    assert Prices(prompts=Rate(1, 1)).tokens_for(1) is None
+
+
 def test_what_has_not_been_measured_pays() -> None:
     assert Prices(copies=Rate(1, 10**9)).is_worth(10**12, 1)
     assert Prices(prompts=Rate(10**9, 1)).is_worth(10**12, 1)
