@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from e2e.checks import POISON, assert_same_answers, server_flags
-from e2e.drafting import accepted, drafting_stream
+from e2e.drafting import accepted, drafting_stream, note_drafts, noted
 from e2e.engine import Job, run_jobs
 from e2e.hugging_face import load
 from e2e.oracle import oracle_of
@@ -78,32 +78,6 @@ def test_each_draft_is_the_one_that_hugging_faces_assistant_makes(tmp_path: Path
     ]
     assert not wrong, f"{len(wrong)} of {len(report.after)}: {wrong[:5]}"
     assert any(length > WINDOW + 1 for _, length, _ in report.after)
-
-
-NOTED: list[tuple[int, int, list[int]]] = []  # request, tokens that it has rows of, drafts
-
-
-def note_drafts() -> None:
-    from sglang.srt.speculative.frozen_kv_mtp_worker_v2 import FrozenKVMTPDraftWorker as Worker
-
-    draft, draft_forward = Worker.draft, Worker.draft_forward
-    asked: list[int] = []
-
-    def ask(worker: Any, batch: Any) -> Any:
-        asked[:] = [int(req.rid) for req in batch.reqs]
-        return draft(worker, batch)
-
-    def note(worker: Any, forward_batch: Any) -> Any:
-        drafted = draft_forward(worker, forward_batch)
-        lengths = forward_batch.seq_lens.tolist()
-        NOTED.extend(zip(asked, lengths, drafted[2].tolist(), strict=True))
-        return drafted
-
-    Worker.draft, Worker.draft_forward = ask, note
-
-
-def noted(scheduler: Any) -> list[tuple[int, int, list[int]]]:
-    return NOTED
 
 
 def rows_of(target: Path, text: list[int]) -> Any:
