@@ -9,13 +9,15 @@ from jenga_sglang import versions
 from jenga_sglang.refusal import refuse
 
 FLAG = "--speculative-algorithm"
-# Names as SGLang's parser takes them, in upper case. NEXTN is another name for EAGLE.
+# Names as SGLang's parser takes them, in upper case. NEXTN is another name for EAGLE, and both for
+# FROZEN_KV_MTP where the draft model is an assistant that reads what its target keeps.
 WITHOUT_MODEL = ("NGRAM",)
-WITH_MODEL = ("STANDALONE", "EAGLE", "EAGLE3", "NEXTN")
+OWN_LAYERS = ("STANDALONE", "EAGLE", "EAGLE3", "NEXTN")
+WITH_MODEL = (*OWN_LAYERS, "FROZEN_KV_MTP")
 ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "jenga_torch": (*WITHOUT_MODEL, *WITH_MODEL),
-    "triton": (*WITHOUT_MODEL, *WITH_MODEL),
-    "flashinfer": (*WITHOUT_MODEL, *WITH_MODEL),
+    "triton": (*WITHOUT_MODEL, *OWN_LAYERS),
+    "flashinfer": (*WITHOUT_MODEL, *OWN_LAYERS),
 }
 # What SGLang takes for most models where nothing is said; for a Llama it would take trees.
 CHAIN = {

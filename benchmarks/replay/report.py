@@ -1,7 +1,7 @@
 """Results as a Markdown table."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +44,40 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 
 def drafts_table(results: Sequence[Result]) -> str:
-    """Runs with drafts, one row per models, trace and budget: middle output rates with hit rates,
-    Jenga's as a multiple of the best of the others', and tokens accepted in a step."""
-    rows: dict[tuple[str, ...], list[Result]] = {}
+    """Runs with drafts, one row per models, kind of trace and budget: middle output rates with hit
+    rates of the first trace, Jenga's as a multiple of the best of the others' by trace, by name,
+    and tokens accepted in a step."""
+    rows: dict[tuple[str, ...], dict[str, list[Result]]] = {}
     for result in results:
         budget = f"{result['kv_bytes'] / (1 << 30):g} GiB"
         models = f"{result['geometry']} + {result['draft']}"
-        rows.setdefault((models, Path(result["trace"]).stem, budget), []).append(result)
-    header = ["models", "trace", "budget", "others", "Jenga", "times the best", "accepted"]
-    align = [":--"] * 4 + ["--:"] * 3
+        trace = Path(result["trace"]).stem
+        kind = "-".join(trace.split("-")[:2])  # a seed other than 1 comes behind
+        rows.setdefault((models, kind, budget), {}).setdefault(trace, []).append(result)
+    header = ["models", "trace", "budget", "others", "Jenga", "times the best, by seed", "accepted"]
+    align = [":--"] * 4 + ["--:", ":--", "--:"]
     return markdown(header, align, [[*key, *_against(own)] for key, own in rows.items()])
 
 
-def _against(own: Sequence[Result]) -> list[str]:
-    (jenga,) = (result for result in own if result["backend"] == "jenga")
-    others = [result for result in own if result is not jenga]
-    best = max(result["mid_out_tok_s"] for result in others)
+def _against(traces: Mapping[str, Sequence[Result]]) -> list[str]:
+    first, *_ = traces.values()
+    jenga, others = _sides(first)
+    times = []
+    for _, own in sorted(traces.items()):
+        ours, theirs = _sides(own)
+        best = max(result["mid_out_tok_s"] for result in theirs)
+        times.append(f"{ours['mid_out_tok_s'] / best:.2f}")
     return [
         ", ".join(f"{label(result)} {_rate(result)}" for result in others),
         _rate(jenga),
-        f"{jenga['mid_out_tok_s'] / best:.2f}",
+        ", ".join(times),
         f"{jenga['accept_length']:.2f}",
     ]
+
+
+def _sides(own: Sequence[Result]) -> tuple[Result, list[Result]]:
+    (jenga,) = (result for result in own if result["backend"] == "jenga")
+    return jenga, [result for result in own if result is not jenga]
 
 
 def _rate(result: Result) -> str:

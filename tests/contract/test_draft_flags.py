@@ -25,6 +25,16 @@ def test_chains_of_drafts(algorithm: str, backend: str) -> None:
     assert values["speculative_algorithm"] == algorithm
 
 
+def test_assistants_draft_in_plain_torch_alone() -> None:
+    values: dict[str, Any] = {"memory_backend": "jenga", "device": "cpu"}
+    values |= {"speculative_algorithm": "FROZEN_KV_MTP", "attention_backend": "jenga_torch"}
+    assert flags.apply_flag(values)
+    assert {field: values[field] for field in draft_flags.CHAIN} == draft_flags.CHAIN
+    for backend in ("triton", "flashinfer"):
+        line = refusal(speculative_algorithm="FROZEN_KV_MTP", attention_backend=backend)
+        assert line.endswith("choose --attention-backend jenga_torch, or leave it out.")
+
+
 @pytest.mark.parametrize("breadth", [None, 2, 10])
 def test_kernels_verify_no_trees_of_n_grams(breadth: int | None) -> None:
     values: dict[str, Any] = {"speculative_algorithm": "NGRAM"}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from e2e.answers import Answer
 from e2e.stream import Request, StreamShape, make_stream
@@ -36,3 +37,38 @@ def accepted(answers: Sequence[Answer]) -> list[int]:
         steps.update(dict(enumerate(answer.accepted)))
     most = max((n for n, count in steps.items() if count), default=-1)
     return [steps[n] for n in range(most + 1)]
+
+
+NOTED: list[tuple[int, int, list[int]]] = []  # in the process of a job
+
+
+def note_drafts() -> None:
+    """Have draft workers note for whom they draft, how many tokens of it have rows, and what."""
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+    from sglang.srt.speculative.frozen_kv_mtp_worker_v2 import FrozenKVMTPDraftWorker
+
+    for worker in (EagleDraftWorker, FrozenKVMTPDraftWorker):
+        _note(worker)
+
+
+def _note(drafting: Any) -> None:
+    draft, draft_forward = drafting.draft, drafting.draft_forward
+    asked: list[tuple[int, int]] = []
+
+    def ask(worker: Any, batch: Any, **kwargs: Any) -> Any:
+        numbers = [int(req.rid) for req in batch.reqs]
+        asked[:] = zip(numbers, batch.seq_lens.tolist(), strict=True)
+        return draft(worker, batch, **kwargs)
+
+    def note(worker: Any, forward_batch: Any) -> Any:
+        drafted = draft_forward(worker, forward_batch)
+        for (number, length), drafts in zip(asked, drafted[2].tolist(), strict=True):
+            NOTED.append((number, length, drafts))
+        return drafted
+
+    drafting.draft, drafting.draft_forward = ask, note
+
+
+def noted(scheduler: Any) -> list[tuple[int, int, list[int]]]:
+    """What has been noted so far."""
+    return NOTED

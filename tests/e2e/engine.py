@@ -51,7 +51,8 @@ class Job:
     asks for ``logprobs``. With ``bootstrap_ports`` prompts are computed by one server and answered
     by another, which meet there, in turn; ``rooms`` tells requests apart, by default their
     numbers. ``aborts`` are requests, by number, that are aborted so many passes of the event loop
-    after they came, ``aborts_in`` as soon as they are in a queue of this name (`e2e.queues`)."""
+    after they came, ``aborts_in`` as soon as they are in a queue of this name (`e2e.queues`). With
+    ``last_alone`` the last request comes when all others have got their answers."""
 
     flags: dict[str, Any]
     requests: Sequence[Request]
@@ -67,6 +68,7 @@ class Job:
     rooms: Sequence[int] = ()
     aborts: Mapping[int, int] = field(default_factory=dict)
     aborts_in: Mapping[int, str] = field(default_factory=dict)
+    last_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ class Feed:
         self._rooms = job.rooms
         self._aborts = dict(job.aborts)
         self._aborts_in = dict(job.aborts_in)
+        self._last_alone = job.last_alone
         self.scheduler: Any = None
         self._passes_left: dict[int, int] = {}
         self._partial = [_Partial() for _ in job.requests]
@@ -285,7 +288,7 @@ class Feed:
             if is_in(self.scheduler, queue, str(number)):
                 del self._aborts_in[number]
                 return _abort(number)
-        if not self._waiting or not self._room:
+        if not self._waiting or not self._room or self._is_early():
             for number in self._passes_left:
                 self._passes_left[number] -= 1
                 if self._passes_left[number] < 0:
@@ -306,6 +309,11 @@ class Feed:
             message.bootstrap_port = ports[number % len(ports)]
             message.bootstrap_room = FIRST_ROOM + (self._rooms or range(number + 1))[number]
         return message
+
+    def _is_early(self) -> bool:
+        """Whether the next request must wait until all others have got their answers."""
+        unanswered = sum(not partial.finish_reason for partial in self._partial)
+        return self._last_alone and len(self._waiting) == 1 and unanswered > 1
 
     def send_pyobj(self, output: Any, flags: int = 0, protocol: int = -1) -> None:
         """Take what goes to the detokenizer, and to the tokenizer what it says of aborts."""

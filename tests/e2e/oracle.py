@@ -25,9 +25,9 @@ class Oracle:
         return max(0, min(planned, len(self.texts[number]) - 1 - length))
 
     def drafts(self, number: int, length: int) -> list[int]:
-        """What follows the token at place ``length``, and from a place on something else."""
-        text = [*self.texts[number], *[0] * self.steps]
-        drafts = text[length + 1 : length + 1 + self.steps]
+        """What follows the token at place ``length``, and from a place on something else. An
+        overlapped server asks once more when a request has got its answer."""
+        drafts = [*self.texts[number][length + 1 :], *[0] * self.steps][: self.steps]
         return [
             draft if place < self.right(number, length) else draft ^ 1
             for place, draft in enumerate(drafts)
@@ -46,8 +46,13 @@ class Oracle:
     def install(self) -> None:
         """Let SGLang's draft worker run as it is, and put these drafts in the place of its own."""
         from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+        from sglang.srt.speculative.frozen_kv_mtp_worker_v2 import FrozenKVMTPDraftWorker
 
-        draft, draft_forward = EagleDraftWorker.draft, EagleDraftWorker.draft_forward
+        for worker in (EagleDraftWorker, FrozenKVMTPDraftWorker):
+            self._install(worker)
+
+    def _install(self, drafting: Any) -> None:
+        draft, draft_forward = drafting.draft, drafting.draft_forward
         asked: list[tuple[int, int]] = []
 
         def ask(worker: Any, batch: Any, **kwargs: Any) -> Any:
@@ -56,12 +61,12 @@ class Oracle:
             return draft(worker, batch, **kwargs)
 
         def answer(worker: Any, forward_batch: Any) -> Any:
-            parents, scores, tokens, probs = draft_forward(worker, forward_batch)
-            for row, (number, length) in zip(tokens, asked, strict=True):
+            drafted = draft_forward(worker, forward_batch)
+            for row, (number, length) in zip(drafted[2], asked, strict=True):
                 row.copy_(row.new_tensor(self.drafts(number, length)))
-            return parents, scores, tokens, probs
+            return drafted
 
-        EagleDraftWorker.draft, EagleDraftWorker.draft_forward = ask, answer
+        drafting.draft, drafting.draft_forward = ask, answer
 
 
 def oracle_of(requests: Sequence[Request], answers: Sequence[Answer], steps: int) -> Oracle:

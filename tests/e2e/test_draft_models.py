@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from e2e.checks import POISON, absorb_latent_rows, assert_same_answers, server_flags
-from e2e.drafting import accepted, drafting_stream, overlapping
+from e2e.drafting import accepted, drafting_stream, note_drafts, noted, overlapping
 from e2e.engine import Job, run_jobs
 from e2e.oracle import oracle_of
 from e2e.stream import TOKENS, Request
@@ -172,6 +172,59 @@ def test_heads_on_a_target(
     assert min(accepted(report.answers)) > 0 and len(accepted(report.answers)) == 5
     (group,) = report.state["groups"]
     assert group["layers"] == 5
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", pytest.param("EAGLE3", marks=pytest.mark.long)])
+def test_a_heads_drafts_are_those_that_it_makes_on_stock(
+    algorithm: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Random heads are right by chance alone, so this compares what they draft, one request at a
+    time and with hits on both sides."""
+    target = tiny_model("llama")
+    head = make_eagle_head(tmp_path / "head", target, is_third=algorithm == "EAGLE3")
+    requests = [replace(r, ignore_eos=True) for r in drafting_stream()[:8]]
+    stock = {**server_flags(target, 16), "max_total_tokens": 4096, "max_running_requests": 4}
+    stock |= {**standalone(head, 4), "speculative_algorithm": algorithm}
+    ours = {**stock, "memory_backend": "jenga"}
+    noting: dict[str, Any] = {"concurrency": 1, "prepare": note_drafts, "after": noted}
+    reports = run_jobs(
+        {
+            "stock": Job(stock, requests, **noting),
+            "jenga": Job(ours, requests, **noting, env=POISON),
+        },
+        tmp_path,
+    )
+    assert reports["jenga"].cached_tokens > 0
+    assert reports["jenga"].after == reports["stock"].after
+    assert len(reports["jenga"].after) > 50
+
+
+def test_who_is_aborted_in_mid_tail_leaves_nothing(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Overlapped, so that a step for them may be on its way; nobody else's answer changes."""
+    model = tiny_model("gemma3")
+    plain = {**server_flags(model, 16), "max_total_tokens": 1280, "max_running_requests": 12}
+    ours = {**plain, **standalone(model, 4), "memory_backend": "jenga"}
+    requests = [replace(r, ignore_eos=True) for r in drafting_stream()[:16]]
+    # SGLang ends all whose id begins so.
+    aborts = {number: 3 + number for number in (2, 5, 9, 14)}
+    reports = run_jobs(
+        {
+            "plain": Job(plain, requests),
+            "jenga": Job(ours, requests, env=POISON, prepare=overlapping, aborts=aborts),
+        },
+        tmp_path,
+    )
+    answers = reports["jenga"].answers
+    ended = {n for n, answer in enumerate(answers) if answer.finish_reason == "abort"}
+    assert len(ended) >= 3 and ended <= aborts.keys()
+    known = reports["plain"].answers
+    pairs = [pair for n, pair in enumerate(zip(known, answers, strict=True)) if n not in ended]
+    assert_same_answers("gemma3, aborts", *(list(side) for side in zip(*pairs, strict=True)))
+    assert all(answers[n].tokens == known[n].tokens[: len(answers[n].tokens)] for n in ended)
+    assert [g["used_bytes"] for g in reports["jenga"].state["groups"]] == [0, 0]
+    assert [g["draft_bytes"] for g in reports["jenga"].state["groups"]] == [0, 0]
 
 
 def test_a_warm_cache_costs_no_accepted_draft(

@@ -73,7 +73,8 @@ def check(name: str, reports: dict[str, Report], drafts: int, page_size: int) ->
     assert sum(token in STOP_TOKENS and count > 1 for token, count in ends) >= 5
     for kind in ("stock", "jenga"):
         print(kind, accepted(answers[kind]), reports[kind].retractions, reports[kind].cached_tokens)
-    assert reports["jenga"].retractions > 0
+    # The same requests in as many bytes.
+    assert 0 < reports["jenga"].retractions <= reports["stock"].retractions
     assert reports["jenga"].cached_tokens > 0
     steps = accepted(answers["jenga"])
     assert steps[0] > 0

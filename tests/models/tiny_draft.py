@@ -1,5 +1,5 @@
-"""Heads with random weights that draft: for a tiny Llama, as EAGLE and EAGLE-3 have them, and in
-the checkpoint of a tiny Qwen3.5 or DeepSeek-V3, as releases do."""
+"""Heads with random weights that draft: for a tiny Llama, as EAGLE and EAGLE-3 have them, in the
+checkpoint of a tiny Qwen3.5 or DeepSeek-V3, as releases do, and the assistant of a Gemma-4."""
 
 import json
 import shutil
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models.tiny import change_config
+import transformers
+from models.released_windows import GEMMA_4, GEMMA_4_NORMS
+from models.tiny import HEAD_DIM, LAYER_TYPES, change_config
 from safetensors.torch import load_file, save_file
 
 _Weights = dict[str, torch.Tensor]
@@ -24,6 +26,36 @@ def make_eagle_head(path: Path, target: Path, *, is_third: bool, seed: int = 5) 
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def make_gemma_assistant(path: Path, target: Path, layers: str = "wwf", seed: int = 5) -> Path:
+    """Write an assistant for the Gemma-4 in directory ``target`` into directory ``path`` and return
+    it: ``layers`` of half the width that attend to rows of the target's."""
+    text = json.loads((target / "config.json").read_text())["text_config"]
+    shared = ("vocab_size", "num_attention_heads", "head_dim", "sliding_window", "rope_parameters")
+    config = transformers.Gemma4AssistantConfig(
+        text_config={
+            **{name: text[name] for name in (*shared, "initializer_range")},
+            **GEMMA_4,
+            "hidden_size": 2 * HEAD_DIM,
+            "intermediate_size": 64,
+            "num_hidden_layers": len(layers),
+            "num_kv_shared_layers": len(layers),
+            "layer_types": [LAYER_TYPES[letter] for letter in layers],
+            "max_position_embeddings": text["max_position_embeddings"],
+            "vocab_size_per_layer_input": 0,
+        },
+        backbone_hidden_size=text["hidden_size"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.Gemma4AssistantForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ending := next((e for e in GEMMA_4_NORMS if name.endswith(e)), None):
+                parameter.fill_(GEMMA_4_NORMS[ending])
+    model.save_pretrained(path)
     return path
 
 

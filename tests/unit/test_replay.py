@@ -351,6 +351,18 @@ def test_the_readme_has_the_table_of_what_was_run_with_drafts() -> None:
     assert drafts_table(results) in readme
 
 
+def test_with_drafts_nothing_is_retracted_that_others_would_not_retract() -> None:
+    results = load_results([ROOT / "benchmarks" / "replay" / "results" / "drafts.json"])
+    least: dict[tuple[str, str], int] = {}
+    for result in results:
+        run = result["geometry"], result["trace"]
+        if result["backend"] != "jenga":
+            least[run] = min(least.get(run, result["retractions"]), result["retractions"])
+    ours = {(r["geometry"], r["trace"]): r for r in results if r["backend"] == "jenga"}
+    assert ours.keys() == least.keys() and len(ours) >= 10
+    assert all(result["retractions"] <= least[run] for run, result in ours.items())
+
+
 def test_the_readme_has_the_table_of_host_tiers() -> None:
     path = ROOT / "benchmarks" / "replay" / "results" / "host-tiers.json"
     readme = (ROOT / "benchmarks" / "replay" / "README.md").read_text()

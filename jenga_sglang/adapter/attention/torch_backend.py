@@ -140,7 +140,7 @@ class JengaTorchBackend(AttentionBackend):
                 f"--attention-backend {flags.TORCH_BACKEND}",
                 f"reads Jenga pages only; add {flags.FLAG} jenga, or choose another",
             )
-        self.pool = pool
+        self.pool = self.token_to_kv_pool = pool
         self.device = runner.device
         self.page_size = pool.page_size
         self._plan: BatchPlan | None = None

@@ -17,7 +17,7 @@ from sglang.srt.configs.model_config import (
 )
 from sglang.srt.layers.pooler import CrossEncodingPooler, Pooler
 from sglang.srt.layers.sparse_pooler import SparsePooler
-from sglang.srt.runtime_context import get_spec
+from sglang.srt.runtime_context import attention_backends, get_spec
 
 from jenga_sglang import flags
 from jenga_sglang.adapter.discovery import attention_layers, sees_what_follows
@@ -145,9 +145,11 @@ def _drafts_of_other_latent_rows(configurator: Any) -> bool:
     return draft_layers.has_latent_rows_beside(configurator)
 
 
-def _reads_target(configurator: Any) -> bool:
+def _reads_target_through_kernels(configurator: Any) -> bool:
     """SGLang takes EAGLE for it where the draft is an assistant, after flags have been checked."""
-    return bool(configurator.spec_algorithm.is_frozen_kv_mtp())
+    if not configurator.spec_algorithm.is_frozen_kv_mtp():
+        return False
+    return flags.TORCH_BACKEND not in attention_backends()
 
 
 def _is_sized_otherwise(configurator: Any) -> bool:
@@ -184,6 +186,10 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         _drafts_with_several_heads,
     ),
     ("an encoder, and drafts (--speculative-algorithm)", _drafts_beside_encoder),
-    ("a draft model that reads what its target keeps (FROZEN_KV_MTP)", _reads_target),
+    (
+        "a draft model that reads what its target keeps (FROZEN_KV_MTP), which "
+        f"--attention-backend {flags.TORCH_BACKEND} alone does yet",
+        _reads_target_through_kernels,
+    ),
     ("a draft model with latent attention of other rows", _drafts_of_other_latent_rows),
 )

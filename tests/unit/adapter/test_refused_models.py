@@ -265,11 +265,16 @@ def test_a_draft_model_with_latent_rows_of_its_own(
     assert "Target has a draft model with latent attention of other rows" in line
 
 
-def test_an_assistant_that_reads_what_its_target_keeps() -> None:
+@pytest.mark.parametrize("backend", ["triton", "flashinfer"])
+def test_an_assistant_that_reads_what_its_target_keeps(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """EAGLE for a user, until SGLang sees whose assistant the draft is."""
+    monkeypatch.setattr(refused_models, "attention_backends", lambda: (backend, backend))
     fields = {"spec_algorithm": SpeculativeAlgorithm.FROZEN_KV_MTP, "mambaish_config": None}
     line = refusal(configurator(architecture="Gemma4ForCausalLM", **fields))
     assert "Gemma4ForCausalLM has a draft model that reads what its target keeps" in line
+    assert "--attention-backend jenga_torch" in line
 
 
 def with_latent_rows(name: str, row: tuple[int, int] | None) -> SimpleNamespace:
