@@ -427,6 +427,33 @@ def test_drafts_are_replayed(backend: str, replay: Replay) -> None:
     assert result["hit_rate"] == pytest.approx((48 if backend == "jenga" else 64) / (2 * 94))
 
 
+@pytest.mark.slow
+def test_drafts_cost_a_hit_no_more_than_a_page(replay: Replay) -> None:
+    """Turns and forks of three documents, in a pool that holds everything."""
+    trace = [
+        request(f"{doc}{n}", (doc, 300), (f"{doc}{n}q", 20 + 7 * n), output=30, arrival=float(n))
+        for n in range(5)
+        for doc in "abc"
+    ]
+    trace += [
+        replace(
+            turn,
+            id=f"{turn.id}+",
+            prompt=(*turn.prompt, (f"{turn.id}.out", 30), (f"{turn.id}+", 25)),
+            after=turn.id,
+            gap=1.0,
+        )
+        for turn in trace
+    ]
+    run = partial(replay, "jenga", "other/llama3-70b", "4GiB", trace)
+    draft = (f"--draft={DATA / 'drafts' / 'llama3.2-1b.json'}", "--draft-steps=3")
+    without, drafting = run("--page-size=16"), run(*draft, "--page-size=16")
+    prompt_tokens = sum(tokens for r in trace for _, tokens in r.prompt)
+    lost_tokens = (without["hit_rate"] - drafting["hit_rate"]) * prompt_tokens
+    assert without["hit_rate"] > 0.5 and drafting["accept_length"] > 1
+    assert 0 <= lost_tokens <= 16 * len(trace)
+
+
 def test_a_wait_ends_when_the_first_chunk_begins() -> None:
     recorder = Recorder(SMALL)
     for name, released in (("a", 0.0), ("b", 1.0), ("c", 3.0)):
