@@ -8,14 +8,14 @@ import gc
 import json
 import os
 import sys
+from importlib import import_module
 
 from benchmarks.replay.cli import main
 from benchmarks.replay.engine import prepare_process
 
 prepare_process()
-import sglang.srt.entrypoints.engine  # noqa: E402
-import sglang.srt.managers.scheduler  # noqa: E402, F401
-
+for name in ("sglang.srt.entrypoints.engine", "sglang.srt.managers.scheduler"):
+    import_module(name)
 gc.freeze()  # nobody's garbage, and takes long to go through
 for line in sys.stdin:
     log, *arguments = json.loads(line)

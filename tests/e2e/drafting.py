@@ -1,10 +1,11 @@
 """Servers that draft, and what they have accepted."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from e2e.answers import Answer
 from e2e.stream import Request, StreamShape, make_stream
 
@@ -39,19 +40,17 @@ def accepted(answers: Sequence[Answer]) -> list[int]:
     return [steps[n] for n in range(most + 1)]
 
 
-NOTED: list[tuple[int, int, list[int]]] = []  # in the process of a job
-
-
-def note_drafts() -> None:
-    """Have draft workers note for whom they draft, how many tokens of it have rows, and what."""
+def meet_drafts(meet: Callable[[int, int, torch.Tensor], object]) -> None:
+    """Have draft workers call ``meet`` with what they draft, (steps,) tokens, which it may change:
+    for which request, and behind how many tokens that have rows."""
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
     from sglang.srt.speculative.frozen_kv_mtp_worker_v2 import FrozenKVMTPDraftWorker
 
     for worker in (EagleDraftWorker, FrozenKVMTPDraftWorker):
-        _note(worker)
+        _meet_drafts_of(worker, meet)
 
 
-def _note(drafting: Any) -> None:
+def _meet_drafts_of(drafting: Any, meet: Callable[[int, int, torch.Tensor], object]) -> None:
     draft, draft_forward = drafting.draft, drafting.draft_forward
     asked: list[tuple[int, int]] = []
 
@@ -60,13 +59,21 @@ def _note(drafting: Any) -> None:
         asked[:] = zip(numbers, batch.seq_lens.tolist(), strict=True)
         return draft(worker, batch, **kwargs)
 
-    def note(worker: Any, forward_batch: Any) -> Any:
+    def answer(worker: Any, forward_batch: Any) -> Any:
         drafted = draft_forward(worker, forward_batch)
-        for (number, length), drafts in zip(asked, drafted[2].tolist(), strict=True):
-            NOTED.append((number, length, drafts))
+        for (number, length), drafts in zip(asked, drafted[2], strict=True):
+            meet(number, length, drafts)
         return drafted
 
-    drafting.draft, drafting.draft_forward = ask, note
+    drafting.draft, drafting.draft_forward = ask, answer
+
+
+NOTED: list[tuple[int, int, list[int]]] = []  # in the process of a job
+
+
+def note_drafts() -> None:
+    """Have draft workers note for whom they draft, how many tokens of it have rows, and what."""
+    meet_drafts(lambda number, length, drafts: NOTED.append((number, length, drafts.tolist())))
 
 
 def noted(scheduler: Any) -> list[tuple[int, int, list[int]]]:

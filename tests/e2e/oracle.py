@@ -4,9 +4,10 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from e2e.answers import Answer
+from e2e.drafting import meet_drafts
 from e2e.stream import Request
 
 
@@ -45,28 +46,11 @@ class Oracle:
 
     def install(self) -> None:
         """Let SGLang's draft worker run as it is, and put these drafts in the place of its own."""
-        from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
-        from sglang.srt.speculative.frozen_kv_mtp_worker_v2 import FrozenKVMTPDraftWorker
 
-        for worker in (EagleDraftWorker, FrozenKVMTPDraftWorker):
-            self._install(worker)
+        def put(number: int, length: int, drafts: torch.Tensor) -> None:
+            drafts.copy_(drafts.new_tensor(self.drafts(number, length)))
 
-    def _install(self, drafting: Any) -> None:
-        draft, draft_forward = drafting.draft, drafting.draft_forward
-        asked: list[tuple[int, int]] = []
-
-        def ask(worker: Any, batch: Any, **kwargs: Any) -> Any:
-            numbers = [int(req.rid) for req in batch.reqs]
-            asked[:] = zip(numbers, batch.seq_lens.tolist(), strict=True)
-            return draft(worker, batch, **kwargs)
-
-        def answer(worker: Any, forward_batch: Any) -> Any:
-            drafted = draft_forward(worker, forward_batch)
-            for row, (number, length) in zip(drafted[2], asked, strict=True):
-                row.copy_(row.new_tensor(self.drafts(number, length)))
-            return drafted
-
-        drafting.draft, drafting.draft_forward = ask, answer
+        meet_drafts(put)
 
 
 def oracle_of(requests: Sequence[Request], answers: Sequence[Answer], steps: int) -> Oracle:
