@@ -167,14 +167,16 @@ class Manager(Room):
         """
         self.passing.end(running)
         growth = running.next_growth(self.new_pages(running, length))
+        states = self.snapshots.needs_state_page(running)
         pages = self.memory.take(
             growth.parts,
             running.number,
-            states=self.snapshots.needs_state_page(running),
+            states=states,
             scarce=self.scarce,
             shared=growth.shared,
         )
-        self.snapshots.start(running, scarce=self.scarce)
+        if states:
+            self.snapshots.start(running, scarce=self.scarce)
         self.use_hit(running)
         running.grow(pages, length, publish=publish and self.prefix_cache, parts=growth.parts)
         self.passing.begin(running, pages, growth.shared)

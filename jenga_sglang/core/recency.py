@@ -46,6 +46,8 @@ class Recency:
 
     def count_hit(self, running: Running) -> None:
         """``running`` hits all that is in its row."""
+        if not self.memory.is_weighing:
+            return
         weights, row = self.memory.weights, running.row
         if self.order is Order.LFU:
             weights[row] = np.minimum(weights[row] + 1, MOST_WEIGHT)
@@ -58,7 +60,7 @@ class Recency:
         self.memory.tick()
         row, history, kept = running.pages[:num_pages], running.history, running.kept
         balanced, touch = self.policy.balanced, self.memory.touch
-        if self.order is Order.PRIORITY:
+        if self.memory.is_weighing and self.order is Order.PRIORITY:
             weight = min(max(1, running.priority + MIDDLE_WEIGHT), MOST_WEIGHT)
             self.memory.weights[row] = np.maximum(self.memory.weights[row], weight)
         for g in history.needs.groups:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,8 +57,7 @@ class StateCopy:
     target: Ids
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(NamedTuple):
     """How the next ``pages`` pages of ``running`` are backed, from page ``first`` of its row on: in
     ``parts``, and those that pass (`core.passing`), counted from the first, by small pages that are
     ``shared``."""

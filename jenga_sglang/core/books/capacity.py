@@ -46,22 +46,31 @@ class Capacity(PageNumbers):
         """What running requests pin, in large pages and parts of them."""
         return sum([n / k for n, k in zip(self.num_used, self.small_per_large, strict=True)])
 
+    # Asked several times for every request and step: plain loops are twice as fast as `zip`.
+
     def shortfall(self, demand: Sequence[int]) -> int:
         """Large pages short of serving ``demand`` small pages per group without any eviction."""
-        holes = zip(demand, self.num_owned, self.num_held, self.small_per_large, strict=False)
-        fresh = [(count - (owned * k - held), k) for count, owned, held, k in holes]
-        return sum([ceil_div(count, k) for count, k in fresh if count > 0]) - self.num_free
-
-    def large_needed(self, demand: Sequence[int]) -> int:
-        """Large pages that ``demand`` small pages per group take, of those that are `available`,
-        once everything cached has gone."""
-        return sum(self.large_of_each(demand))
+        missing = -self.num_free
+        for g, count in enumerate(demand):
+            per_large = self.small_per_large[g]
+            fresh = count + self.num_held[g] - self.num_owned[g] * per_large
+            if fresh > 0:
+                missing += ceil_div(fresh, per_large)
+        return missing
 
     def large_of_each(self, demand: Sequence[int]) -> list[int]:
-        """`large_needed`, of each group."""
-        usable = zip(demand, self.usable, self.small_per_large, strict=False)  # or no demand at all
-        return [ceil_div(n - u, k) if n > u else 0 for n, u, k in usable]
+        """Large pages that ``demand`` small pages per group take, of those that are `available`,
+        once everything cached has gone; of each group."""
+        taken = []
+        for g, count in enumerate(demand):
+            kept = self.num_owned[g] - self.num_reclaimable[g]
+            taken.append(max(0, ceil_div(count + self.num_used[g], self.small_per_large[g]) - kept))
+        return taken
+
+    def large_needed(self, demand: Sequence[int]) -> int:
+        """`large_of_each`, together."""
+        return sum(self.large_of_each(demand))
 
     def can_serve(self, demand: Sequence[int]) -> bool:
         """Whether ``demand`` small pages per group fit once everything cached has gone."""
-        return self.large_needed(demand) <= self.available
+        return sum(self.large_of_each(demand)) <= self.num_free + sum(self.num_reclaimable)
