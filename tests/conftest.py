@@ -24,6 +24,7 @@ hypothesis.settings.load_profile("repeatable")
 # Servers that tests of these folders share are started once, not once for every worker.
 SHARED_SERVERS = {"server", "web"}
 LONG_FOLDERS = SHARED_SERVERS | {"e2e", "interpreted", "recall"}
+LAUNCH_FORKED = str(Path(__file__).parent / "launch_forked.py")
 START_SECONDS = 420
 STOP_SECONDS = 30
 
@@ -85,7 +86,8 @@ def free_port() -> Callable[[], int]:
 def start_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., RunningServer]]:
-    """A function `(*flags, env={}, port=…) -> RunningServer`; the module's servers stop with it."""
+    """A function `(*flags, env={}, port=…, is_forked=True) -> RunningServer`; the module's servers
+    stop with it."""
     yield from server_starter(tmp_path_factory)
 
 
@@ -113,10 +115,14 @@ def server_starter(
     with servers or contextlib.ExitStack() as stack:
 
         def start(
-            *flags: str, env: dict[str, str] | None = None, port: int | None = None
+            *flags: str,
+            env: dict[str, str] | None = None,
+            port: int | None = None,
+            is_forked: bool = True,
         ) -> RunningServer:
             log_path = tmp_path_factory.mktemp("server") / "log"
-            return stack.enter_context(running_server(flags, env or {}, log_path, port))
+            server = running_server(flags, env or {}, log_path, port, is_forked=is_forked)
+            return stack.enter_context(server)
 
         yield start
 
@@ -129,11 +135,18 @@ def find_free_port() -> int:
 
 @contextlib.contextmanager
 def running_server(
-    flags: tuple[str, ...], env: dict[str, str], log_path: Path, port: int | None = None
+    flags: tuple[str, ...],
+    env: dict[str, str],
+    log_path: Path,
+    port: int | None = None,
+    *,
+    is_forked: bool = True,
 ) -> Iterator[RunningServer]:
-    """Start `sglang.launch_server`, wait until it is healthy, and stop its whole process group."""
+    """Start `sglang.launch_server`, wait until it is healthy, and stop its whole process group.
+    Unless it ``is_forked`` (`launch_forked`), each of its processes imports SGLang."""
     port = port or find_free_port()
-    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
+    launch = (LAUNCH_FORKED,) if is_forked else ("-m", "sglang.launch_server")
+    command = [sys.executable, *launch, "--port", str(port), *flags]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -284,7 +284,7 @@ class TestOnThisMachine:
             "input_ids": prompt,
             "sampling_params": {"temperature": 0, "max_new_tokens": 32, "ignore_eos": True},
         }
-        answer = start_server(*flags).post("/generate", body)
+        answer = start_server(*flags, is_forked=False).post("/generate", body)
         assert answer["output_ids"] == hugging_face_tokens(demo_model, prompt, 32)
 
 

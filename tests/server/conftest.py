@@ -23,11 +23,11 @@ def taught_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(taught_model: Path, start_shared_server: Callable[..., Any]) -> Client:
     """SGLang's defaults (overlap schedule, radix cache), pages of 16, prefill in chunks of 512,
-    and a pool in which no request of the model's full length fits."""
+    and a pool in which no request of the model's full length fits. It starts as a user's does."""
     flags = ("--chunked-prefill-size", "512", "--enable-metrics", "--enable-cache-report")
     pool = ("--max-total-tokens", str(POOL_TOKENS))
     started = start_shared_server(
-        "--model-path", str(taught_model), *JENGA, *pool, *flags, env=STRICT
+        "--model-path", str(taught_model), *JENGA, *pool, *flags, env=STRICT, is_forked=False
     )
     return Client(started.port, started.process, started.log_path)
 

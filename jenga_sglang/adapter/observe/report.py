@@ -82,7 +82,8 @@ def log_start(pool: JengaKVPool, *, stock_pages_bytes: int) -> None:
     logger.info("Jenga memory pool\n%s", _render(facts, pool.manager, stock_pages_bytes))
     # Tools look for this line of SGLang's.
     logger.info(
-        "KV Cache is allocated. dtype: %s, #tokens: %d, KV size: %.2f GB",
+        "KV Cache is allocated. dtype: %s, #tokens: %d, KV size: %.2f GB "
+        "(#tokens is the most that could ever be cached; what fits is in the table above)",
         pool.dtype,
         pool.size,
         facts["pool_bytes"] / (1 << 30),
