@@ -11,12 +11,13 @@ from pathlib import Path
 
 
 def assert_passes_interpreted(
-    path: Path, marker: str = "not gpu and not long", keyword: str = ""
+    *paths: Path, marker: str = "not gpu and not long", keyword: str = ""
 ) -> None:
-    """Every test of a file or a folder that ``marker`` and ``keyword`` pick passes: one or more."""
+    """Every test of the files and folders that ``marker`` and ``keyword`` pick passes: one or
+    more."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     result = subprocess.run(
-        [*command, "--tb=short", "-m", marker, "-k", keyword, str(path)],
+        [*command, "--tb=short", "-m", marker, "-k", keyword, *map(str, paths)],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -6,15 +6,22 @@ import pytest
 from interpreter import assert_passes_interpreted
 
 FOLDER = Path(__file__).parent / "interpreted"
+FILES = sorted(FOLDER.glob("test_*.py"))
 
 
-@pytest.mark.parametrize("marker", ["not long", pytest.param("long", marks=pytest.mark.long)])
+# Two of about the same length, for as many workers: each imports SGLang once.
 @pytest.mark.parametrize(
-    "name",
+    "half",
     [
-        pytest.param(file.name, marks=pytest.mark.xdist_group(file.name))
-        for file in sorted(FOLDER.glob("test_*.py"))
+        pytest.param(half, marks=pytest.mark.xdist_group(f"interpreted schedulers {half}"))
+        for half in (0, 1)
     ],
 )
-def test_answers_of_kernels_are_stocks(name: str, marker: str) -> None:
-    assert_passes_interpreted(FOLDER / name, marker)
+def test_answers_of_kernels_are_stocks(half: int) -> None:
+    assert_passes_interpreted(*FILES[half::2])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_answers_of_more_models_are_stocks(file: Path) -> None:
+    assert_passes_interpreted(file, marker="long")

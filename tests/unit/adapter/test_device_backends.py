@@ -22,4 +22,4 @@ def test_kernels_on_jenga_pages_give_what_plain_torch_gives(keyword: str) -> Non
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_model_on_every_backend() -> None:
-    assert_passes_interpreted(Path(__file__).parent / "interpreted", "long")
+    assert_passes_interpreted(Path(__file__).parent / "interpreted", marker="long")
