@@ -8,6 +8,8 @@ import pytest
 from e2e.checks import POISON, assert_same_answers, server_flags
 from e2e.engine import Job, run_jobs
 from e2e.stream import TOKENS, Request
+from models.released import RELEASED
+from models.tiny import WINDOW, write_model
 
 PAGE = 16
 
@@ -51,3 +53,20 @@ def test_every_chunk_goes_on(case: str, tiny_model: Callable[[str], Path], tmp_p
     )
     assert_same_answers(case, reports["ample"].answers, reports["short"].answers)
     assert [a.finish_reason for a in reports["short"].answers] == ["length"] * len(prompts)
+
+
+def test_a_pool_of_hardly_more_than_a_window_is_enough(tmp_path: Path) -> None:
+    """SGLang's own pool of windows, sized by its ratio, would hold no request and end the start."""
+    model = write_model(tmp_path / "gpt-oss", RELEASED["gpt_oss"], seed=0)
+    requests = [Request(prompt(length), 3, ignore_eos=True) for length in (WINDOW + 10, 40)]
+    flags = server_flags(model, PAGE) | {"memory_backend": "jenga"}
+    small = flags | {"max_total_tokens": WINDOW + PAGE}
+    reports = run_jobs(
+        {
+            "small": Job(small, requests, concurrency=1, env=POISON),
+            "ample": Job(flags | {"max_total_tokens": 8192}, requests),
+        },
+        tmp_path,
+    )
+    assert_same_answers("gpt_oss", reports["ample"].answers, reports["small"].answers)
+    assert [a.finish_reason for a in reports["small"].answers] == ["length", "length"]

@@ -15,6 +15,17 @@ CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 
 
 @hook(
+    "sglang.srt.model_executor.pool_configurator.MemoryPoolConfigurator.validate_swa_pool_size",
+    ("swa_tokens", "sliding_window_size", "page_size"),
+    AROUND,
+    until="the pool says what the least is that it needs",
+)
+def _check_no_window_pool(original: Callable[..., None], *args: Any) -> None:
+    """Only the bytes of the stock pools count, whose window pool would be too small for a request;
+    whether ours is, Jenga says."""
+
+
+@hook(
     f"{CONFIGURATOR}._init_pools",
     ("self", "sizes", "req_to_token_pool", "token_to_kv_pool_allocator"),
     AROUND,
