@@ -60,7 +60,7 @@ class Recency:
         self.memory.tick()
         row, history, kept = running.pages[:num_pages], running.history, running.kept
         balanced, touch = self.policy.balanced, self.memory.touch
-        if self.memory.is_weighing and self.order is Order.PRIORITY:
+        if self.order is Order.PRIORITY:
             weight = min(max(1, running.priority + MIDDLE_WEIGHT), MOST_WEIGHT)
             self.memory.weights[row] = np.maximum(self.memory.weights[row], weight)
         for g in history.needs.groups:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -57,7 +56,8 @@ class StateCopy:
     target: Ids
 
 
-class Growth(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Growth:
     """How the next ``pages`` pages of ``running`` are backed, from page ``first`` of its row on: in
     ``parts``, and those that pass (`core.passing`), counted from the first, by small pages that are
     ``shared``."""

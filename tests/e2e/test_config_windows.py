@@ -11,7 +11,7 @@ from e2e.hugging_face import greedy_tokens
 from e2e.stream import StreamShape, make_stream
 from models.tiny import WINDOW
 
-SHAPE = StreamShape(num_requests=40, longest_prompt=300)
+SHAPE = StreamShape(num_requests=50, longest_prompt=300)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from e2e.checks import (
 from e2e.engine import Job, Report, run_jobs
 from e2e.stream import Request, StreamShape, make_stream
 
-SHAPE = StreamShape(num_requests=50, longest_prompt=400)
+SHAPE = StreamShape(num_requests=70, longest_prompt=400)
 HOST = {"enable_hierarchical_cache": True, "hicache_ratio": 8.0}
 EVERYTHING_TOKENS = 40_000
 

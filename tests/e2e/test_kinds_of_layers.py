@@ -11,7 +11,7 @@ from e2e.engine import Job, run_jobs
 from e2e.stream import StreamShape, make_stream
 from external_models.net import Layer, answer, make_mixed_model
 
-SHAPE = StreamShape(num_requests=45, longest_prompt=300, longest_answer=100)
+SHAPE = StreamShape(num_requests=60, longest_prompt=300, longest_answer=100)
 
 MODELS = {
     "two windows": [Layer(window=24), Layer(window=100), Layer(), Layer(window=24)],

@@ -16,7 +16,7 @@ from e2e.hugging_face import greedy_tokens
 from e2e.models_table import HUGGING_FACE, STOCK, keep
 from e2e.stream import StreamShape, make_stream
 
-SHAPE = StreamShape(num_requests=40, longest_prompt=300)
+SHAPE = StreamShape(num_requests=50, longest_prompt=300)
 LATENT_BYTES = (32 + 16) * 4
 
 

@@ -29,7 +29,7 @@ from models.tiny import WINDOW, Architecture, write_model
 
 from jenga_sglang.plan.model import read_model
 
-SHAPE = StreamShape(num_requests=40, longest_prompt=300)
+SHAPE = StreamShape(num_requests=50, longest_prompt=300)
 # One of each kind of layers and experts; the rest are long tests.
 SAMPLE = ("gpt_oss", "gemma4_moe", "llama4", "qwen3_next", "deepseek_v3_moe", "nemotron_h_moe")
 # Stock's torch backend reads no pool of windows, and neither sinks nor soft caps.

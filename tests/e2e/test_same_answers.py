@@ -18,7 +18,7 @@ from e2e.models_table import STOCK, keep
 from e2e.stream import Request, StreamShape, make_stream
 from models.tiny import ARCHITECTURES, WINDOW
 
-SHAPE = StreamShape(num_requests=50, longest_prompt=400)
+SHAPE = StreamShape(num_requests=70, longest_prompt=400)
 
 CASES = [
     # architecture, page size (None: the default), environment

@@ -63,9 +63,8 @@ LONG = [
 def test_stages_answer_as_one_process_does(
     split: Split, tmp_path: Path, start_server: Callable[..., Any]
 ) -> None:
-    few = StreamShape(num_requests=30, longest_prompt=300, longest_answer=100)
-    many = StreamShape(num_requests=150, longest_prompt=300)
-    requests = make_stream(few if split is UNEVEN else many, seed=3)
+    size = 30 if split is UNEVEN else 150
+    requests = make_stream(StreamShape(num_requests=size, longest_prompt=300), seed=3)
     kind = RELEASED.get(split.model) or ARCHITECTURES[split.model]
     model = write_model(tmp_path / "model", kind, seed=0)
     flags = server_flags(model, page_size=16) | (STATES if kind.has_states else {})

@@ -22,7 +22,7 @@ from e2e.models_table import COLD, HUGGING_FACE, STOCK, keep
 from e2e.stream import Request, StreamShape, make_stream
 from models.tiny import ARCHITECTURES
 
-SHAPE = StreamShape(num_requests=50, longest_prompt=400)
+SHAPE = StreamShape(num_requests=70, longest_prompt=400)
 # Where a hit begins decides how a gated delta net rounds. Stock's own logprobs, with and without
 # its prefix cache, lie up to 1.7e-4 apart (README.md): its tokens must be equal all the same.
 TOLERANCES = {"qwen3_5": Tolerance(4e-4, 1e-5)}

@@ -351,22 +351,33 @@ def test_the_readme_has_the_table_of_what_was_run_with_drafts() -> None:
     assert drafts_table(results) in readme
 
 
-def test_with_drafts_hardly_more_is_retracted_than_with_others_and_only_where_more_run() -> None:
-    results = load_results([ROOT / "benchmarks" / "replay" / "results" / "drafts.json"])
-    others: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    ours = {}
-    for result in results:
-        run = result["geometry"], result["trace"]
-        if result["backend"] == "jenga":
-            ours[run] = result
-        else:
-            others.setdefault(run, []).append(result)
-    assert ours.keys() == others.keys() and len(ours) == 30
-    for run, result in ours.items():
-        least = min(other["retractions"] for other in others[run])
-        most_running = max(other["mean_running"] for other in others[run])
-        more = result["retractions"] - least
-        assert more <= int(result["mean_running"] > most_running), run
+# Where Jenga retracts one request, with more running than stock has, which retracts none.
+MISSED = [("llama3-70b", "chat-300-s3.jsonl"), ("kv-shared-70b", "docqa-150-s3.jsonl")]
+DRAFTED = load_results([ROOT / "benchmarks" / "replay" / "results" / "drafts.json"])
+RUNS_WITH_DRAFTS = sorted({(result["geometry"], result["trace"]) for result in DRAFTED})
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(run, marks=pytest.mark.xfail(strict=True)) if run in MISSED else run
+        for run in RUNS_WITH_DRAFTS
+    ],
+    ids="-".join,
+)
+def test_with_drafts_nothing_is_retracted_that_others_would_not_retract(
+    run: tuple[str, str],
+) -> None:
+    retracted: dict[bool, list[int]] = {True: [], False: []}
+    for result in DRAFTED:
+        if (result["geometry"], result["trace"]) == run:
+            retracted[result["backend"] == "jenga"].append(result["retractions"])
+    (ours,) = retracted[True]
+    assert ours <= min(retracted[False])
+
+
+def test_every_pair_and_trace_was_run_with_drafts_on_three_seeds() -> None:
+    assert len(RUNS_WITH_DRAFTS) == 5 * 2 * 3
 
 
 def test_the_readme_has_the_table_of_host_tiers() -> None:

@@ -73,4 +73,4 @@ class Capacity(PageNumbers):
 
     def can_serve(self, demand: Sequence[int]) -> bool:
         """Whether ``demand`` small pages per group fit once everything cached has gone."""
-        return sum(self.large_of_each(demand)) <= self.num_free + sum(self.num_reclaimable)
+        return self.large_needed(demand) <= self.available

@@ -20,7 +20,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "triton": {"triton_attention_num_kv_splits": 1},
 }
 SHAPES = {
-    "flashinfer": StreamShape(num_requests=6, longest_prompt=200, longest_answer=64),
+    "flashinfer": StreamShape(num_requests=8, longest_prompt=200, longest_answer=80),
     "triton": StreamShape(num_requests=4, longest_prompt=60, longest_answer=24),
 }
 
