@@ -84,7 +84,10 @@ class Experiment:
 
 
 # Policies that change nothing without recurrent states.
-OF_STATES = ("state_share_percent", "answer_state_tokens")
+OF_STATES = (
+    *("state_share_percent", "answer_state_tokens"),
+    *("snapshot_gain_percent", "snapshot_room"),
+)
 
 # What is left of the order of eviction without the policies that guess what will be asked again.
 PLAIN_LRU = "plain LRU"

@@ -42,6 +42,8 @@ class ReqView(Protocol):
     output_ids: array[int]
     full_untruncated_fill_ids: array[int]
     prefix_len: int
+    host_hit_length: int
+    positional_embed_overrides: Any
     sampling_params: SamplingView
     time_stats: TimesView
     multimodal_inputs: ImagesView | None
@@ -50,6 +52,9 @@ class ReqView(Protocol):
     lora_id: str | None
     cache_request_handle: Any
     lock: Any
+
+    def _compute_max_prefix_len(self, input_len: int) -> int:
+        """The longest hit that it can use."""
 
     def set_finish_with_abort(self, error_msg: str) -> None:
         """Answer it with an error."""

@@ -241,7 +241,8 @@ class Manager(Room):
         history, at the ``partings`` (tokens) where requests that wait leave this one, at a few
         guessed places, before the end of the ``prompt`` and, unless it is ``crowded`` (others wait
         for memory), near the end of the answer. For a batch that has been extended; a snapshot
-        without room is skipped and counted.
+        without room is skipped and counted, but for one that spares too little to evict for
+        (`CachePolicy.snapshot_gain_percent`).
         """
         if self.memory.state_groups and self.prefix_cache:
             self.snapshots.leave(running, start, stop, prompt, partings, crowded=crowded)

@@ -28,6 +28,15 @@ class CachePolicy:
     fits is kept out for the sake of cached prefixes that others wait for (`core.guard`); 0 = it
     never is.
 
+    ``awaited_tokens``: a request whose turn it is waits while another computes at least so many
+    tokens of its prompt, and then hits them (0 = it computes them as well).
+
+    ``snapshot_gain_percent``: a snapshot of recurrent states that would push out something else is
+    left only where a hit on it spares at least that many per cent of the tokens whose rows take as
+    much memory as the snapshot, beyond the snapshot before it (0 = wherever a hit may end).
+
+    ``snapshot_room``: a prompt is admitted with room for the snapshots that it will leave.
+
     ``state_share_percent``: snapshots of recurrent states are left where the next prompt is guessed
     to part from this one, so many that they take at most that many per cent of the bytes which
     the prompt adds for ever (0 = off). They are the first to go.
@@ -51,6 +60,9 @@ class CachePolicy:
     waiting_prefixes: bool = True
     step_cost_tokens: int = 128
     longest_kept_out_passes: int = 256
+    awaited_tokens: int = 128
+    snapshot_gain_percent: int = 8
+    snapshot_room: bool = True
     state_share_percent: int = 12
     answer_state_tokens: int = 64
     passing_pages: bool = True

@@ -55,12 +55,13 @@ class Snapshots:
 
     @property
     def state_tokens(self) -> int:
-        """The tokens whose rows, where they are kept for ever, take as many bytes as a snapshot."""
+        """The tokens whose rows, where they are kept for ever, take as many bytes as a snapshot; 0
+        where no rows are."""
         groups = self.memory.geometry.groups
         state_bytes = sum(groups[g].page_bytes for g in self.groups)
         lasting = [g for g in self.memory.row_groups if self.needs.keeps_everything(g)]
         row_bytes = sum(groups[g].spec.bytes_per_token for g in lasting)
-        return ceil_div(state_bytes, max(1, row_bytes))
+        return ceil_div(state_bytes, row_bytes) if row_bytes else 0
 
     # -- working states -----------------------------------------------------------------------
 
@@ -115,19 +116,41 @@ class Snapshots:
     ) -> None:
         """Have the step that takes ``running`` from ``start`` to ``stop`` tokens leave snapshots;
         see `Manager.save_states`."""
-        ends = [prompt - 1, *partings]
+        known = [*partings, prompt - 1]
         if self.policy.keep_branches and running.branch_ahead:
-            ends.append(running.hit.matched_pages * self.page_size)
-        for page in due(start, stop, ends, self.page_size):
-            self._save(running, page)
+            known.append(running.hit.matched_pages * self.page_size)
         guesses = self._guesses(running, prompt, crowded)
+        worth = self._worth_leaving(running, [*known, *guesses])
+        evicting = due(start, stop, worth, self.page_size)
+        for page in due(start, stop, known, self.page_size):
+            self._save(running, page, evicts=page in evicting)
         for page in due(start, stop, guesses, self.page_size):
-            if self._save(running, page):
+            if self._save(running, page, evicts=page in evicting):
                 running.guessed_pages.append(page)
         if interval := round_up(self.policy.answer_state_tokens, self.page_size):
             length = stop // interval * interval
             if length > max(start, prompt):
                 self._follow_answer(running, length // self.page_size, crowded)
+
+    def to_come(self, running: Running, prompt: int, partings: Sequence[int]) -> int:
+        """Snapshots for which there should be room when ``running`` computes the rest of its
+        ``prompt``: those worth leaving and, beside a history of more tokens than a snapshot is
+        large, one for whoever comes next, for running requests grow into what was left free."""
+        if not self.state_tokens or not self.policy.snapshot_room:
+            return 0
+        guesses = self._guesses(running, prompt, crowded=True)
+        worth = self._worth_leaving(running, [*partings, prompt - 1, *guesses])
+        return sum(n > running.length for n in worth) + (prompt >= self.state_tokens)
+
+    def _worth_leaving(self, running: Running, lengths: Iterable[int]) -> list[int]:
+        """Those of ``lengths``, the surest first, at which a hit spares enough beyond the hit of
+        ``running`` and beyond a surer one."""
+        least = max(1, self.state_tokens * self.policy.snapshot_gain_percent // 100)
+        worth = [running.hit.path.num_pages * self.page_size]
+        for length in lengths:
+            if all(abs(length - other) >= least for other in worth):
+                worth.append(length)
+        return worth[1:]
 
     def _guesses(self, running: Running, prompt: int, crowded: bool) -> list[int]:
         """Where the next prompt may part from this one, as far as nobody knows: twice as far from
@@ -135,19 +158,21 @@ class Snapshots:
         is different. They take `CachePolicy.state_share_percent` of what the prompt adds. Who is
         to part from it soon is in the queue, if there is one: then one guess is enough."""
         added = prompt - running.hit.path.num_pages * self.page_size
-        most = added * self.policy.state_share_percent // (100 * self.state_tokens)
+        share = added * self.policy.state_share_percent
+        most = share // (100 * self.state_tokens) if self.state_tokens else 0
         most = min(most, 1) if crowded else most
         distances = [max(1, self.policy.prompt_slack_tokens) << n for n in range(most)]
         return [prompt - distance for distance in distances if distance < added]
 
-    def _save(self, running: Running, page: int) -> bool:
-        """Make the state after ``page`` pages a snapshot, if there is room for it. The request
-        holds it for others until it is in the tree."""
+    def _save(self, running: Running, page: int, *, evicts: bool = True) -> bool:
+        """Make the state after ``page`` pages a snapshot, if there is room for it, free or with
+        ``evicts`` made. The request holds it for others until it is in the tree."""
         if not self._may_save(running, page):
             return False
         demand = self.memory.small_demand(0, states=1)
-        if not self.memory.large.can_serve(demand):
-            self.counters.skipped_snapshots += 1
+        books = self.memory.large
+        if not (books.can_serve(demand) if evicts else books.shortfall(demand) <= 0):
+            self.counters.skipped_snapshots += evicts
             return False
         self.evictor.make_any_room(demand)
         for g in self.groups:

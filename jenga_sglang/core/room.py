@@ -20,14 +20,19 @@ class Room(Prefixes):
     passing: Passing
     running: dict[int, Running]
     scarce: bool
-    # Snapshots of states that a prompt beside others has room for, until they are written below.
-    spare_snapshots = 0
 
     # -- room ---------------------------------------------------------------------------------
 
     def new_pages(self, running: Running, length: int) -> int:
         """Pages that ``running`` lacks to hold ``length`` tokens."""
         return max(0, ceil_div(length, self.page_size) - running.num_pages)
+
+    def snapshots_to_come(self, running: Running, prompt: int, partings: Sequence[int]) -> int:
+        """Snapshots of states for which ``running`` is to find room when it computes the rest of
+        its ``prompt``; see `save_states`. Alone it does without, or it might never begin."""
+        if not self.memory.state_groups or len(self.running) < 2 or not self.prefix_cache:
+            return 0
+        return self.snapshots.to_come(running, prompt, partings)
 
     def can_serve(self, pages: Sequence[int]) -> bool:
         """Whether ``pages`` new pages per group fit once everything cached has gone."""

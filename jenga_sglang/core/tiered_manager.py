@@ -40,7 +40,6 @@ class TieredManager(Manager):
     """Decides for a pool and host memory of ``host_bytes`` below it, cut alike."""
 
     memory: TieredMemory
-    spare_snapshots = 1  # the one at a prompt's end
 
     def __init__(
         self,

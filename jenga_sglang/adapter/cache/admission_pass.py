@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,6 +62,16 @@ class AdmissionPass:
     waiting: Sequence[ReqView] = ()
     # The prompt that is being computed in chunks.
     chunked: Running | None = None
+    # Snapshots of states that it has yet to leave.
+    chunked_snapshots: int = 0
+    # Requests whose prompts a step that was launched before computes to their ends.
+    in_flight: Sequence[ReqView] = ()
+    # The request whose turn it is, from when SGLang asks for it on.
+    offered: ReqView | None = None
+    # Of requests that have waited for another to compute what they will hit: for whom.
+    awaited: dict[str, str] = field(default_factory=dict)
+    # Those that wait for that in this pass.
+    held_back: set[str] = field(default_factory=set)
     # Whose prefix SGLang has locked to look at it; None for a question, which changes nothing.
     candidate: Running | None = None
     # Of the last pass that asked for room: with a full batch, SGLang does not ask.
@@ -88,14 +98,23 @@ class Admission:
         self.now = AdmissionPass()
 
     @contextmanager
-    def passing(self, scheduler: SchedulerView) -> Iterator[AdmissionPass]:
-        """Fill one batch: first let go of what would keep the next chunk of a prompt out, for
-        nobody else may begin before it has gone on, or else of what hindered the last pass."""
+    def passing(
+        self, scheduler: SchedulerView, running: Sequence[ReqView] = ()
+    ) -> Iterator[AdmissionPass]:
+        """Fill one batch, beside requests that are ``running``: first let go of what would keep the
+        next chunk of a prompt out, for nobody else may begin before it has gone on, or else of
+        what hindered the last pass."""
         self.manager.end_step()
         last = self.now
         chunked = scheduler.chunked_req
-        self.now = AdmissionPass(scheduler.waiting_queue, _locked_by(chunked), None, last.refusal)
+        self.now = AdmissionPass(scheduler.waiting_queue, _locked_by(chunked), refusal=last.refusal)
+        if last.awaited:
+            still = {req.rid for req in scheduler.waiting_queue}
+            self.now.awaited = {r: whom for r, whom in last.awaited.items() if r in still}
         self.now.promised_elsewhere = _promised_elsewhere(scheduler)
+        self.now.in_flight = [req for req in running if not req.output_ids]
+        if chunked is not None:
+            self.now.chunked_snapshots = self._snapshots_to_come(chunked, self.now.chunked)
         self._give_up(last.hindering)
         if chunked is not None:
             self._make_way(chunked, scheduler.chunked_prefill_size)
@@ -154,6 +173,42 @@ class Admission:
             if history(other, other) == whose:
                 lengths.add(common_length(tokens, np.frombuffer(theirs, np.int64)[:-1]))
         return sorted(n for n in lengths if n > start)
+
+    def snapshots_to_come(self) -> int:
+        """Snapshots of states that the candidate is to leave."""
+        return self._snapshots_to_come(self.now.offered, self.now.candidate)
+
+    def _snapshots_to_come(self, req: ReqView | None, running: Running | None) -> int:
+        if req is None or running is None or not self.manager.memory.state_groups:
+            return 0
+        partings = self.partings(req, running.length)
+        return self.manager.snapshots_to_come(running, len(req.origin_input_ids), partings)
+
+    def awaits(self, req: ReqView, admitted: Sequence[ReqView]) -> bool:
+        """Whether ``req``, whose turn it is, should wait for what another computes that is
+        ``admitted`` before it in this pass, or in flight: it hits that when it is done. It waits
+        for one other in its life, so the wait ends when that has computed its prompt."""
+        least = self.manager.policy.awaited_tokens
+        if not least or not self.manager.prefix_cache or req.positional_embed_overrides is not None:
+            return False
+        tokens = np.frombuffer(req.origin_input_ids, np.int64)
+        tokens = tokens[: req._compute_max_prefix_len(len(req.full_untruncated_fill_ids))]
+        last = req.prefix_len + req.host_hit_length + least - 1
+        if last >= len(tokens):
+            return False
+        whom, whose = self.now.awaited.get(req.rid), history(req, req)
+        for other in (*admitted, *self.now.in_flight):
+            theirs = other.origin_input_ids
+            # One token tells most of them apart.
+            if last >= len(theirs) or theirs[last] != tokens[last]:
+                continue
+            if whom not in (None, other.rid) or history(other, other) != whose:
+                continue
+            if common_length(tokens, np.frombuffer(theirs, np.int64)) > last:
+                self.now.awaited[req.rid] = other.rid
+                self.now.held_back.add(req.rid)
+                return True
+        return False
 
     def _make_way(self, chunked: ReqView, chunk_tokens: int) -> None:
         if (running := self.now.chunked) is None:

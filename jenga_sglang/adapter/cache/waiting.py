@@ -69,13 +69,17 @@ def explain(scheduler: SchedulerView, prompt_tokens: int, max_new_tokens: int) -
 
 
 def _why_waiting(scheduler: SchedulerView) -> Verdict:
-    refusal = scheduler.tree_cache.admission.now.refusal
+    last = scheduler.tree_cache.admission.now
     if scheduler._engine_paused:
         return _PAUSED
     if scheduler.waiting_queue and scheduler.tree_cache.awaits_storage(scheduler.waiting_queue[0]):
         return Verdict("later", "storage", "its prefix is being read from storage")
-    if refusal is not None:
-        return _refused(scheduler.token_to_kv_pool_allocator.manager, refusal)
+    if last.refusal is not None:
+        return _refused(scheduler.token_to_kv_pool_allocator.manager, last.refusal)
+    if scheduler.waiting_queue and scheduler.waiting_queue[0].rid in last.held_back:
+        return Verdict(
+            "later", "prefix", "another request computes a prefix of it, from where it will go on"
+        )
     return _no_row(scheduler) or Verdict(
         "later", "step", "it is next: the step that is running was full before its turn"
     )

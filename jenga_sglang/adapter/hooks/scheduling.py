@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sglang.srt.managers.schedule_policy import AddReqResult
+
 from jenga_sglang.adapter.cache import batch_alloc
 from jenga_sglang.adapter.encoder import page_tokens
 from jenga_sglang.adapter.sglang_views import ReqView, SchedulerView
@@ -43,12 +45,29 @@ def _ask_again(original: Callable[..., Any], scheduler: SchedulerView, **kwargs:
     every pass. The prefix cache sees who waits and who goes on, and the watchdog looks at what
     came of it."""
     admission = scheduler.tree_cache.admission
-    with admission.passing(scheduler):
+    with admission.passing(scheduler, kwargs["running_batch"].reqs):
         if admission.is_due():
             kwargs["running_batch"].batch_is_full = False
         plan = original(scheduler, **kwargs)
     scheduler.token_to_kv_pool_allocator.watchdog.look(scheduler)
     return plan
+
+
+@hook(
+    "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req",
+    ("self", "req", "has_chunked_req", "truncation_align_size"),
+    AROUND,
+    until="SGLang's queue holds a request back whose prefix is being computed, in any order",
+)
+def _add_one_req(
+    original: Callable[..., AddReqResult], adder: Any, req: ReqView, **kwargs: Any
+) -> AddReqResult:
+    """A request whose prefix another is computing waits for that, and lets the next one pass."""
+    admission = adder.tree_cache.admission
+    if admission.awaits(req, adder.can_run_list):
+        return AddReqResult.CONTINUE
+    admission.now.offered = req
+    return original(adder, req, **kwargs)
 
 
 @hook(f"{BATCH}.alloc_for_extend", ("batch",), AROUND, until="the allocator interface names them")

@@ -31,27 +31,36 @@ def cache() -> JengaPrefixCache:
     return make_cache(Manager(geometry, max_requests=4, max_length=64, policy=policy))
 
 
-def over_host(cache: JengaPrefixCache, pages: int) -> JengaPrefixCache:
+def over_host(
+    cache: JengaPrefixCache, pages: int, policy: CachePolicy | None = None
+) -> JengaPrefixCache:
     """The same over host memory of so many large pages, if any."""
     geometry = cache.manager.geometry
     host_bytes = (pages + 1) * geometry.large_page_bytes
-    kwargs: Any = {"max_requests": 4, "max_length": 200}
+    kwargs: Any = {"max_requests": 4, "max_length": 200, "policy": policy}
     if not pages:
         return make_cache(Manager(geometry, **kwargs))
     return make_cache(TieredManager(geometry, host_bytes=host_bytes, **kwargs))
 
 
 @pytest.mark.parametrize("host_pages", [0, 60])
-def test_over_host_memory_a_prompt_has_room_for_the_snapshot_at_its_end(
-    cache: JengaPrefixCache, host_pages: int
+@pytest.mark.parametrize("has_room", [False, True])
+def test_a_prompt_has_room_for_the_snapshots_that_it_will_leave(
+    cache: JengaPrefixCache, host_pages: int, has_room: bool
 ) -> None:
     """Sixty large pages; one that runs holds 51 and may grow by none. Eight pages of tokens and a
-    working state are what is left."""
-    cache = over_host(cache, host_pages)
+    working state are what is left, or with a snapshot at the prompt's end, one where another parts
+    from it and one for whoever comes next, five pages and a state."""
+    cache = over_host(cache, host_pages, CachePolicy(0, snapshot_room=has_room))
     begin(cache.manager, tokens(range(100)))
     candidate = cache.lock(cache.manager.miss("other"))
-    assert offer(cache, 8 * PAGE) == (not host_pages)
-    assert offer(cache, 7 * PAGE)
+    cache.admission.now.waiting = [request(range(200, 205), 9)]
+    for pages in (8, 5):
+        cache.admission.now.offered = request(range(200, 200 + pages * PAGE))
+        assert offer(cache, pages * PAGE) == (pages == 5 or not has_room)
+    cache.admission.now.waiting = []
+    cache.admission.now.offered = request(range(200, 200 + 6 * PAGE))
+    assert offer(cache, 6 * PAGE), "nobody parts from it"
     cache.unlock(candidate)
 
 

@@ -35,6 +35,15 @@ def make(num_large: int, *, answer: int = 0, share: int = 0, prefix_cache: bool 
     )
 
 
+def make_large_states(num_large: int, policy: CachePolicy) -> Manager:
+    """A state takes a large page, as 25 pages of two tokens do: worth 50 tokens."""
+    rows = LayerGroupSpec("rows", (0,), Full(), UNIT_BYTES, 0)
+    states = LayerGroupSpec("states", (1,), LastState(), state_bytes=(25 * PAGE * UNIT_BYTES,))
+    cuts = (GroupGeometry(rows, PAGE), GroupGeometry(states, PAGE))
+    geometry = Geometry(cuts, PAGE, (num_large + 1) * 25 * PAGE * UNIT_BYTES)
+    return Manager(geometry, max_requests=4, max_length=100, policy=policy)
+
+
 def compute(manager: Manager, history: Tokens, *partings: int, crowded: bool = False) -> Running:
     """Begin a request, and compute its whole prompt in one step."""
     running = begin(manager, history)
@@ -146,6 +155,50 @@ def test_a_snapshot_without_room_is_skipped_and_counted() -> None:
     assert hit_tokens(manager, A) == 8
 
 
+@pytest.mark.parametrize(
+    ("free", "percent", "left"),
+    [(1, 8, [8, 14]), (1, 0, [8, 10, 14]), (2, 8, [8, 10, 14]), (1, 14, [8, 14]), (1, 16, [8])],
+)
+def test_what_spares_too_little_is_left_in_free_room_alone(
+    free: int, percent: int, left: list[int]
+) -> None:
+    """Beside rows and a working state, and rows and a snapshot that are cached: 8 per cent of a
+    state are 4 tokens, 14 are 7, 16 are 8. Who parts at 10 hits at 8 otherwise."""
+    policy = CachePolicy(state_share_percent=0, snapshot_gain_percent=percent)
+    manager = make_large_states(4 + free, policy)
+    serve(manager, tokens(range(200, 216)))
+    assert saved(compute(manager, A, 8, 10)) == left
+    assert manager.counters.skipped_snapshots == 0
+    manager.check()
+
+
+def test_room_is_asked_for_the_snapshots_to_come() -> None:
+    manager = make_large_states(8, CachePolicy(state_share_percent=0))
+    candidate = begin(manager, A[:0])
+    assert manager.snapshots_to_come(candidate, 16, [8]) == 0, "it runs alone"
+    begin(manager, tokens(9))
+    assert manager.snapshots_to_come(candidate, 16, []) == 1
+    assert manager.snapshots_to_come(candidate, 16, [8, 8, 10, 15]) == 2
+    assert manager.snapshots_to_come(candidate, 4, []) == 0, "three tokens are less than four"
+    assert manager.snapshots_to_come(candidate, 49, []) == 1
+    assert manager.snapshots_to_come(candidate, 50, []) == 2, "and one for whoever comes next"
+    grow(manager, candidate, 12)
+    assert manager.snapshots_to_come(candidate, 16, [8]) == 1
+
+
+@pytest.mark.parametrize(
+    "manager",
+    [
+        make_large_states(8, CachePolicy(snapshot_room=False)),
+        Manager(make(12).geometry, max_requests=4, max_length=64, prefix_cache=False),
+    ],
+)
+def test_no_room_is_asked_for_snapshots_that_are_never_left(manager: Manager) -> None:
+    candidate = begin(manager, A)
+    begin(manager, tokens(9))
+    assert manager.snapshots_to_come(candidate, 16, [8]) == 0
+
+
 def test_a_snapshot_is_given_up_before_a_reservation_fails() -> None:
     manager = make(8 + 1 + 3)
     running = compute(manager, A, 8, 16)
@@ -206,6 +259,11 @@ def test_a_state_is_worth_the_rows_that_take_as_much() -> None:
     cuts = tuple(GroupGeometry(spec, 4) for spec in (rows, window, states))
     manager = Manager(Geometry(cuts, 4, 1 << 16), max_requests=4, max_length=64)
     assert manager.snapshots.state_tokens == 64
+    no_rows = (GroupGeometry(states, 4), GroupGeometry(window, 4))
+    manager = Manager(Geometry(no_rows, 4, 1 << 16), max_requests=4, max_length=64)
+    assert manager.snapshots.state_tokens == 0
+    running = compute(manager, A, crowded=True)
+    assert saved(running) == [12], "nothing but states is kept: all are worth it"
 
 
 @pytest.mark.parametrize(
