@@ -99,11 +99,11 @@ class Admission:
 
     @contextmanager
     def passing(
-        self, scheduler: SchedulerView, running: Sequence[ReqView] = ()
+        self, scheduler: SchedulerView, launched: Sequence[ReqView] = ()
     ) -> Iterator[AdmissionPass]:
-        """Fill one batch, beside requests that are ``running``: first let go of what would keep the
-        next chunk of a prompt out, for nobody else may begin before it has gone on, or else of
-        what hindered the last pass."""
+        """Fill one batch, when the steps of requests ``launched`` before are under way or done:
+        first let go of what would keep the next chunk of a prompt out, for nobody else may begin
+        before it has gone on, or else of what hindered the last pass."""
         self.manager.end_step()
         last = self.now
         chunked = scheduler.chunked_req
@@ -112,7 +112,7 @@ class Admission:
             still = {req.rid for req in scheduler.waiting_queue}
             self.now.awaited = {r: whom for r, whom in last.awaited.items() if r in still}
         self.now.promised_elsewhere = _promised_elsewhere(scheduler)
-        self.now.in_flight = [req for req in running if not req.output_ids]
+        self.now.in_flight = [req for req in launched if not req.output_ids]
         if chunked is not None:
             self.now.chunked_snapshots = self._snapshots_to_come(chunked, self.now.chunked)
         self._give_up(last.hindering)
@@ -181,8 +181,10 @@ class Admission:
     def _snapshots_to_come(self, req: ReqView | None, running: Running | None) -> int:
         if req is None or running is None or not self.manager.memory.state_groups:
             return 0
-        partings = self.partings(req, running.length)
-        return self.manager.snapshots_to_come(running, len(req.origin_input_ids), partings)
+        prompt = len(req.origin_input_ids)
+        # One that had answered before it was retracted may hit more than its prompt.
+        partings = self.partings(req, running.length) if running.length < prompt else []
+        return self.manager.snapshots_to_come(running, prompt, partings)
 
     def awaits(self, req: ReqView, admitted: Sequence[ReqView]) -> bool:
         """Whether ``req``, whose turn it is, should wait for what another computes that is

@@ -45,7 +45,8 @@ def _ask_again(original: Callable[..., Any], scheduler: SchedulerView, **kwargs:
     every pass. The prefix cache sees who waits and who goes on, and the watchdog looks at what
     came of it."""
     admission = scheduler.tree_cache.admission
-    with admission.passing(scheduler, kwargs["running_batch"].reqs):
+    last, running = scheduler.last_batch, kwargs["running_batch"].reqs
+    with admission.passing(scheduler, [*running, *(last.reqs if last is not None else ())]):
         if admission.is_due():
             kwargs["running_batch"].batch_is_full = False
         plan = original(scheduler, **kwargs)

@@ -64,6 +64,18 @@ def test_a_prompt_has_room_for_the_snapshots_that_it_will_leave(
     cache.unlock(candidate)
 
 
+def test_one_that_answered_before_it_was_retracted_may_have_more_than_its_prompt(
+    cache: JengaPrefixCache,
+) -> None:
+    running = begin(cache.manager, tokens(PROMPT))
+    begin(cache.manager, tokens(range(200, 204)))
+    cache.admission.now.waiting = [request(PROMPT, 9, 9)]
+    cache.admission.now.candidate = running
+    for prompt in (PROMPT, range(100, 110)):
+        cache.admission.now.offered = request(prompt)
+        assert cache.admission.snapshots_to_come() == 1, "for whoever comes next"
+
+
 @pytest.mark.parametrize("host_pages", [0, 60])
 def test_one_that_runs_alone_may_take_all(cache: JengaPrefixCache, host_pages: int) -> None:
     cache = over_host(cache, host_pages)
