@@ -116,6 +116,22 @@ class Snapshots:
     ) -> None:
         """Have the step that takes ``running`` from ``start`` to ``stop`` tokens leave snapshots;
         see `Manager.save_states`."""
+        if start < prompt:
+            self._leave_in_prompt(running, start, stop, prompt, partings, crowded)
+        if interval := round_up(self.policy.answer_state_tokens, self.page_size):
+            length = stop // interval * interval
+            if length > max(start, prompt):
+                self._follow_answer(running, length // self.page_size, crowded)
+
+    def _leave_in_prompt(
+        self,
+        running: Running,
+        start: int,
+        stop: int,
+        prompt: int,
+        partings: Sequence[int],
+        crowded: bool,
+    ) -> None:
         known = [*partings, prompt - 1]
         if self.policy.keep_branches and running.branch_ahead:
             known.append(running.hit.matched_pages * self.page_size)
@@ -127,10 +143,6 @@ class Snapshots:
         for page in due(start, stop, guesses, self.page_size):
             if self._save(running, page, evicts=page in evicting):
                 running.guessed_pages.append(page)
-        if interval := round_up(self.policy.answer_state_tokens, self.page_size):
-            length = stop // interval * interval
-            if length > max(start, prompt):
-                self._follow_answer(running, length // self.page_size, crowded)
 
     def to_come(self, running: Running, prompt: int, partings: Sequence[int]) -> int:
         """Snapshots for which there should be room when ``running`` computes the rest of its
