@@ -327,6 +327,7 @@ class Counters:
     skipped_snapshots: int = 0  # of recurrent states, for want of room
     prompt_tokens: int = 0  # of all prompts computed, again after a retraction
     hit_tokens: int = 0  # of those, what a hit spared
+    awaited_tokens: int = 0  # of prompts, that requests waited for another to compute
     # Of requests that fit, in passes of the scheduler (`core.guard`); and what they waited for.
     kept_out_passes: int = 0
     longest_kept_out_passes: int = 0

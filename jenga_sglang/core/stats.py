@@ -41,6 +41,7 @@ def pool_stats(manager: Manager) -> dict[str, Any]:
         "skipped_snapshots": counters.skipped_snapshots,
         "prompt_tokens": counters.prompt_tokens,
         "hit_tokens": counters.hit_tokens,
+        "awaited_tokens": counters.awaited_tokens,
         "kept_out_passes": counters.kept_out_passes,
         "longest_kept_out_passes": counters.longest_kept_out_passes,
         "predicted_tokens": counters.predicted_tokens,

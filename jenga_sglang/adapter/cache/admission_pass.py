@@ -195,7 +195,8 @@ class Admission:
             return False
         tokens = np.frombuffer(req.origin_input_ids, np.int64)
         tokens = tokens[: req._compute_max_prefix_len(len(req.full_untruncated_fill_ids))]
-        last = req.prefix_len + req.host_hit_length + least - 1
+        hit = req.prefix_len + req.host_hit_length
+        last = hit + least - 1
         if last >= len(tokens):
             return False
         whom, whose = self.now.awaited.get(req.rid), history(req, req)
@@ -206,8 +207,11 @@ class Admission:
                 continue
             if whom not in (None, other.rid) or history(other, other) != whose:
                 continue
-            if common_length(tokens, np.frombuffer(theirs, np.int64)) > last:
-                self.now.awaited[req.rid] = other.rid
+            shared = common_length(tokens, np.frombuffer(theirs, np.int64))
+            if shared > last:
+                if whom is None:
+                    self.now.awaited[req.rid] = other.rid
+                    self.manager.counters.awaited_tokens += shared - hit
                 self.now.held_back.add(req.rid)
                 return True
         return False

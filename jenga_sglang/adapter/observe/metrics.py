@@ -30,6 +30,7 @@ POOL_COUNTERS = {
     "refused_reservations": "Reservations that did not fit, whatever was evicted.",
     "prompt_tokens": "Tokens of prompts computed, again after a retraction.",
     "hit_tokens": "Tokens of prompts that the prefix cache spared.",
+    "awaited_tokens": "Tokens of prompts that requests waited for another to compute.",
     "kept_out_passes": "Passes that kept out a request which fits, for cached prefixes' sake.",
     "predicted_tokens": "Tokens of hits for whose sake a request was kept out.",
     "missed_tokens": "Tokens of those hits that did not come true.",

@@ -85,6 +85,7 @@ def test_it_waits_for_one_other_in_its_life(cache: JengaPrefixCache) -> None:
     for _ in range(3):
         with cache.admission.passing(make_scheduler(waiting=[waiting])):
             assert cache.admission.awaits(waiting, [FIRST, second])
+    assert cache.manager.counters.awaited_tokens == len(TEXT)
     for _ in range(3):
         with cache.admission.passing(make_scheduler(waiting=[waiting])):
             assert not cache.admission.awaits(waiting, [second])
