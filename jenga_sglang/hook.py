@@ -214,17 +214,12 @@ def _propagated_at_once() -> Iterator[None]:
 
 
 def _propagate(hooked: Mapping[int, tuple[Any, Any, Any]]) -> None:
-    """Put (original, wrapped, source), by the original's id, into all modules but the source: into
-    SGLang's under any name, into others' under the function's own, for to look at every object of
-    a process that was forked has the kernel copy them all."""
-    own_names = {original.__name__ for original, _, _ in hooked.values()}
+    """Put (original, wrapped, source), by the original's id, into all modules but the source."""
     for module in list(sys.modules.values()):
         if not isinstance(module, ModuleType):
             continue
-        known = vars(module)
-        is_sglangs = module.__name__.split(".")[0] == "sglang"
-        for name in list(known if is_sglangs else own_names & known.keys()):
-            if (found := hooked.get(id(known[name]))) and found[2] is not module:
+        for name, value in list(vars(module).items()):
+            if (found := hooked.get(id(value))) and found[2] is not module:
                 setattr(module, name, found[1])
 
 
