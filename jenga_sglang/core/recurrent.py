@@ -117,32 +117,21 @@ class Snapshots:
         """Have the step that takes ``running`` from ``start`` to ``stop`` tokens leave snapshots;
         see `Manager.save_states`."""
         if start < prompt:
-            self._leave_in_prompt(running, start, stop, prompt, partings, crowded)
+            known = [*partings, prompt - 1]
+            if self.policy.keep_branches and running.branch_ahead:
+                known.append(running.hit.matched_pages * self.page_size)
+            guesses = self._guesses(running, prompt, crowded)
+            worth = self._worth_leaving(running, [*known, *guesses])
+            evicting = due(start, stop, worth, self.page_size)
+            for page in due(start, stop, known, self.page_size):
+                self._save(running, page, evicts=page in evicting)
+            for page in due(start, stop, guesses, self.page_size):
+                if self._save(running, page, evicts=page in evicting):
+                    running.guessed_pages.append(page)
         if interval := round_up(self.policy.answer_state_tokens, self.page_size):
             length = stop // interval * interval
             if length > max(start, prompt):
                 self._follow_answer(running, length // self.page_size, crowded)
-
-    def _leave_in_prompt(
-        self,
-        running: Running,
-        start: int,
-        stop: int,
-        prompt: int,
-        partings: Sequence[int],
-        crowded: bool,
-    ) -> None:
-        known = [*partings, prompt - 1]
-        if self.policy.keep_branches and running.branch_ahead:
-            known.append(running.hit.matched_pages * self.page_size)
-        guesses = self._guesses(running, prompt, crowded)
-        worth = self._worth_leaving(running, [*known, *guesses])
-        evicting = due(start, stop, worth, self.page_size)
-        for page in due(start, stop, known, self.page_size):
-            self._save(running, page, evicts=page in evicting)
-        for page in due(start, stop, guesses, self.page_size):
-            if self._save(running, page, evicts=page in evicting):
-                running.guessed_pages.append(page)
 
     def to_come(self, running: Running, prompt: int, partings: Sequence[int]) -> int:
         """Snapshots for which there should be room when ``running`` computes the rest of its

@@ -45,6 +45,8 @@ class JengaPrefillBudget:
         self._candidate: list[int] | None = None
         # Its length, what one step computes of it at most, and the pages that an encoder makes.
         self._asked = (0, 0, 0)
+        # Snapshots of states that it is to leave.
+        self._snapshots = 0
         self._after_load: list[int] = []
         # A chunked prompt that cannot go on keeps everybody else out, or it might never.
         self._blocked = False
@@ -84,7 +86,8 @@ class JengaPrefillBudget:
             # What is in the host only has to be loaded: it takes room as if it were computed.
             prefix = min(prefix, candidate.num_pages * self.page_size)
         self._asked = (input_tokens + max_new_tokens, fresh, encoder_pages)
-        self._candidate = self._with_snapshots(self._pages_beyond(prefix))
+        self._snapshots = self.admission.snapshots_to_come()
+        self._candidate = self._with_snapshots(self._pages_beyond(prefix), self._snapshots)
         is_cut = chunk_limit is not None and self.ceil_paged_tokens(extend_input_len) > chunk_limit
         if self._blocked or (self._has_cut and is_cut):
             return False, None
@@ -120,11 +123,8 @@ class JengaPrefillBudget:
         length, fresh, encoder_pages = self._asked
         return request_pages(self.manager, length, fresh, prefix, encoder_pages, passes=passes)
 
-    def _with_snapshots(self, pages: Sequence[int]) -> list[int]:
-        """``pages``, and the snapshots of states that the candidate is to leave."""
-        return self._and_snapshots(pages, self.admission.snapshots_to_come())
-
-    def _and_snapshots(self, pages: Sequence[int], count: int) -> list[int]:
+    def _with_snapshots(self, pages: Sequence[int], count: int) -> list[int]:
+        """``pages``, and room for ``count`` snapshots of states."""
         with_snapshots = list(pages)
         for g in self.manager.memory.state_groups if count else ():
             with_snapshots[g] += count
@@ -134,7 +134,8 @@ class JengaPrefillBudget:
         """Large pages that the candidate would take from what others wait for and that is worth
         more; 0 when there are none. SGLang has pinned the candidate's own prefix by now. It is
         weighed with pages of its own for all that a step computes, or too many would run."""
-        demand = self._with_pending(self._with_snapshots(self._pages_beyond(prefix, passes=False)))
+        pages = self._pages_beyond(prefix, passes=False)
+        demand = self._with_pending(self._with_snapshots(pages, self._snapshots))
         lookahead = self.admission.lookahead
         if fits_free(self.manager, demand):
             return 0
@@ -174,7 +175,7 @@ class JengaPrefillBudget:
         if self.manager.can_serve(self._with_pending(self._candidate)):
             self._has_cut |= tokens < extend_input_len
             # For whom it shares the step with; the chunk itself goes on without.
-            self._candidate = self._and_snapshots(self._candidate, self._pass.chunked_snapshots)
+            self._candidate = self._with_snapshots(self._candidate, self._pass.chunked_snapshots)
             return chunk_limit
         self._blocked = True
         weighing = weigh(self.manager, self._pending, self._candidate)
