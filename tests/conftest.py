@@ -21,6 +21,9 @@ import pytest
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import quick_interpreter  # noqa: F401
+
 # Servers that tests of these folders share are started once, not once for every worker.
 SHARED_SERVERS = {"server", "web"}
 LONG_FOLDERS = SHARED_SERVERS | {"e2e", "interpreted", "recall"}

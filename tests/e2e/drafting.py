@@ -9,8 +9,13 @@ import torch
 from e2e.answers import Answer
 from e2e.stream import Request, StreamShape, make_stream
 
-# What follows equal tokens in earlier answers; with breadth 1, one of them.
-NGRAM = {"speculative_algorithm": "NGRAM", "speculative_ngram_max_bfs_breadth": 1}
+# What follows equal tokens in earlier answers; with breadth 1, one of them. Room for as many nodes
+# as SGLang's default takes seconds to make.
+NGRAM = {
+    "speculative_algorithm": "NGRAM",
+    "speculative_ngram_max_bfs_breadth": 1,
+    "speculative_ngram_capacity": 1_000_000,
+}
 
 STOP_TOKENS = tuple(range(60, 124))
 

@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,11 +24,18 @@ from e2e.answers import Answer
 from e2e.queues import is_in
 from e2e.stream import Request
 
+# What every scheduler imports sooner or later.
 PRELOADED = (
     "transformers",
     "sglang.srt.entrypoints.engine",
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",
+    "sglang.srt.dllm.algorithm",
+    "sglang.srt.distributed.device_communicators.custom_all_reduce",
+    "jenga_sglang.adapter.hooks",
+    "jenga_sglang.adapter.observe.report",
+    "smg_grpc_servicer.sglang.zmq_plugin",
+    *(("quick_interpreter",) if os.environ.get("TRITON_INTERPRET") == "1" else ()),
 )
 # Every scheduler of these tests, served or not, stock or not.
 ENVIRONMENT = {
@@ -37,9 +45,12 @@ ENVIRONMENT = {
     # Admission takes every output for a short one: it admits too many, and must retract.
     "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "2",
     "OMP_NUM_THREADS": "1",
+    # Operators as they are written: compiling a few of them takes seconds in every process.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 
+PAUSE_SECONDS = 0.001
 FIRST_ROOM = 1000  # where the two servers of a request meet; 0 is none
 
 
@@ -237,11 +248,14 @@ def _count_batches(scheduler: Any) -> Counter[str]:
 
 
 def _stop_when_idle(scheduler: Any, feed: "Feed") -> None:
-    """End the event loop after the idle checks that follow the last answer."""
+    """End the event loop after the idle checks that follow the last answer. One that waits for
+    another server leaves it the processor meanwhile."""
     on_idle = scheduler.on_idle
 
     def check_and_stop() -> None:
         on_idle()
+        if feed.waits_for_another:
+            time.sleep(PAUSE_SECONDS)
         if feed.is_done() and scheduler.is_fully_idle():
             scheduler.gracefully_exit = True
 
@@ -266,6 +280,7 @@ class Feed:
         self._logprobs = job.logprobs
         self._asks = job.asks
         self._bootstrap_ports = job.bootstrap_ports
+        self.waits_for_another = bool(job.bootstrap_ports)
         self._rooms = job.rooms
         self._aborts = dict(job.aborts)
         self._aborts_in = dict(job.aborts_in)
