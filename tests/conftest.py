@@ -146,14 +146,16 @@ def running_server(
     is_forked: bool = True,
 ) -> Iterator[RunningServer]:
     """Start `sglang.launch_server`, wait until it is healthy, and stop its whole process group.
-    Unless it ``is_forked`` (`launch_forked`), each of its processes imports SGLang."""
+    Unless it ``is_forked`` (`launch_forked`), each of its processes imports SGLang and compiles
+    operators, as a user's does."""
     port = port or find_free_port()
     launch = (LAUNCH_FORKED,) if is_forked else ("-m", "sglang.launch_server")
+    quick = {"TORCHDYNAMO_DISABLE": "1"} if is_forked else {}
     command = [sys.executable, *launch, "--port", str(port), *flags]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             command,
-            env=os.environ | env,
+            env=os.environ | quick | env,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

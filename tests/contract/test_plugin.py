@@ -226,6 +226,20 @@ class TestInstall:
         assert importer.untouched is importer.renamed is module.untouched
         assert importer.another is around and module.second_name is original
 
+    def test_packages_that_are_passed_over_hold_nothing_that_is_hooked(self) -> None:
+        from jenga_sglang.adapter.hooks import http_hooks, runtime_hooks, transfer_hooks
+
+        hooks = [*runtime_hooks(), *http_hooks(), *transfer_hooks()]
+        originals = {id(hook.resolve()) for hook in hooks}
+        passed_over = {
+            path: module
+            for path, module in sys.modules.items()
+            if path.partition(".")[0] in hooking._BELOW_SGLANG and isinstance(module, ModuleType)
+        }
+        assert {path.partition(".")[0] for path in passed_over} >= {"torch", "transformers"}
+        held = [p for p, m in passed_over.items() if originals & {id(v) for v in vars(m).values()}]
+        assert len(originals) > 40 and not held
+
     def test_the_log_has_one_line_for_all_of_ours(
         self,
         module: ModuleType,
