@@ -94,6 +94,7 @@ def _jenga_arguments(spec: RunSpec) -> dict[str, Any]:
     # The dummy model's rows are smaller than those by which a server chooses.
     page_size = spec.page_size_tokens or default_page_size(_specs(spec.geometry))
     values: dict[str, Any] = {"memory_backend": "jenga", "page_size": page_size}
+    values["disable_hybrid_swa_memory"] = not spec.window_pool
     if spec.host_bytes:
         values |= {
             "enable_hierarchical_cache": True,

@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ablation(commands)
     _add_host_times(commands)
     _add_host_tiers(commands)
+    _add_drafts(commands)
     _add_plot(commands)
     _add_generate(commands)
     return parser
@@ -48,6 +49,12 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--backend", required=True, help="stock, stock-hybrid-off, unified or jenga")
     run.add_argument("--swa-full-tokens-ratio", type=float, help="stock only; default SGLang's 0.8")
     run.add_argument("--mamba-full-memory-ratio", type=float, help="likewise; default SGLang's 0.9")
+    run.add_argument(
+        "--no-window-pool",
+        dest="window_pool",
+        action="store_false",
+        help="jenga only: SGLang has no pool of windows for this model, by which it sizes pools",
+    )
     run.add_argument(
         "--jenga-policy",
         action="append",
@@ -85,6 +92,12 @@ def _add_host_tiers(commands: Any) -> None:
     tiers.set_defaults(handler=_host_tiers)
 
 
+def _add_drafts(commands: Any) -> None:
+    drafts = commands.add_parser("drafts", help="all backends with pairs of models, one drafting")
+    _add_matrix(drafts)
+    drafts.set_defaults(handler=_drafts)
+
+
 def _add_ablation(commands: Any) -> None:
     ablation = commands.add_parser("ablation", help="what each Jenga policy is worth, likewise")
     _add_matrix(ablation)
@@ -108,7 +121,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_matrix(parser: argparse.ArgumentParser) -> None:
-    """Add what `seeds` and `ablation` have in common."""
+    """Add what commands of several seeds have in common."""
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=(1, 2, 3), help="1 is the trace in data/"
     )
@@ -198,6 +211,7 @@ def _spec(options: argparse.Namespace, backend: str, **ratios: float | None) -> 
         page_size_tokens=options.page_size,
         chunk_tokens=options.chunk_tokens,
         max_running_requests=options.max_running_requests,
+        window_pool=getattr(options, "window_pool", True),
         jenga_policies=dict(p.split("=", 1) for p in getattr(options, "jenga_policy", ())),
         overlap=options.overlap,
         host_bytes=options.host_bytes,
@@ -268,6 +282,15 @@ def _host_tiers(options: argparse.Namespace) -> None:
     chosen = _chosen(options, EXPERIMENTS)
     rows = run_seeds([1], chosen, sides, options.json, options.jobs, KEPT)
     print(tiers_table(rows))
+
+
+def _drafts(options: argparse.Namespace) -> None:
+    from benchmarks.replay.draft_pairs import EXPERIMENTS, KEPT, Pair, pairs_table
+    from benchmarks.replay.seeds import run_seeds
+
+    chosen = _chosen(options, EXPERIMENTS)
+    rows = run_seeds(options.seeds, chosen, Pair.backends, options.json, options.jobs, KEPT)
+    print(pairs_table(rows))
 
 
 def _ablation(options: argparse.Namespace) -> None:

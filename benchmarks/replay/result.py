@@ -82,6 +82,7 @@ def describe(spec: RunSpec) -> dict[str, Any]:
         "max_running_requests": spec.max_running_requests,
         "swa_full_tokens_ratio": spec.swa_full_tokens_ratio,
         "mamba_full_memory_ratio": spec.mamba_full_memory_ratio,
+        "window_pool": spec.window_pool,
         "jenga_policies": spec.jenga_policies,
         "overlap": spec.overlap,
         "host_bytes": spec.host_bytes,

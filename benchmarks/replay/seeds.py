@@ -51,8 +51,7 @@ class Experiment:
 
     def flags(self, trace: Path) -> list[str]:
         """What every `run` on this geometry and budget has in common."""
-        name = f"{self.geometry}.json"
-        geometry = next(p for p in (DATA / name, DATA / "other" / name) if p.exists())
+        geometry = next(DATA.rglob(f"{self.geometry}.json"))
         return [f"--geometry={geometry}", f"--trace={trace}", f"--kv-bytes={self.kv_bytes}"]
 
     def backends(self) -> Sides:

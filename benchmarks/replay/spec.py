@@ -26,6 +26,8 @@ class RunSpec:
     max_running_requests: int = 256
     swa_full_tokens_ratio: float | None = None
     mamba_full_memory_ratio: float | None = None
+    # Jenga: whether SGLang would have a pool of windows for this model, by which it sizes pools.
+    window_pool: bool = True
     jenga_policies: dict[str, str] = field(default_factory=dict)
     # Host memory below the pool, bytes a second of copies in either direction, and when they are.
     host_bytes: int = 0
