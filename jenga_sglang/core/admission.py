@@ -76,16 +76,18 @@ def step_pages(manager: Manager, pages: int) -> list[int]:
 def growth_room(manager: Manager) -> list[int]:
     """Pages per group that the running requests could still grow by, together."""
     tail_pages = ceil_div(manager.tail_tokens, manager.page_size)
-    room = [0] * len(manager.dependencies)
+    room = [0] * manager.memory.num_groups
     for g in manager.memory.row_groups:
         most = manager.needs.most_pages[g] + tail_pages
+        growth = 0
         for running in manager.running.values():
             if g in running.groups:
                 left = most
                 for start, stop in running.held[g]:
                     left -= stop - start
                 if left > 0:
-                    room[g] += left
+                    growth += left
+        room[g] = growth
     return room
 
 

@@ -194,27 +194,30 @@ class Evictor:
 
     def evict_pages(self, group: int, virtual: Ids) -> None:
         """Drop cached pages of ``group``, and in every group what nobody can reach without them."""
-        virtual = virtual[self.memory.holds(group, virtual)]
+        virtual = self.drop(group, virtual)
         self.counters.evicted[group] += len(virtual)
-        self.drop(group, virtual)
         permanent = self._is_lost_for_ever(group, virtual)
         if permanent.any():
             self._cascade(virtual[permanent])
             virtual = virtual[~permanent]
         self.forget_hollow(virtual)
 
-    def drop(self, group: int, virtual: Ids) -> None:
-        """Free cached pages of ``group``, and nothing else; passes over those it does not hold."""
+    def drop(self, group: int, virtual: Ids) -> Ids:
+        """Free cached pages of ``group``, and nothing else; passes over those it does not hold, and
+        returns the others."""
+        virtual = self.memory.drop(group, virtual)
         self.tree.change(self.tree.nodes_of(virtual))
-        self.memory.drop(group, virtual)
+        return virtual
 
     def _is_lost_for_ever(self, group: int, virtual: Ids) -> NDArray[np.bool_]:
         """Which pages, no longer held by ``group``, every longer history would need."""
         depth, encoder_pages = self.memory.depth[virtual], self.memory.encoder_pages[virtual]
+        if not encoder_pages.any():  # as nearly always
+            return _are_within(depth, self.permanent(group, 0))
         permanent = np.zeros(len(virtual), np.bool_)
         for pages in each_once(encoder_pages).tolist():
-            for r in self.permanent(group, pages):
-                permanent |= (encoder_pages == pages) & (depth >= r.start) & (depth < r.stop)
+            within = _are_within(depth, self.permanent(group, pages))
+            permanent |= (encoder_pages == pages) & within
         return permanent
 
     def _cascade(self, virtual: Ids) -> None:
@@ -231,9 +234,7 @@ class Evictor:
             self.names.forget(unreachable)
 
     def _drop_unreachable(self, group: int, virtual: Ids) -> None:
-        held = virtual[self.memory.holds(group, virtual)]
-        self.counters.cascaded[group] += len(held)
-        self.memory.drop(group, held)
+        self.counters.cascaded[group] += len(self.memory.drop(group, virtual))
 
     def _first_dead(self, node: Node, index: int) -> tuple[Node, int]:
         """The first page, in its node, that is of no use without page ``index`` of ``node``: what
@@ -256,3 +257,11 @@ class Evictor:
         if len(hollow):
             self.tree.hollow_out(hollow)
             self.names.forget(hollow)
+
+
+def _are_within(depths: Ids, ranges: Sequence[Range]) -> NDArray[np.bool_]:
+    """Which ``depths``, in pages, lie in one of the page ``ranges``."""
+    within = np.zeros(len(depths), np.bool_)
+    for start, stop in ranges:
+        within |= (depths >= start) & (depths < stop)
+    return within

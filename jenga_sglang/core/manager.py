@@ -177,9 +177,11 @@ class Manager(Room):
         )
         if states:
             self.snapshots.start(running, scarce=self.scarce)
-        self.use_hit(running)
+        if not running.touched:
+            self.use_hit(running)
         running.grow(pages, length, publish=publish and self.prefix_cache, parts=growth.parts)
-        self.passing.begin(running, pages, growth.shared)
+        if growth.shared:
+            self.passing.begin(running, pages, growth.shared)
         return pages
 
     def use_hit(self, running: Running) -> None:
@@ -187,11 +189,13 @@ class Manager(Room):
         if running.touched:
             return
         running.touched = True
-        num_tokens = running.num_pages * self.page_size
-        running.keep_hit(num_tokens, shared=self.tree.goes_on(running.hit.path))
-        self.recency.count_hit(running)
-        self.recency.touch(running, running.num_pages)
-        self.counters.lost_hit(running.hit, self.page_size)
+        hit, num_pages = running.hit, running.num_pages
+        running.keep_hit(num_pages * self.page_size, shared=self.tree.goes_on(hit.path))
+        if self.memory.is_weighing:
+            self.recency.count_hit(running)
+        self.recency.touch(running, num_pages)
+        if hit.cut_by is not None:
+            self.counters.lost_hit_tokens[hit.cut_by] += hit.lost_pages * self.page_size
 
     def extend_each(self, batch: Sequence[Running]) -> Ids:
         """Give each of ``batch``, which have filled their pages, a private page for its next
@@ -265,7 +269,8 @@ class Manager(Room):
         has got: hits in what is to be published need the rest. That waits for `publish`, but
         not longer than to the next slide, and gives way to a reservation that would fail.
         """
-        self.passing.end(running)
+        if running.passing:
+            self.passing.end(running)
         num_pages = length // self.page_size
         self.holding.slide(running, running.slide_target(num_pages))
 
@@ -291,7 +296,8 @@ class Manager(Room):
         num_pages = len(tokens) // self.page_size
         tokens = tokens[: num_pages * self.page_size]
         path = self.publisher.insert(running, namespace, tokens)
-        self.snapshots.publish(running, num_pages)
+        if self.memory.state_groups:
+            self.snapshots.publish(running, num_pages)
         running.published(path, num_pages)
         running.keep_hit(*([len(tokens)] if keep is None else keep))
         if self.policy.keep_branches and running.reached_branch(num_pages):

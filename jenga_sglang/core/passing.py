@@ -139,15 +139,15 @@ class Passing:
         return running.history.pages(group, pages * self.needs.page_size)
 
     def begin(self, running: Running, pages: Ids, shared: Shared) -> None:
-        """``running`` has been given ``pages``, some of which pass."""
-        if shared:
-            running.passing = [(g, pages[r.start : r.stop]) for g, r in shared]
-            self.under_way[running.number] = running
+        """``running`` has been given ``pages``, of which those ``shared`` pass."""
+        running.passing = [(g, pages[r.start : r.stop]) for g, r in shared]
+        self.under_way[running.number] = running
 
     def end(self, running: Running) -> None:
         """The step has been launched in which pages of ``running`` pass: they are free."""
-        if self.under_way.pop(running.number, None) is None:
+        if not running.passing:
             return
+        del self.under_way[running.number]
         for group, pages in running.passing:
             self.memory.free_shared(group, pages)
         running.passing = []

@@ -45,9 +45,7 @@ class Recency:
         self.memory.is_weighing = self.order is not Order.LRU
 
     def count_hit(self, running: Running) -> None:
-        """``running`` hits all that is in its row."""
-        if not self.memory.is_weighing:
-            return
+        """``running`` hits all that is in its row; for an order that weighs."""
         weights, row = self.memory.weights, running.row
         if self.order is Order.LFU:
             weights[row] = np.minimum(weights[row] + 1, MOST_WEIGHT)
@@ -57,17 +55,17 @@ class Recency:
     def touch(self, running: Running, num_pages: int) -> None:
         """A new time, in every group, for all that hits of the lengths that ``running`` keeps need
         of its first ``num_pages`` pages, and for what every longer history needs of them."""
-        self.memory.tick()
-        row, history, kept = running.pages[:num_pages], running.history, running.kept
-        balanced, touch = self.policy.balanced, self.memory.touch
-        if self.order is Order.PRIORITY:
+        memory, history, kept = self.memory, running.history, running.kept
+        memory.tick()
+        row = running.pages[:num_pages]
+        if memory.is_weighing and self.order is Order.PRIORITY:
             weight = min(max(1, running.priority + MIDDLE_WEIGHT), MOST_WEIGHT)
-            self.memory.weights[row] = np.maximum(self.memory.weights[row], weight)
-        for g in history.needs.groups:
-            if not balanced:
-                self.memory.tick()
+            memory.weights[row] = np.maximum(memory.weights[row], weight)
+        for g in range(memory.num_groups):
+            if not self.policy.balanced:
+                memory.tick()
             for start, stop in history.pages_of_hits(g, num_pages, kept):
-                touch(g, row[start:stop])
+                memory.touch(g, row[start:stop])
 
     def touch_large(self, large: Sequence[Ids]) -> None:
         """A new time for ``large`` pages, by group."""

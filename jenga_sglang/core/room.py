@@ -25,7 +25,8 @@ class Room(Prefixes):
 
     def new_pages(self, running: Running, length: int) -> int:
         """Pages that ``running`` lacks to hold ``length`` tokens."""
-        return max(0, ceil_div(length, self.page_size) - running.num_pages)
+        missing = ceil_div(length, self.page_size) - running.num_pages
+        return missing if missing > 0 else 0
 
     def snapshots_to_come(self, running: Running, prompt: int, partings: Sequence[int]) -> int:
         """Snapshots of states for which ``running`` is to find room when it computes the rest of

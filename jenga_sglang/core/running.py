@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,11 @@ class Hit:
     whole: tuple[Range, ...] = ()
 
     @property
+    def lost_pages(self) -> int:
+        """How much of what the tree knows of the history is no hit."""
+        return self.matched_pages - self.path.num_pages
+
+    @property
     def encoder_pages(self) -> int:
         """How many of the history's first pages an encoder made."""
         return self.path.node.encoder_pages
@@ -56,8 +62,7 @@ class StateCopy:
     target: Ids
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(NamedTuple):
     """How the next ``pages`` pages of ``running`` are backed, from page ``first`` of its row on: in
     ``parts``, and those that pass (`core.passing`), counted from the first, by small pages that are
     ``shared``."""
@@ -143,9 +148,10 @@ class Running:
 
     def parts(self, pages: int) -> Parts:
         """How the next ``pages`` pages of the history divide: (pages, groups that have them)."""
-        encoder = min(pages, self.encoder_pages - self.num_pages)
+        encoder = self.encoder_pages - self.num_pages
         if encoder <= 0:
             return ((pages, self.groups),)
+        encoder = min(encoder, pages)
         return (encoder, self.encoder_groups), (pages - encoder, self.groups)
 
     def next_growth(self, pages: int) -> Growth:
@@ -163,7 +169,8 @@ class Running:
         """Go on with private ``pages``, to ``length`` tokens, which are to be published or not;
         ``parts`` where not every group has all of them."""
         stop = self.num_pages + len(pages)
-        self._make_place(stop)
+        if stop > len(self.pages):
+            self._make_place(stop)
         self.pages[self.num_pages : stop] = pages
         for count, groups in self.parts(len(pages)) if parts is None else parts:
             if count:
@@ -176,7 +183,8 @@ class Running:
     def grow_by_token(self, page: int) -> None:
         """Go on by one token of text, in a private page of its own."""
         first, stop = self.num_pages, self.num_pages + 1
-        self._make_place(stop)
+        if stop > len(self.pages):
+            self._make_place(stop)
         self.pages[first] = page
         self._hold(first, stop, self.groups)
         self.num_pages = stop
@@ -187,10 +195,9 @@ class Running:
         self.length = length
 
     def _make_place(self, pages: int) -> None:
-        if pages > len(self.pages):
-            grown = np.zeros(max(pages, 2 * len(self.pages), 8), np.int64)
-            grown[: self.num_pages] = self.row
-            self.pages = grown
+        grown = np.zeros(max(pages, 2 * len(self.pages), 8), np.int64)
+        grown[: self.num_pages] = self.row
+        self.pages = grown
 
     def _hold(self, start: int, stop: int, groups: tuple[int, ...]) -> None:
         for g in groups:
@@ -339,9 +346,3 @@ class Counters:
     def finished(self, output_tokens: int) -> None:
         """A request has ended by itself after so many tokens."""
         self.mean_output_tokens += OUTPUT_WEIGHT * (output_tokens - self.mean_output_tokens)
-
-    def lost_hit(self, hit: Hit, page_size: int) -> None:
-        """A request continues from ``hit``, less than what the tree knows of its history."""
-        if hit.cut_by is not None:
-            lost = hit.matched_pages - hit.path.num_pages
-            self.lost_hit_tokens[hit.cut_by] += lost * page_size

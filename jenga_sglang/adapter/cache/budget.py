@@ -32,6 +32,19 @@ class JengaPrefillBudget:
 
     load_back_needs_full_tokens = False
 
+    _candidate: list[int] | None = None
+    # Its length, what one step computes of it at most, and the pages that an encoder makes.
+    _asked = (0, 0, 0)
+    # Snapshots of states that it is to leave.
+    _snapshots = 0
+    # A chunked prompt that cannot go on keeps everybody else out, or it might never.
+    _blocked = False
+    # A prompt is cut in this pass, perhaps before an image and with tokens of the chunk to
+    # spare: SGLang computes one prompt in chunks at a time, so no other may be cut.
+    _has_cut = False
+    # Whether the candidate is, if it is admitted: its load may fail, and it is checked again.
+    _cuts = False
+
     def __init__(self, admission: Admission, *, num_mixed_decode_tokens: int = 0) -> None:
         self.manager = manager = admission.manager
         self.page_size = manager.page_size
@@ -42,19 +55,7 @@ class JengaPrefillBudget:
         # Of the last candidate that did not fit; the pass before has its own.
         self._pass.refusal = None
         self._pending = [0] * len(manager.dependencies)
-        self._candidate: list[int] | None = None
-        # Its length, what one step computes of it at most, and the pages that an encoder makes.
-        self._asked = (0, 0, 0)
-        # Snapshots of states that it is to leave.
-        self._snapshots = 0
         self._after_load: list[int] = []
-        # A chunked prompt that cannot go on keeps everybody else out, or it might never.
-        self._blocked = False
-        # A prompt is cut in this pass, perhaps before an image and with tokens of the chunk to
-        # spare: SGLang computes one prompt in chunks at a time, so no other may be cut.
-        self._has_cut = False
-        # Whether the candidate is, if it is admitted: its load may fail, and it is checked again.
-        self._cuts = False
         self._room = growth_room(manager)
         self._tails = tails_to_come(manager)
 
@@ -125,7 +126,7 @@ class JengaPrefillBudget:
 
     def _with_snapshots(self, pages: Sequence[int], count: int) -> list[int]:
         """``pages``, and room for ``count`` snapshots of states."""
-        with_snapshots = list(pages)
+        with_snapshots = [*pages]
         for g in self.manager.memory.state_groups if count else ():
             with_snapshots[g] += count
         return with_snapshots
@@ -134,8 +135,11 @@ class JengaPrefillBudget:
         """Large pages that the candidate would take from what others wait for and that is worth
         more; 0 when there are none. SGLang has pinned the candidate's own prefix by now. It is
         weighed with pages of its own for all that a step computes, or too many would run."""
-        pages = self._pages_beyond(prefix, passes=False)
-        demand = self._with_pending(self._with_snapshots(pages, self._snapshots))
+        pages = self._checked_candidate
+        if self.manager.passing.groups:
+            pages = self._pages_beyond(prefix, passes=False)
+            pages = self._with_snapshots(pages, self._snapshots)
+        demand = self._with_pending(pages)
         lookahead = self.admission.lookahead
         if fits_free(self.manager, demand):
             return 0

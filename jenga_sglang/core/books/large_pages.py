@@ -110,7 +110,8 @@ class LargePages(Capacity):
                 small += few
         for (group, count), (_, large) in zip(counts, taken, strict=True):
             if self.small_per_large[group] == 1:
-                self._own(group, np.array(large, np.int64), np.repeat(requests, count), 1)
+                each = np.array(requests, np.int64).repeat(count)
+                self._own(group, np.array(large, np.int64), each, 1)
                 self._count_taken(group, len(large))
         return taken
 
@@ -140,7 +141,10 @@ class LargePages(Capacity):
         per_large = self.small_per_large[group]
         large = self._pop_free(ceil_div(count, per_large))
         self._own(group, large, request, per_large)
-        small = large if per_large == 1 else self.small_of(group, large).ravel()
+        if per_large == 1:
+            self._count_taken(group, len(large))
+            return large, large
+        small = self.small_of(group, large).ravel()
         if holes := small[count:].tolist():
             last = int(large[-1])
             self.used[last] = self.held[last] = per_large - len(holes)
@@ -177,16 +181,16 @@ class LargePages(Capacity):
         for large in list(islice(large_pages, count)):  # each has one at least
             if len(taken) == count:
                 break
-            request = self._request.item(large)
+            request, used, held = (of.item(large) for of in (self._request, self.used, self.held))
             got = self.holes[group].take(large, request, count - len(taken))
-            self.num_reclaimable[group] -= self._is_reclaimable(large)
-            self.used[large] += len(got)
-            self.held[large] += len(got)
-            self.num_used[group] += len(got)
-            self.num_held[group] += len(got)
+            self.num_reclaimable[group] -= not used
+            self.used[large] = used + len(got)
+            self.held[large] = held + len(got)
             taken += got
-            if self.used[large] < self.held[large]:
+            if used < held:
                 self._mixed[group].setdefault(large)
+        self.num_used[group] += len(taken)
+        self.num_held[group] += len(taken)
         return taken
 
     def cache(self, group: int, small: Ids) -> Ids:
@@ -202,8 +206,9 @@ class LargePages(Capacity):
     def use(self, group: int, small: Ids) -> None:
         """Cached → used."""
         large, counts = self.by_large(group, small)
-        self.num_reclaimable[group] -= int(np.count_nonzero(self.used[large] == 0))
-        self.used[large] += counts
+        used = self.used[large]
+        self.num_reclaimable[group] -= len(large) - int(np.count_nonzero(used))
+        self.used[large] = used + counts
         self.num_used[group] += len(small)
         self._note_mixed(group, large)
 
@@ -266,9 +271,6 @@ class LargePages(Capacity):
 
     def _add_holes(self, group: int, large: int, small: list[int]) -> None:
         self.holes[group].add(large, self._request.item(large), small)
-
-    def _is_reclaimable(self, large: int) -> bool:
-        return bool(self.used[large] == 0 and self.held[large] > 0)
 
     def are_reclaimable(self, large: Ids) -> NDArray[np.bool_]:
         """Which large pages hold cached pages and nothing that is used."""

@@ -104,7 +104,7 @@ class Memory(Groups):
         The room must have been made before (`Manager.reserve`), for ``states`` new states as
         well; raises ``MemoryError`` and changes nothing if not.
         """
-        pages = sum(count for count, _ in parts)
+        pages = sum([count for count, _ in parts])
         virtual = self._take_virtual(pages, self.demand_of_step(parts, shared, states))
         start = 0
         for count, groups in parts:
@@ -200,7 +200,7 @@ class Memory(Groups):
         virtual = virtual[virtual != 0]
         pins = self.pins[-1]
         before = pins[virtual]
-        self.num_tree_pinned += int(np.count_nonzero(before == 0))
+        self.num_tree_pinned += len(before) - int(np.count_nonzero(before))
         pins[virtual] = before + 1
 
     def unpin_virtual(self, virtual: Ids) -> Ids:
@@ -275,11 +275,13 @@ class Memory(Groups):
         self.journal.note_changed(others, private)
         self._note_tree(group, True, others)
 
-    def drop(self, group: int, virtual: Ids) -> None:
-        """Free cached pages of ``group``; passes over pages that the group does not hold."""
+    def drop(self, group: int, virtual: Ids) -> Ids:
+        """Free cached pages of ``group``; passes over pages that the group does not hold, and
+        returns the others."""
         virtual = virtual[self.holds(group, virtual)]
         if len(virtual):
             self.large.free_cached(group, self._clear(group, virtual))
+        return virtual
 
     def hollow(self, virtual: Ids) -> Ids:
         """Tree pages among ``virtual`` that no group holds anything of and no request pins."""
@@ -292,7 +294,8 @@ class Memory(Groups):
     def forget(self, virtual: Ids) -> None:
         """Take hollow pages out of the tree and give their virtual ids back."""
         self.in_tree[virtual] = False
-        self.weights[virtual] = 0
+        if self.is_weighing:
+            self.weights[virtual] = 0
         self.num_tree -= len(virtual)
         self._give_back(virtual)
 
