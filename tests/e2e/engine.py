@@ -35,7 +35,6 @@ PRELOADED = (
     "jenga_sglang.adapter.hooks",
     "jenga_sglang.adapter.observe.report",
     "smg_grpc_servicer.sglang.zmq_plugin",
-    *(("quick_interpreter",) if os.environ.get("TRITON_INTERPRET") == "1" else ()),
 )
 # Every scheduler of these tests, served or not, stock or not.
 ENVIRONMENT = {
@@ -181,6 +180,8 @@ def _child(job: Job, log_path: Path, sender: Connection) -> None:
 def run(job: Job) -> Report:
     """Build the scheduler, feed it the stream and return when it is idle again."""
     os.environ.update(job.env)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        import quick_interpreter  # noqa: F401
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
