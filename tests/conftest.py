@@ -54,7 +54,7 @@ class RunningServer:
     """A server that answers on a port of this machine."""
 
     port: int
-    process: subprocess.Popen[bytes]
+    process: "subprocess.Popen[bytes] | ForkedProcess"
     log_path: Path
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 120) -> Any:
@@ -149,23 +149,75 @@ def running_server(
     Unless it ``is_forked`` (`launch_forked`), each of its processes imports SGLang and compiles
     operators, as a user's does."""
     port = port or find_free_port()
-    launch = (LAUNCH_FORKED,) if is_forked else ("-m", "sglang.launch_server")
-    quick = {"TORCHDYNAMO_DISABLE": "1"} if is_forked else {}
-    command = [sys.executable, *launch, "--port", str(port), *flags]
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            env=os.environ | quick | env,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    flags = ("--port", str(port), *flags)
+    start = fork_server if is_forked else launch_server
+    process = start(flags, env, log_path)
     server = RunningServer(port, process, log_path)
     try:
         wait_until_healthy(server)
         yield server
     finally:
         stop_group(process)
+
+
+def launch_server(
+    flags: tuple[str, ...], env: dict[str, str], log_path: Path
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sglang.launch_server", *flags]
+    environment = os.environ | env
+    with log_path.open("wb") as log:
+        return subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+class ForkedProcess:
+    """As much of `subprocess.Popen` as tests use, of somebody else's child."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        """None while it runs, then some number, though nobody may have waited for it."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return 0 if state == "Z" else None
+
+    def terminate(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self, timeout: float = START_SECONDS) -> None:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.05)
+
+
+launchers: dict[frozenset[tuple[str, str]], subprocess.Popen[str]] = {}
+
+
+def fork_server(flags: tuple[str, ...], env: dict[str, str], log_path: Path) -> ForkedProcess:
+    """A server that shares what it imports with the last one, if their environments are the same:
+    SGLang reads some of it when it is imported."""
+    env = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"} | env
+    key = frozenset(env.items())
+    if key not in launchers:
+        for last in launchers.values():
+            assert last.stdin
+            last.stdin.close()  # it has a gigabyte, and ends now
+        launchers.clear()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        command = [sys.executable, LAUNCH_FORKED]
+        launchers[key] = subprocess.Popen(command, env=os.environ | env, text=True, **pipes)
+    launcher = launchers[key]
+    assert launcher.stdin and launcher.stdout
+    launcher.stdin.write(json.dumps([flags, os.environ | env, str(log_path)]) + "\n")
+    launcher.stdin.flush()
+    return ForkedProcess(int(launcher.stdout.readline()))
 
 
 def wait_until_healthy(server: RunningServer) -> None:
@@ -192,7 +244,7 @@ def tail(server: RunningServer, num_chars: int = 8000) -> str:
     return server.log()[-num_chars:]
 
 
-def stop_group(process: subprocess.Popen[bytes]) -> None:
+def stop_group(process: "subprocess.Popen[bytes] | ForkedProcess") -> None:
     """End a server and every process that it started, politely first."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):

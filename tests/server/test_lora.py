@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import JENGA, Client
+from client import JENGA, STRICT, Client
 from models.tiny import make_tiny_model
 from models.tiny_adapter import make_tiny_adapter
 
@@ -46,7 +46,7 @@ def right(
     """What stock SGLang answers without a prefix cache, for the model and each adapter;
     `changed` is what `changing` becomes."""
     plain = ("--dtype", "float32", "--random-seed", "0", "--disable-radix-cache")
-    started = start_server("--model-path", str(paths["model"]), *plain, *lora_flags)
+    started = start_server("--model-path", str(paths["model"]), *plain, *lora_flags, env=STRICT)
     server = Client(started.port, started.process, started.log_path)
     answers: dict[str | None, list[int]] = {
         name: answer(server, name)[0] for name in (None, "first", "second")
@@ -68,7 +68,7 @@ def server(
     lora_flags: tuple[str, ...],
     right: dict[str | None, list[int]],
 ) -> Client:
-    started = start_server("--model-path", str(paths["model"]), *JENGA, *lora_flags)
+    started = start_server("--model-path", str(paths["model"]), *JENGA, *lora_flags, env=STRICT)
     return Client(started.port, started.process, started.log_path)
 
 
