@@ -126,7 +126,7 @@ class JengaPrefillBudget:
 
     def _with_snapshots(self, pages: Sequence[int], count: int) -> list[int]:
         """``pages``, and room for ``count`` snapshots of states."""
-        with_snapshots = [*pages]
+        with_snapshots = list(pages)
         for g in self.manager.memory.state_groups if count else ():
             with_snapshots[g] += count
         return with_snapshots
