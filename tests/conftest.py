@@ -217,7 +217,9 @@ def fork_server(flags: tuple[str, ...], env: dict[str, str], log_path: Path) -> 
     assert launcher.stdin and launcher.stdout
     launcher.stdin.write(json.dumps([flags, os.environ | env, str(log_path)]) + "\n")
     launcher.stdin.flush()
-    return ForkedProcess(int(launcher.stdout.readline()))
+    pid = launcher.stdout.readline()
+    assert pid, "the process that servers are forked from has ended; see its errors above"
+    return ForkedProcess(int(pid))
 
 
 def wait_until_healthy(server: RunningServer) -> None:

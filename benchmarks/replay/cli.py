@@ -229,6 +229,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.strict and options.host_bytes and options.backend != "jenga":
         raise SystemExit("--strict: not with SGLang's host tier, which loads into other places")
+    if not options.window_pool and options.backend != "jenga":
+        raise SystemExit("--no-window-pool: with --backend jenga only; stock is stock-hybrid-off")
     if options.draft is not None and options.overlap:
         raise SystemExit("--draft: not with --overlap, whose steps know one token")
     if options.backend not in BACKENDS:

@@ -56,9 +56,17 @@ def _pairs(
     has_window_pool: bool = True,
 ) -> list[Pair]:
     """Documents and chats, with a budget and a ratio of stock's each."""
-    rest = {"draft": draft, "algorithm": algorithm, "has_window_pool": has_window_pool}
-    traces = zip(("docqa", "chat"), (400, 1_500), budgets, ratios, strict=True)
-    return [Pair(target, *trace, **rest) for trace in traces]  # type: ignore[arg-type]
+    return [
+        Pair(
+            *(target, kind, requests, kv_bytes, ratio),
+            draft=draft,
+            algorithm=algorithm,
+            has_window_pool=has_window_pool,
+        )
+        for kind, requests, kv_bytes, ratio in zip(
+            ("docqa", "chat"), (400, 1_500), budgets, ratios, strict=True
+        )
+    ]
 
 
 EXPERIMENTS = (

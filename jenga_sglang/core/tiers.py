@@ -78,9 +78,7 @@ class HostEvictor(Evictor):
 
     def _drop_unreachable(self, group: int, virtual: Ids) -> None:
         super()._drop_unreachable(group, virtual)
-        held = virtual[self._device.holds(group, virtual)]
-        self._device_counters.cascaded[group] += len(held)
-        self._device.drop(group, held)
+        self._device_counters.cascaded[group] += len(self._device.drop(group, virtual))
 
 
 class Tiers:
@@ -143,9 +141,7 @@ class Tiers:
 
     def drop(self, group: int, virtual: Ids) -> None:
         """Tree pages are out of reach: free what the host holds of them."""
-        held = virtual[self.host.holds(group, virtual)]
-        self.evictor.counters.cascaded[group] += len(held)
-        self.host.drop(group, held)
+        self.evictor.counters.cascaded[group] += len(self.host.drop(group, virtual))
 
 
 class DeviceEvictor(Evictor):

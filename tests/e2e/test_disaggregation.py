@@ -188,7 +188,7 @@ def test_a_decode_server_without_room_says_so_and_goes_on(
 ) -> None:
     """A prompt that never fits is refused there, and given up by the prefill server; many that fit
     one by one wait for each other."""
-    monkeypatch.setitem(ENVIRONMENT, "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", "20")
+    monkeypatch.setitem(ENVIRONMENT, "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", "30")
     requests = prompts((900, 200, 210, 220, 190, 205), seed=9)[:6]
     scarce = {"max_total_tokens": 384, "num_reserved_decode_tokens": 1}
     _, decode, alone = run_three(tmp_path, tiny_model("llama"), requests, decode=scarce)

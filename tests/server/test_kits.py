@@ -128,7 +128,6 @@ class TestAbortAll(abort_timeout_kit.AbortAllMixin, unittest.TestCase):
 @pytest.mark.usefixtures("on_server")
 class TestPauseResumeInPlace(pause_generation_kit.PauseResumeInPlaceMixin, unittest.TestCase):
     pause_num_requests = 8
-    pause_max_new_tokens = 256
     pause_duration = 1
     pause_ignore_eos = True
 
