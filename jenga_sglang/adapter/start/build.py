@@ -94,12 +94,12 @@ def build_pools(configurator: Any, sizes: Any) -> Any:
     states = _states(configurator)
     if not groups and states is None:
         raise refuse_model(configurator.model_config, "no layer that keeps anything")
-    # SGLang's own pool of a draft model has as many tokens as the target's, and a padding page.
-    draft_tokens = sizes.max_total_num_tokens + configurator.pool_page_size
     row_bytes = row_bytes_of(groups, drafting)
-    draft_bytes = row_bytes * draft_tokens
-    idle_bytes = max(0, draft_bytes_per_token(configurator) - row_bytes)
-    draft_bytes += idle_bytes * sizes.max_total_num_tokens
+    draft_bytes = max(
+        row_bytes * sizes.max_total_num_tokens, draft_bytes_set_aside(configurator, sizes)
+    )
+    # SGLang's own pool of a draft model has a padding page.
+    draft_bytes += row_bytes * configurator.pool_page_size
     draft_ids = [layer.layer_id for layer in drafting]
     pool_bytes = stock_pool_bytes(configurator, sizes) + draft_bytes
     stages = tell_stages(groups, states, pool_bytes)
@@ -310,24 +310,40 @@ def stock_token_bytes(configurator: Any) -> int:
     return sum(own.start_layer <= layer < own.end_layer for layer in full) * int(row)
 
 
-def draft_bytes_per_token(configurator: Any) -> int:
-    """Bytes that SGLang sets aside for a draft model beside each token, as if its layers had the
-    target's rows: what smaller rows leave of them its own pools never use. 0 where a user gives
-    the tokens, and beside SGLang's pool of windows, which is sized otherwise."""
+def draft_bytes_set_aside(configurator: Any, sizes: Any) -> int:
+    """Bytes that SGLang sets aside for a draft model, as if its layers had the target's rows: what
+    smaller rows leave of them its own pools never use. 0 where a user gives the tokens."""
     algorithm = configurator.spec_algorithm
-    if not (algorithm.is_eagle() or algorithm.is_standalone()) or configurator.is_hybrid_swa:
+    if not (algorithm.is_eagle() or algorithm.is_standalone()):
         return 0
+    drafting = int(configurator.spec_aux_config.eagle_draft_num_layers or 0)
     if get_schedule().max_total_tokens is not None:
         return 0
+    if configurator.is_hybrid_swa:
+        return _set_aside_beside_windows(configurator, sizes, drafting)
     own, states = configurator.layer_info, configurator.mambaish_config
     layers = own.num_effective_layers
     if states is not None:
         full = states.full_attention_layer_ids
         layers = sum(own.start_layer <= layer < own.end_layer for layer in full)
-    drafting = configurator.spec_aux_config.eagle_draft_num_layers
-    if not layers or not drafting:
-        return 0
-    return int(stock_token_bytes(configurator) * int(drafting) / layers)
+    token_bytes = stock_token_bytes(configurator) * drafting // layers if layers else 0
+    return int(token_bytes * sizes.max_total_num_tokens)
+
+
+def _set_aside_beside_windows(configurator: Any, sizes: Any, drafting: int) -> int:
+    """Of SGLang's pool of windows: a draft's layers with a window have as many tokens as it, but
+    those that the target's configuration lists, which have all (`HybridSWAPoolConfigurator`)."""
+    full_row, window_row = _row_bytes_of_kinds(configurator)
+    text = getattr(configurator.model_config, "hf_text_config", None)
+    local = getattr(text, "mtp_local_layer_ids", None)
+    if local is None:
+        windowed = min(configurator.spec_aux_config.eagle_draft_swa_num_layers or 0, drafting)
+        window_bytes = window_row * windowed * sizes.swa_max_total_num_tokens
+    else:
+        windowed = sum(layer in local for layer in range(drafting))
+        window_bytes = window_row * windowed * sizes.full_max_total_num_tokens
+    full_bytes = full_row * (drafting - windowed) * sizes.full_max_total_num_tokens
+    return int(full_bytes + window_bytes)
 
 
 def most_working_states(configurator: Any, token_capacity: int) -> int:
@@ -342,17 +358,22 @@ def stock_pool_bytes(configurator: Any, sizes: Any) -> int:
     page = configurator.pool_page_size
     if not configurator.is_hybrid_swa:
         return _stock_hybrid_bytes(configurator, sizes.max_total_num_tokens)
-    config, (tp_size, dcp_size) = configurator.model_config, _attention_parallel()
-    itemsize = configurator.kv_cache_dtype.itemsize
-    full_heads = config.get_num_kv_heads(tp_size, dcp_size)
-    swa_heads = config.get_swa_num_kv_heads(tp_size)
-    full = full_heads * (config.head_dim + config.v_head_dim) * itemsize
-    swa = swa_heads * (config.swa_head_dim + config.swa_v_head_dim) * itemsize
+    full, swa = _row_bytes_of_kinds(configurator)
     layers = configurator.layer_info
     return int(
         full * len(layers.full_attention_layer_ids) * (sizes.full_max_total_num_tokens + page)
         + swa * len(layers.swa_attention_layer_ids) * (sizes.swa_max_total_num_tokens + page)
     )
+
+
+def _row_bytes_of_kinds(configurator: Any) -> tuple[int, int]:
+    """Bytes of a token in one layer of full attention, and in one with a window."""
+    config, (tp_size, dcp_size) = configurator.model_config, _attention_parallel()
+    itemsize = configurator.kv_cache_dtype.itemsize
+    full_heads = config.get_num_kv_heads(tp_size, dcp_size)
+    swa_heads = config.get_swa_num_kv_heads(tp_size)
+    full = full_heads * (config.head_dim + config.v_head_dim) * itemsize
+    return full, swa_heads * (config.swa_head_dim + config.swa_v_head_dim) * itemsize
 
 
 def _stock_hybrid_bytes(configurator: Any, tokens: int) -> int:

@@ -148,7 +148,63 @@ def test_a_drafts_share_of_each_token_is_what_sglang_sets_aside(
             return rows
 
     sized = Sized(configurator)
-    assert build.draft_bytes_per_token(configurator) == sized._cell_size - rows
+    sizes = SimpleNamespace(max_total_num_tokens=FULL_TOKENS)
+    set_aside = (sized._cell_size - rows) * FULL_TOKENS
+    assert build.draft_bytes_set_aside(configurator, sizes) == set_aside
     assert (sized._cell_size > rows) == (algorithm not in ("NONE", "NGRAM"))
     schedule.max_total_tokens = 100
-    assert build.draft_bytes_per_token(configurator) == 0
+    assert build.draft_bytes_set_aside(configurator, sizes) == 0
+
+
+@pytest.mark.parametrize("algorithm", ["NONE", "NGRAM", "STANDALONE", "EAGLE"])
+@pytest.mark.parametrize(
+    ("windowed", "local"),
+    [(None, None), (0, None), (2, None), (9, None), (None, [1, 7])],
+    ids=["full", "told to be full", "windows", "windows alone", "windows of all tokens"],
+)
+def test_a_drafts_share_beside_windows_is_what_sglang_sets_aside(
+    algorithm: str, windowed: int | None, local: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three layers that draft beside one of full attention and three with windows."""
+    layers = SimpleNamespace(swa_attention_layer_ids=[0, 1, 3], full_attention_layer_ids=[2])
+    config = model_config(heads=2, dims=(16, 8), swa_heads=4, swa_dims=(8, 4))
+    config.attention_arch = pool_configurator.AttentionArch.MHA
+    config.hf_text_config = SimpleNamespace()
+    if local is not None:
+        config.hf_text_config.mtp_local_layer_ids = local
+    configurator = SimpleNamespace(
+        kv_cache_dtype_str="auto",
+        kv_cache_dtype=torch.bfloat16,
+        model_config=config,
+        layer_info=layers,
+        spec_algorithm=SpeculativeAlgorithm[algorithm],
+        spec_aux_config=SimpleNamespace(
+            eagle_draft_num_layers=3, eagle_draft_swa_num_layers=windowed
+        ),
+        is_draft_worker=False,
+        is_hybrid_swa=True,
+        sliding_window_size=8,
+        page_size=PAGE,
+        fused_entry_bytes=lambda name: None,
+    )
+    schedule = SimpleNamespace(max_total_tokens=None, swa_full_tokens_ratio=0.5)
+    monkeypatch.setattr(build, "_attention_parallel", lambda: (1, 1))
+    monkeypatch.setattr(build, "get_schedule", lambda: schedule)
+    monkeypatch.setattr(pool_configurator, "get_schedule", lambda: schedule)
+    monkeypatch.setattr(pool_configurator, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
+    memory = SimpleNamespace(enable_unified_memory=False)
+    monkeypatch.setattr(pool_configurator, "get_memory", lambda: memory)
+    # SGLang's heads of full attention take one size here.
+    config.get_num_kv_heads = lambda tp_size, dcp_size=1: 2
+    with_drafts = pool_configurator.HybridSWAPoolConfigurator(configurator)._cell_size
+    configurator.spec_algorithm = SpeculativeAlgorithm.NONE
+    without = pool_configurator.HybridSWAPoolConfigurator(configurator)._cell_size
+    configurator.spec_algorithm = SpeculativeAlgorithm[algorithm]
+    sizes = SimpleNamespace(
+        full_max_total_num_tokens=FULL_TOKENS, swa_max_total_num_tokens=FULL_TOKENS // 2
+    )
+    set_aside = (with_drafts - without) * FULL_TOKENS
+    assert build.draft_bytes_set_aside(configurator, sizes) == set_aside
+    assert (set_aside > 0) == (algorithm not in ("NONE", "NGRAM"))
+    schedule.max_total_tokens = 100
+    assert build.draft_bytes_set_aside(configurator, sizes) == 0
