@@ -123,7 +123,7 @@ class Admission:
         finally:
             # The scheduler has made a new list; until the next pass, who comes is in that.
             self.now.waiting = scheduler.waiting_queue
-            self.now.candidate = None
+            self.now.candidate = self.now.load_room = None
 
     @contextmanager
     def asking(self, chunked: ReqView | None = None) -> Iterator[AdmissionPass]:

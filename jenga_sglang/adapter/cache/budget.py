@@ -44,6 +44,8 @@ class JengaPrefillBudget:
     _has_cut = False
     # Whether the candidate is, if it is admitted: its load may fail, and it is checked again.
     _cuts = False
+    # What the candidate takes beyond what has been loaded of it.
+    _after_load: list[int] | None = None
 
     def __init__(self, admission: Admission, *, num_mixed_decode_tokens: int = 0) -> None:
         self.manager = manager = admission.manager
@@ -55,7 +57,6 @@ class JengaPrefillBudget:
         # Of the last candidate that did not fit; the pass before has its own.
         self._pass.refusal = None
         self._pending = [0] * len(manager.dependencies)
-        self._after_load: list[int] = []
         self._room = growth_room(manager)
         self._tails = tails_to_come(manager)
 
