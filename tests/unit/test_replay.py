@@ -386,6 +386,7 @@ MISSED_BY_PAIRS = [
     ("llama3-70b + llama3.2-1b, docqa, 56GiB", 2),
     ("llama3-70b + llama3.2-1b, docqa, 56GiB", 3),
     ("ministral-8b + llama3.2-1b, chat, 9GiB", 3),
+    ("kv-shared-70b + llama3.2-1b, docqa, 10GiB", 3),
 ]
 
 
@@ -415,6 +416,44 @@ def test_no_pair_retracts_what_others_would_not_retract(title: str, seed: int) -
     run = [row for row in PAIRS if (row["experiment"], row["seed"]) == (title, seed)]
     (ours,) = [row["retractions"] for row in run if row["name"] == "jenga"]
     assert ours <= min(row["retractions"] for row in run if row["name"] != "jenga")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["gemma2-27b + gemma2-2b", "ministral-8b + llama3.2-1b", "kv-shared-70b + llama3.2-1b"],
+)
+@pytest.mark.parametrize("kind", ["docqa", "chat"])
+def test_the_readme_says_what_bytes_are_worth_that_a_draft_leaves(prefix: str, kind: str) -> None:
+    times = times_the_best("draft-pairs-without-idle-bytes", f"{prefix}, {kind}, ")
+    (ratios,) = times.values()
+    assert "{:.2f}, {:.2f} and {:.2f}".format(*ratios) in PAIRS_README
+
+
+def test_the_readme_says_what_more_memory_gives_pairs_on_chats() -> None:
+    times = times_the_best("draft-pairs-bound", "")
+    for title in ("ministral-8b + llama3.2-1b, chat, 10GiB", *GPT_OSS_WITH_MORE):
+        assert "{:.2f}, {:.2f} and {:.2f}".format(*times[title]) in PAIRS_README
+
+
+PAIRS_README = (ROOT / "benchmarks" / "replay" / "README.md").read_text()
+GPT_OSS_WITH_MORE = [f"gpt-oss-120b + gpt-oss-120b-eagle3, chat, {n}" for n in ("3300MiB", "24GiB")]
+
+
+def times_the_best(name: str, prefix: str) -> dict[str, list[float]]:
+    """By experiment: middle rates of a file's rows by seed as multiples of the best of the others
+    on that trace in the table of pairs, whatever its budget."""
+    best: dict[tuple[str, int], float] = {}
+    for row in PAIRS:
+        if row["name"] != "jenga":
+            key = row["experiment"].rpartition(", ")[0], row["seed"]
+            best[key] = max(best.get(key, 0), row["mid_out_tok_s"])
+    times: dict[str, list[float]] = {}
+    rows = load_results([ROOT / "benchmarks" / "replay" / "results" / f"{name}.json"])
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
+        if row["experiment"].startswith(prefix):
+            key = row["experiment"].rpartition(", ")[0], row["seed"]
+            times.setdefault(row["experiment"], []).append(row["mid_out_tok_s"] / best[key])
+    return times
 
 
 def test_pairs_are_compared_with_the_best_of_the_others_by_seed() -> None:
