@@ -57,7 +57,7 @@ def request_pages(
             stays = manager.passing.most_that_stays(g, length)
             new = manager.passing.room(g, ceil_div(fresh, page_size) + 1, stays)
             held = min(held, stays + max(new, ceil_div(manager.tail_tokens, page_size) + 1))
-        pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)])
+        pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)]) if prefix else 0
         pages.append(max(0, min(longest, held) - pinned))
     return pages
 

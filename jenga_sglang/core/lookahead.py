@@ -137,18 +137,20 @@ class Lookahead:
         prefixes: dict[tuple[int, int], _Prefix] = {}
         hits: list[tuple[int, _Prefix, int]] = []  # position, what it hits, from which page on
         seen: set[int] = set()
+        known = self._routes
         for index, key in enumerate(waiting[:MAX_REQUESTS]):
-            route = self._routes.get(key)
-            if route is None or route.path.node.version > route.version:
+            route = known.get(key)
+            if route is None or (node := route.path.node).version > route.version:
                 route = self._route(route, index, read)
+                node = route.path.node
             routes[key] = route
-            path = route.path
-            if path.node.number in seen:
+            if node.number in seen:
                 continue
-            first = _first_unseen_page(path.node, seen)
+            path = route.path
+            first = _first_unseen_page(node, seen)
             if first >= path.num_pages:
                 continue
-            prefix = prefixes[path.node.number, path.num_pages] = self._prefix(path)
+            prefix = prefixes[node.number, path.num_pages] = self._prefix(path)
             if len(prefix.pages) > first:
                 hits.append((index + 1, prefix, first))
         self.wanted = self._wanted(hits)

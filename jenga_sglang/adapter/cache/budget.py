@@ -88,8 +88,10 @@ class JengaPrefillBudget:
             # What is in the host only has to be loaded: it takes room as if it were computed.
             prefix = min(prefix, candidate.num_pages * self.page_size)
         self._asked = (input_tokens + max_new_tokens, fresh, encoder_pages)
-        self._snapshots = self.admission.snapshots_to_come()
-        self._candidate = self._with_snapshots(self._pages_beyond(prefix), self._snapshots)
+        self._candidate = self._pages_beyond(prefix)
+        if self.manager.memory.state_groups:
+            self._snapshots = self.admission.snapshots_to_come()
+            self._candidate = self._with_snapshots(self._candidate, self._snapshots)
         is_cut = chunk_limit is not None and self.ceil_paged_tokens(extend_input_len) > chunk_limit
         if self._blocked or (self._has_cut and is_cut):
             return False, None
