@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 import pytest
@@ -65,6 +65,23 @@ def seed_ratios(geometry: str, kind: str, against: str) -> list[float]:
         if row["experiment"].startswith(f"{geometry}, {kind}, ") and name in rates:
             rates[name][row["seed"]] = row["mid_out_tok_s"]
     return [rates["jenga"][seed] / rate for seed, rate in rates[against].items()]
+
+
+def test_what_is_slower_than_in_the_first_version_is_told() -> None:
+    rows = json.loads((REPLAYS / "seeds.json").read_text())
+    now = {(row["experiment"], row["seed"]): row for row in rows if row["name"] == "jenga"}
+    rows = json.loads((REPLAYS / "seeds-first.json").read_text())
+    first = {(row["experiment"], row["seed"]): row for row in rows}
+    middle, whole = (
+        {run: 100 * (now[run][rate] / row[rate] - 1) for run, row in first.items()}
+        for rate in ("mid_out_tok_s", "out_tok_s")
+    )
+    assert first.keys() == now.keys() and min(whole.values()) > -0.15
+    for changes in (middle, whole):
+        assert round(geometric_mean([100 + change for change in changes.values()]), 1) == 105.5
+    slower = [run for run in first if middle[run] < -1]
+    assert sorted(round(-middle[run], 1) for run in slower) == [1.2, 1.7, 2.1, 2.9, 6.5]
+    assert sorted(round(whole[run], 1) for run in slower) == [-0.1, 0.3, 1.1, 1.8, 2.3]
 
 
 def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
