@@ -104,8 +104,7 @@ class RunningJob:
     """A job at work in a process of its own."""
 
     def __init__(self, job: Job, log_path: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        _start_fork_server(context)
+        context = fork_context()
         self._log_path = log_path
         self.results, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=_child, args=(job, log_path, sender), daemon=True)
@@ -155,11 +154,14 @@ def run_jobs(
             job.stop()
 
 
-def _start_fork_server(context: Any) -> None:
-    """Start it, unless it runs, with the environment that SGLang reads while it is imported."""
+def fork_context() -> Any:
+    """Processes of it are forked from one that has imported SGLang, with the environment that it
+    reads meanwhile."""
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     with mock.patch.dict(os.environ, ENVIRONMENT):
         forkserver.ensure_running()
+    return context
 
 
 def _child(job: Job, log_path: Path, sender: Connection) -> None:
