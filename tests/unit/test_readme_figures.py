@@ -96,18 +96,35 @@ def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
             assert (shown(run), f"{run['hit_bound']:.2f}") == (cell, bound), file
 
 
+BOTH = ("unified", "jenga")
+
+
+def without_overlap(trace: str, side: str, budget: str) -> float:
+    """The middle output rate with the same memory: its file may leave the budget out."""
+    for end in (f"-{budget.replace(' ', '')}", ""):
+        path = REPLAYS / f"{trace}-{side}{end}.json"
+        if path.exists():
+            run = json.loads(path.read_text())
+            assert run["kv_bytes"] == int(budget.split()[0]) << 30
+            return float(run["mid_out_tok_s"])
+    raise FileNotFoundError(f"{trace}-{side}")
+
+
 def test_rows_with_the_overlap_schedule_are_those_of_the_runs() -> None:
     found = rows("### With the overlap schedule")
     assert len(found) > 10
     for experiment, *stated in found:
         geometry, trace, budget = experiment.split(", ")
         name = f"{geometry}-{trace}-{{}}-{budget.replace(' ', '')}-overlap.json"
-        theirs, ours = (
-            json.loads((REPLAYS / name.format(side)).read_text()) for side in ("unified", "jenga")
-        )
+        theirs, ours = (json.loads((REPLAYS / name.format(side)).read_text()) for side in BOTH)
         assert theirs["overlap"] and ours["overlap"], experiment
         ratios = [ours[rate] / theirs[rate] for rate in ("mid_out_tok_s", "out_tok_s")]
         assert stated[:4] == [shown(theirs), shown(ours), *(f"{r:.2f}" for r in ratios)], experiment
+        plain = [without_overlap(f"{geometry}-{trace}", side, budget) for side in BOTH]
+        assert stated[4] == f"{plain[1] / plain[0]:.2f}", experiment
+        waits = [run["longest_wait_s"] for run in (theirs, ours)]
+        assert stated[5:] == [f"{wait:.0f}" for wait in waits], experiment
+        assert waits[1] < waits[0] + 0.02, experiment
         assert stated[5:] == [f"{run['longest_wait_s']:.0f}" for run in (theirs, ours)], experiment
 
 
