@@ -67,21 +67,48 @@ def seed_ratios(geometry: str, kind: str, against: str) -> list[float]:
     return [rates["jenga"][seed] / rate for seed, rate in rates[against].items()]
 
 
-def test_what_is_slower_than_in_the_first_version_is_told() -> None:
-    rows = json.loads((REPLAYS / "seeds.json").read_text())
-    now = {(row["experiment"], row["seed"]): row for row in rows if row["name"] == "jenga"}
-    rows = json.loads((REPLAYS / "seeds-first.json").read_text())
-    first = {(row["experiment"], row["seed"]): row for row in rows}
+def changes(name: str, *identity: str) -> tuple[list[float], list[float]]:
+    """By how many per cent Jenga's middle rates, and its whole runs, differ from those of the first
+    version (``name``-first.json), run by run."""
+
+    def of(file: str) -> dict[tuple[Any, ...], Any]:
+        runs = json.loads((REPLAYS / f"{file}.json").read_text())
+        ours = [r for r in runs if "jenga" in (r.get("name", "jenga"), r.get("backend"))]
+        return {tuple(run[field] for field in identity): run for run in ours}
+
+    now, first = of(name), of(f"{name}-first")
+    assert now.keys() == first.keys()
     middle, whole = (
-        {run: 100 * (now[run][rate] / row[rate] - 1) for run, row in first.items()}
+        [100 * (now[run][rate] / row[rate] - 1) for run, row in first.items()]
         for rate in ("mid_out_tok_s", "out_tok_s")
     )
-    assert first.keys() == now.keys() and min(whole.values()) > -0.15
-    for changes in (middle, whole):
-        assert round(geometric_mean([100 + change for change in changes.values()]), 1) == 105.5
-    slower = [run for run in first if middle[run] < -1]
-    assert sorted(round(-middle[run], 1) for run in slower) == [1.2, 1.7, 2.1, 2.9, 6.5]
-    assert sorted(round(whole[run], 1) for run in slower) == [-0.1, 0.3, 1.1, 1.8, 2.3]
+    return middle, whole
+
+
+def slower(differences: list[float]) -> list[float]:
+    return sorted(round(-difference, 1) for difference in differences if difference < -1)
+
+
+def mean_change(differences: list[float]) -> float:
+    return round(geometric_mean([100 + difference for difference in differences]) - 100, 1)
+
+
+def test_what_is_slower_than_in_the_first_version_is_told() -> None:
+    middle, whole = changes("seeds", "experiment", "seed")
+    assert len(middle) == 60 and min(whole) > -0.15
+    assert (mean_change(middle), mean_change(whole)) == (5.5, 5.5)
+    assert slower(middle) == [1.2, 1.7, 2.1, 2.9, 6.5]
+    there = [w for m, w in zip(middle, whole, strict=True) if m < -1]
+    assert sorted(round(change, 1) for change in there) == [-0.1, 0.3, 1.1, 1.8, 2.3]
+
+
+def test_what_is_slower_on_other_geometries_is_told() -> None:
+    middle, whole = changes("other-geometries", "geometry", "trace", "kv_bytes")
+    assert len(middle) == 96
+    assert (mean_change(middle), mean_change(whole)) == (2.6, 2.8)
+    assert slower(whole) == [1.1, 1.1, 2.6, 5.3, 7.6]
+    told = [1.0, 1.1, 1.1, 1.2, 1.9, 2.3, 2.6, 2.8, 3.5, 3.6, 3.7, 4.4, 12.7]
+    assert slower(middle) == told
 
 
 def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
@@ -94,6 +121,45 @@ def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
             file = f"{geometry}-{trace}-{name}-{budget.replace(' ', '')}.json"
             run = json.loads((REPLAYS / file).read_text())
             assert (shown(run), f"{run['hit_bound']:.2f}") == (cell, bound), file
+
+
+OTHER_GEOMETRIES = {
+    "Gemma-3-12B": "gemma3-12b",
+    "Gemma-3-4B": "gemma3-4b",
+    "Gemma-2-27B": "gemma2-27b",
+    "gpt-oss-20b": "gptoss-20b",
+    "Olmo-3-7B": "olmo3-7b",
+    "Cohere-2-111B": "cohere2-111b",
+    "MiMo-V2-Flash": "mimo-flash",
+    "Llama-3-70B": "llama3-70b",
+}
+KINDS = ("docqa", "chat", "mix", "agents", "fewshot", "tree-of-thought")
+
+
+def test_rows_of_other_geometries_are_those_of_the_runs() -> None:
+    """A cell has the ratio to the other backend with the smaller budget, and with the larger."""
+    rates: dict[tuple[str, str, str], dict[int, tuple[float, float]]] = {}
+    for run in json.loads((REPLAYS / "other-geometries.json").read_text()):
+        side = run["backend"] if run["backend"] == "jenga" else "other"
+        budgets = rates.setdefault((run["geometry"], run["trace"].split(".")[0], side), {})
+        budgets[run["kv_bytes"]] = run["mid_out_tok_s"], run["out_tok_s"]
+    for name, geometry in OTHER_GEOMETRIES.items():
+        middle, whole, stated = [], [], []
+        for kind in KINDS:
+            ours, others = (rates[geometry, kind, side] for side in ("jenga", "other"))
+            pairs = [(ours[b], others.get(b)) for b in sorted(ours)]
+            middle += (ratios := [a[0] / b[0] if b else None for a, b in pairs])
+            whole += [a[1] / b[1] for a, b in pairs if b]
+            stated.append(", ".join(f"{ratio:.2f}" if ratio else "\N{EN DASH}" for ratio in ratios))
+        means = [geometric_mean(filter(None, both)) for both in (middle, whole)]
+        stated += [f"{mean:.2f}" for mean in means]
+        assert cells(line_of(f"| {name} | "))[2:] == stated
+
+
+def line_of(begins: str) -> str:
+    """The line of the table of other geometries that begins so."""
+    text = README[README.index("### Other geometries") :]
+    return next(line for line in text.splitlines() if line.startswith(begins))
 
 
 BOTH = ("unified", "jenga")

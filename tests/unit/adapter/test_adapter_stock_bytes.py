@@ -194,7 +194,7 @@ def test_a_drafts_share_beside_windows_is_what_sglang_sets_aside(
     monkeypatch.setattr(pool_configurator, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
     memory = SimpleNamespace(enable_unified_memory=False)
     monkeypatch.setattr(pool_configurator, "get_memory", lambda: memory)
-    # SGLang's heads of full attention take one size here.
+    # SGLang asks for heads with one size here, and with two where it builds the pools.
     config.get_num_kv_heads = lambda tp_size, dcp_size=1: 2
     with_drafts = pool_configurator.HybridSWAPoolConfigurator(configurator)._cell_size
     configurator.spec_algorithm = SpeculativeAlgorithm.NONE
