@@ -109,6 +109,8 @@ def test_what_is_slower_on_other_geometries_is_told() -> None:
     assert slower(whole) == [1.1, 1.1, 2.6, 5.3, 7.6]
     told = [1.0, 1.1, 1.1, 1.2, 1.9, 2.3, 2.6, 2.8, 3.5, 3.6, 3.7, 4.4, 12.7]
     assert slower(middle) == told
+    alone = [m for m, w in zip(middle, whole, strict=True) if m < -1 <= w]
+    assert len(alone) == 9 and "so are nine more" in README
 
 
 def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
