@@ -18,22 +18,13 @@ from jenga_sglang.core.manager import Manager
 def request_pages(
     manager: Manager, length: int, fresh: int, prefix: int, encoder_pages: int = 0
 ) -> list[int]:
-    """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens, where
-    memory is short: pages that only a step reads count as the room that they take
-    (`core.passing`). See `candidate_pages`."""
-    return candidate_pages(manager, length, fresh, prefix, encoder_pages)[0]
-
-
-def candidate_pages(
-    manager: Manager, length: int, fresh: int, prefix: int, encoder_pages: int = 0
-) -> tuple[list[int], list[int]]:
-    """`request_pages`, and the same where memory is not short and every page is one of its own.
+    """Pages per group that a request may come to hold beyond its pinned ``prefix`` tokens.
 
     ``length`` is how long it may grow, ``fresh`` the most tokens that one step computes for
     it. A step holds what the history before it needs and everything it computes, drafts behind
     the last token as well; two pages more for the boundaries that fall inside pages, and one for
     every gap between sinks and window. Of recurrent states it is the working state; a snapshot is
-    never needed.
+    never needed. Pages that only the step reads count as where memory is short (`core.passing`).
     The first ``encoder_pages`` pages are an encoder's: they are taken together, by who reads them.
     """
     memory, page_size = manager.memory, manager.page_size
@@ -45,28 +36,23 @@ def candidate_pages(
     of_pages = manager.needs.of_pages
     passing = () if encoder_pages else manager.passing.groups
     longest = ceil_div(length, page_size)
-    least: list[int] = []
-    own: list[int] = []
+    pages = []
     for g, dependency in enumerate(manager.dependencies):
         if g not in memory.row_groups:
             encoder = left if g in memory.encoder_groups else 0
-            least.append(encoder + int(g in memory.state_groups))
-            own.append(least[g])
+            pages.append(encoder + int(g in memory.state_groups))
             continue
         ranges = max(1, len(dependency.needed(length)))
         peak = dependency.peak_tokens(length)
         held = ceil_div(peak + fresh, page_size) + 1 + ranges
-        pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)]) if prefix else 0
-        own.append(max(0, min(longest, held) - pinned))
         if fresh > peak and g in passing:
             # The window before the step, and what the step takes, or a tail, of which all stays.
             stays = manager.passing.most_that_stays(g, length)
             new = manager.passing.room(g, ceil_div(fresh, page_size) + 1, stays)
             held = min(held, stays + max(new, ceil_div(manager.tail_tokens, page_size) + 1))
-            least.append(max(0, min(longest, held) - pinned))
-        else:
-            least.append(own[g])
-    return least, own
+        pinned = sum([stop - start for start, stop in of_pages(g, prefix, 0)]) if prefix else 0
+        pages.append(max(0, min(longest, held) - pinned))
+    return pages
 
 
 def step_pages(manager: Manager, pages: int) -> list[int]:

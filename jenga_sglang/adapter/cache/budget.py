@@ -14,7 +14,6 @@ from typing import Any
 from jenga_sglang.adapter.cache.admission_pass import Admission, Refusal, next_chunk
 from jenga_sglang.core.admission import (
     Weighing,
-    candidate_pages,
     fits_free,
     growth_room,
     request_pages,
@@ -34,8 +33,6 @@ class JengaPrefillBudget:
     load_back_needs_full_tokens = False
 
     _candidate: list[int] | None = None
-    # The same with a page of its own for every page of tokens that a step computes.
-    _candidate_own: Sequence[int] = ()
     # Its length, what one step computes of it at most, and the pages that an encoder makes.
     _asked = (0, 0, 0)
     # A chunked prompt that cannot go on keeps everybody else out, or it might never.
@@ -89,11 +86,10 @@ class JengaPrefillBudget:
             # What is in the host only has to be loaded: it takes room as if it were computed.
             prefix = min(prefix, candidate.num_pages * self.page_size)
         self._asked = (input_tokens + max_new_tokens, fresh, encoder_pages)
-        least, own = candidate_pages(self.manager, self._asked[0], fresh, prefix, encoder_pages)
+        self._candidate = self._pages_beyond(prefix)
         if self.manager.memory.state_groups:
-            count = self.admission.snapshots_to_come()
-            least, own = self._with_snapshots(least, count), self._with_snapshots(own, count)
-        self._candidate, self._candidate_own = least, own
+            snapshots = self.admission.snapshots_to_come()
+            self._candidate = self._with_snapshots(self._candidate, snapshots)
         is_cut = chunk_limit is not None and self.ceil_paged_tokens(extend_input_len) > chunk_limit
         if self._blocked or (self._has_cut and is_cut):
             return False, None
@@ -125,6 +121,10 @@ class JengaPrefillBudget:
             return step
         return self.ceil_paged_tokens(shortest_step(prefix, end, whole, page_size))
 
+    def _pages_beyond(self, prefix: int) -> list[int]:
+        length, fresh, encoder_pages = self._asked
+        return request_pages(self.manager, length, fresh, prefix, encoder_pages)
+
     def _with_snapshots(self, pages: Sequence[int], count: int) -> list[int]:
         """``pages``, and room for ``count`` snapshots of states."""
         with_snapshots = list(pages)
@@ -134,9 +134,8 @@ class JengaPrefillBudget:
 
     def _not_worth(self, prompt_tokens: int, max_new_tokens: int) -> float:
         """Large pages that the candidate would take from what others wait for and that is worth
-        more; 0 when there are none. SGLang has pinned the candidate's own prefix by now. It is
-        weighed with pages of its own for all that a step computes, or too many would run."""
-        demand = self._with_pending(self._candidate_own)
+        more; 0 when there are none. SGLang has pinned the candidate's own prefix by now."""
+        demand = self._with_pending(self._checked_candidate)
         lookahead = self.admission.lookahead
         if fits_free(self.manager, demand):
             return 0
@@ -210,9 +209,7 @@ class JengaPrefillBudget:
     def beside_load(self, prefix: int) -> list[int]:
         """Pages per group that must be left when the first ``prefix`` tokens of the candidate have
         been loaded: for what is admitted, for what still grows, and for the rest of it."""
-        length, fresh, encoder_pages = self._asked
-        rest = request_pages(self.manager, length, fresh, prefix, encoder_pages)
-        self._after_load = rest
+        self._after_load = rest = self._pages_beyond(prefix)
         return self._with_pending([a + b for a, b in zip(self._growth(), rest, strict=True)])
 
     def has_loaded(self) -> None:

@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 from core_builders import make_manager
 
-from jenga_sglang.core.admission import (
-    candidate_pages,
-    fleeting_share,
-    request_pages,
-    step_pages,
-)
+from jenga_sglang.core.admission import fleeting_share, request_pages, step_pages
 from jenga_sglang.core.books.corrupt import CorruptPool
 from jenga_sglang.core.cut.geometry import Geometry, GroupGeometry, LayerGroupSpec
 from jenga_sglang.core.dependency import Full, SlidingWindow
@@ -240,7 +235,6 @@ def test_admission_counts_the_room_that_is_left_to_take() -> None:
     assert step_pages(manager, 20) == [20, 5 + 5]
     assert step_pages(manager, 5) == [5, 5]
     assert request_pages(manager, 40, 20, 0) == [40, 5 + 5 + 6]
-    assert candidate_pages(manager, 40, 20, 0) == ([40, 5 + 5 + 6], [40, 3 + 20 + 1 + 1])
     assert fleeting_share(manager, 20) == 3 * 10 / 200
 
 
