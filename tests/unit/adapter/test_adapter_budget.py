@@ -129,18 +129,19 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     assert offer(make_budget(manager, *wanted), 32), "nothing else runs"
 
 
-@pytest.mark.parametrize(("num_large", "admitted"), [(132, False), (133, True)])
-def test_a_request_is_weighed_with_pages_of_its_own_for_all_that_a_step_computes(
+@pytest.mark.parametrize(("num_large", "admitted"), [(120, False), (121, True)])
+def test_a_request_is_weighed_with_the_room_that_its_step_takes(
     num_large: int, admitted: bool
 ) -> None:
     """A token a page, a window of four in three stripes, a small page a large page. 41 pages are
-    wanted, 12 used. A prompt of 20 tokens fits beside them in 68 where 15 of its pages pass, and
-    takes 80 where none does: so many must be unwanted before it is worth nothing to anybody."""
+    wanted, 12 used. A prompt of 20 tokens takes 68 where 15 of its pages pass, so many must be
+    unwanted; the 80 that it would take where none passes need not be."""
     manager = make_manager(
         Full(), SlidingWindow(4), num_large=num_large, layers=[1, 3], stripes=[1, 3], max_length=100
     )
     document = tokens(range(32))
-    serve(manager, document)
+    for length in range(4, 33, 4):
+        serve(manager, document[:length])
     for n in range(3):
         begin(manager, tokens(900 + n))
     manager.lock(manager.miss(None))  # the candidate's own prefix
