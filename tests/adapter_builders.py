@@ -14,6 +14,7 @@ from jenga_sglang.adapter.discovery import DiscoveredGroup
 from jenga_sglang.adapter.host_copies import HostCopies
 from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.streams import HostWork
 from jenga_sglang.core.cut.geometry import Geometry, LayerGroupSpec, exact_lcm
 from jenga_sglang.core.dependency import Dependency, Full
 from jenga_sglang.core.manager import Manager
@@ -23,7 +24,7 @@ from jenga_sglang.core.tiered_manager import TieredManager
 def make_cache(manager: Manager, draft_layers: Collection[int] = ()) -> JengaPrefixCache:
     """The prefix cache of ``manager`` as SGLang's scheduler has it, with four rows."""
     pool = SimpleNamespace(running_of_row={}, draft_layers=draft_layers, whole_images=None)
-    return JengaPrefixCache(_params(manager, pool), manager)
+    return JengaPrefixCache(_params(manager, pool), manager, HostWork())
 
 
 def _params(manager: Manager, pool: Any) -> Any:
@@ -33,6 +34,7 @@ def _params(manager: Manager, pool: Any) -> Any:
         page_size=manager.page_size,
         enable_kv_cache_events=False,
         enable_metrics=False,
+        pp_size=1,
         tp_cache_group=None,
         attn_tp_cache_group=None,
     )

@@ -61,6 +61,7 @@ def make_tiered(
     num_host: int,
     page_size: int = 1,
     write_policy: WritePolicy = WritePolicy.BACK,
+    max_requests: int = 8,
 ) -> TieredManager:
     """The same over ``num_host`` large pages of host memory."""
     geometry = make_geometry(dependencies, num_large, page_size=page_size)
@@ -68,7 +69,7 @@ def make_tiered(
         geometry,
         host_bytes=(num_host + 1) * geometry.large_page_bytes,
         write_policy=write_policy,
-        max_requests=8,
+        max_requests=max_requests,
         max_length=1000,
     )
 

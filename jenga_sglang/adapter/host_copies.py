@@ -8,13 +8,13 @@ reads or writes itself of host memory comes after `HostCopies.wait`.
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
+from jenga_sglang.adapter.streams import HostWork, StreamWork
 from jenga_sglang.core.ids import Ids
 
 # One warp copies one piece of a page after the other, and reads over PCIe take microseconds: pieces
@@ -23,7 +23,7 @@ PIECE_BYTES = 4096
 BLOCKS = 32
 
 
-class HostCopies:
+class HostCopies(HostWork):
     """Of a pool that is in host memory itself: every copy is made when its call returns."""
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
@@ -42,31 +42,15 @@ class HostCopies:
     def wait(self) -> None:
         """Return when every copy is made that was asked for."""
 
-    def mark(self) -> Any:
-        """A point in time of the work that has been asked for."""
-        return time.perf_counter_ns()
 
-    def ns_between(self, began: Any, ended: Any) -> int:
-        """Nanoseconds from one mark to another; waits until the work has got there."""
-        return int(ended - began)
-
-
-class StreamCopies(HostCopies):
-    """Of a pool on a GPU, by SGLang's kernel, which reads and writes registered host memory.
-
-    ``stream`` is the one of the forward passes; None where they run on the current one.
-    """
+class StreamCopies(StreamWork, HostCopies):
+    """Of a pool on a GPU, by SGLang's kernel, which reads and writes registered host memory."""
 
     def __init__(self, device: torch.device, stream: Any) -> None:
         from sgl_kernel.kvcacheio import transfer_kv_per_layer_mla
 
+        super().__init__(device, stream)
         self._copy = transfer_kv_per_layer_mla
-        self._device, self._own_stream = device, stream
-        self._module = torch.get_device_module(device)
-
-    @property
-    def _stream(self) -> Any:
-        return self._own_stream or self._module.current_stream()
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Registered in pieces: torch's own pinned memory would take the next power of two."""
@@ -102,15 +86,6 @@ class StreamCopies(HostCopies):
 
     def wait(self) -> None:
         self._stream.synchronize()
-
-    def mark(self) -> Any:
-        event = self._module.Event(enable_timing=True)
-        event.record(self._stream)
-        return event
-
-    def ns_between(self, began: Any, ended: Any) -> int:
-        ended.synchronize()
-        return int(began.elapsed_time(ended) * 1e6)
 
 
 def pieces_of(page_bytes: int) -> int:

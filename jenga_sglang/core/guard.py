@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.prices import Prices
 from jenga_sglang.core.running import Counters
 
 FEWEST_SETTLED = 16  # predictions before any judgement
@@ -32,6 +33,7 @@ class Guard:
 
     policy: CachePolicy
     counters: Counters
+    prices: Prices
     _head: str | None = None
     _passes: int = 0
     _predicted: dict[str, int] = field(default_factory=dict)  # tokens, by request
@@ -48,7 +50,7 @@ class Guard:
         self._head = head
         if kept_out:
             self._passes += 1
-            self._cost_tokens += self.policy.step_cost_tokens / max(1, num_running)
+            self._cost_tokens += self.prices.step_cost_tokens / max(1, num_running)
             self.counters.kept_out_passes += 1
             longest = max(self.counters.longest_kept_out_passes, self._passes)
             self.counters.longest_kept_out_passes = longest

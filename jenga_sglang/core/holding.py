@@ -14,6 +14,7 @@ from jenga_sglang.core.books.memory import Memory
 from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.needs import Needs
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.prices import Prices
 from jenga_sglang.core.ranges import Range, intersect, subtract, union
 from jenga_sglang.core.running import Counters, Running
 
@@ -26,6 +27,7 @@ class Holding:
     needs: Needs
     policy: CachePolicy
     counters: Counters
+    prices: Prices
 
     def slide(self, running: Running, num_pages: int) -> None:
         """Let go of what a history of ``num_pages`` pages no longer needs, but for what is worth
@@ -81,7 +83,7 @@ class Holding:
         small = sum([stop - start for start, stop in needed]) * memory.stripes[group]
         large = small / memory.large.small_per_large[group]
         holders = memory.pins.item(group, running.pages.item(needed[-1].stop - 1))
-        cost_tokens = self.policy.step_cost_tokens * self.counters.mean_output_tokens
+        cost_tokens = self.prices.step_cost_tokens * self.counters.mean_output_tokens
         return length * holders * memory.large.large_pages_in_use() >= cost_tokens * large
 
     def prompt_slack(self, geometry: Geometry, prompt_tokens: int) -> int:

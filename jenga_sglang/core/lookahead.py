@@ -8,10 +8,11 @@ are long.
 The weighing, per page of memory and step of the server. One more request beside R running ones
 carries ``1 / R`` of every step's fixed cost, which is ``step_cost_tokens`` tokens of prompt in the
 same time. A cached prefix saves its tokens once, when the p-th request from the head is admitted;
-requests leave, and others come in, every ``mean_output_tokens / R`` steps. So a prefix of T
-tokens in B pages goes for a request that takes A pages of its own when::
+requests leave, and others come in, every ``mean_output_tokens / R`` steps. A request takes as many
+pages as those that run do, U / R of the U which they pin: what is its own, and its share of what it
+has in common with others. So a prefix of T tokens in B pages goes for it when::
 
-    T / (p · mean_output_tokens / R · B)  <=  step_cost_tokens / (R · A)
+    T / (p · mean_output_tokens / R · B)  <=  step_cost_tokens / (R · U / R)
 
 Over host memory T is no more than what is computed while the prefix is written and loaded again.
 """
@@ -21,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ class Lookahead:
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
-        self.guard = Guard(manager.policy, manager.counters)
+        self.guard = Guard(manager.policy, manager.counters, manager.prices)
         self.clear()
 
     def clear(self) -> None:
@@ -208,15 +208,14 @@ class Lookahead:
 
     # -- the weighing -------------------------------------------------------------------------
 
-    def not_worth(self, demand: Sequence[int], own: Sequence[int], num_running: int) -> float:
+    def not_worth(self, demand: Sequence[int], num_running: int) -> float:
         """Large pages of prefixes that others wait for, and that are worth more than a request
         which would push them out: 0 when it is to be admitted.
 
-        ``demand`` are the pages per group that must be found for it now, ``own`` those that it
-        will hold for itself alone (`own_pages`); ``num_running`` requests run beside it. Always
-        0 when none does, so that waiting has an end.
+        ``demand`` are the pages per group that must be found for it now; ``num_running`` requests
+        run beside it. Always 0 when none does, so that waiting has an end.
         """
-        step_cost_tokens = self.manager.policy.step_cost_tokens
+        step_cost_tokens = self.manager.prices.step_cost_tokens
         books = self.manager.memory.large
         if not step_cost_tokens or not num_running or not self.wanted:
             return 0
@@ -226,7 +225,7 @@ class Lookahead:
         unwanted = evictable - sum(w.large_pages for w in self.wanted)
         short = sum(in_large_pages(self.manager, demand)) - unwanted
         gain = step_cost_tokens * self.manager.counters.mean_output_tokens
-        loss = num_running**2 * sum(in_large_pages(self.manager, own))
+        loss = num_running * books.large_pages_in_use()
         for w in reversed(self.wanted):
             if short <= 0:
                 break
@@ -242,23 +241,6 @@ class Lookahead:
         wanted = present(self._decisive, "nothing has been weighed")
         waiting = self._waiting
         self.guard.predict({waiting[wanted.position - 1]: wanted.hit_tokens}, waiting)
-
-    def own_pages(self, prompt_tokens: int, max_new_tokens: int) -> list[int]:
-        """Pages per group that a request with ``prompt_tokens`` to compute will hold and nobody
-        after it will share: of what is kept for ever, what its prompt adds to a document, by
-        guess, and what it will answer; of the rest, all that is its own."""
-        manager = self.manager
-        output_tokens = min(max_new_tokens, self.manager.counters.mean_output_tokens)
-        own_tokens = min(prompt_tokens, manager.policy.prompt_slack_tokens) + output_tokens
-        pages = []
-        for g, dependency in enumerate(manager.dependencies):
-            if g in manager.memory.encoder_groups:
-                pages.append(0)  # an image is for others to hit
-                continue
-            lasts = g not in manager.needs.forgetful
-            tokens = own_tokens if lasts else prompt_tokens + output_tokens
-            pages.append(dependency.peak_pages(ceil(tokens), manager.page_size))
-        return pages
 
 
 def _idle_in_each(pins: NDArray[np.int32], parts: Sequence[Ids]) -> list[int]:

@@ -35,6 +35,7 @@ from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.needs import History, Needs
 from jenga_sglang.core.passing import Passing
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.prices import Prices
 from jenga_sglang.core.publisher import Publisher
 from jenga_sglang.core.recency import Order, Recency
 from jenga_sglang.core.recount import (
@@ -74,6 +75,7 @@ class Manager(Room):
         self.order = order
         self.needs = Needs(geometry, max_length)
         self.counters = Counters()
+        self.prices = Prices(self.policy)
         self.changes = 0  # never the same number twice, so that a recount is known to be of now
         self.reset()
 
@@ -85,7 +87,7 @@ class Manager(Room):
         self.tree = PrefixTree(self.page_size, self.memory.num_virtual)
         self.evictor = self._new_evictor()
         books, policy, counters = (self.memory, self.needs), self.policy, self.counters
-        self.holding = Holding(*books, policy, counters)
+        self.holding = Holding(*books, policy, counters, self.prices)
         self.snapshots = Snapshots(*books, self.evictor, policy, counters)
         self.recency = Recency(self.memory, policy, self.order)
         self.publisher = Publisher(self.memory, self.tree)

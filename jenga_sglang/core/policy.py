@@ -24,6 +24,9 @@ class CachePolicy:
     step takes however few requests it serves. What running one more request is worth against
     cached prefixes that others wait for; 0 = always admit.
 
+    ``measured_step_cost``: as soon as this server's own steps have been measured, what they cost
+    takes the place of ``step_cost_tokens``.
+
     ``longest_kept_out_passes``: the most passes of the scheduler in a row in which a request that
     fits is kept out for the sake of cached prefixes that others wait for (`core.guard`); 0 = it
     never is.
@@ -59,6 +62,7 @@ class CachePolicy:
     hold_hits: bool = True
     waiting_prefixes: bool = True
     step_cost_tokens: int = 128
+    measured_step_cost: bool = True
     longest_kept_out_passes: int = 256
     awaited_tokens: int = 128
     snapshot_gain_percent: int = 8

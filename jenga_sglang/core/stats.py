@@ -42,6 +42,8 @@ def pool_stats(manager: Manager) -> dict[str, Any]:
         "prompt_tokens": counters.prompt_tokens,
         "hit_tokens": counters.hit_tokens,
         "awaited_tokens": counters.awaited_tokens,
+        "step_cost_tokens": manager.prices.step_cost_tokens,
+        "measured_step_tokens": manager.prices.measured_step_tokens(),
         "kept_out_passes": counters.kept_out_passes,
         "longest_kept_out_passes": counters.longest_kept_out_passes,
         "predicted_tokens": counters.predicted_tokens,

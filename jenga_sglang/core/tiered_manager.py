@@ -29,7 +29,6 @@ from jenga_sglang.core.fetching import Fetching
 from jenga_sglang.core.ids import Ids, ceil_div
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.needs import History
-from jenga_sglang.core.prices import Prices
 from jenga_sglang.core.recency import Place
 from jenga_sglang.core.recount import check_places
 from jenga_sglang.core.running import Hit, Running
@@ -52,7 +51,6 @@ class TieredManager(Manager):
         self.host_geometry = geometry.resized(host_bytes)
         self.write_policy = write_policy
         self.tier_counters = TierCounters()
-        self.prices = Prices()
         super().__init__(geometry, **kwargs)
 
     def reset(self) -> None:

@@ -1,7 +1,11 @@
 """What a server has learnt of its speed, against what SGLang's metrics say of the same steps."""
 
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from statistics import median
 
 import pytest
 from client import Client
@@ -12,6 +16,7 @@ from jenga_sglang.core.prices import Rate
 
 PROMPT_TOKENS = 256  # in one step
 TOLD = 1  # times, at least
+SEEDS = count(10_000)
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -47,3 +52,37 @@ def test_the_rate_of_prompts_is_that_of_sglangs_own_clock(
             profile.learn(tokens, ended_ns - began_ns)
             tokens, before, began_ns = 0, rate, ended_ns
     assert before and before == pytest.approx(profile.per_second, rel=0.2)
+
+
+FEW_TOKENS, MANY_TOKENS = 24, 88
+SHORT_PROMPT, LONG_PROMPT = 64, 1024
+TIMES = 5
+
+
+def seconds(server: Client, requests: int, prompt_tokens: int, output_tokens: int) -> float:
+    """From when so many requests come at once to when the last has been answered; the median."""
+    taken = []
+    for _ in range(TIMES):
+        prompts = [prompt(prompt_tokens, next(SEEDS)) for _ in range(requests)]
+        with ThreadPoolExecutor(requests) as pool:
+            began = time.monotonic()
+            list(pool.map(lambda ids: server.generate(ids, output_tokens), prompts))
+            taken.append(time.monotonic() - began)
+    return median(taken)
+
+
+def test_the_cost_of_a_step_is_what_a_client_finds(start_jenga: Callable[..., Client]) -> None:
+    """The client finds what a step takes by asking for more tokens, of one request and of eight,
+    and what a token of a prompt takes by sending more of them."""
+    server = start_jenga("--max-total-tokens", "30000", "--page-size", "16")
+    step_seconds = {}
+    for requests in (1, 8):
+        few, many = (seconds(server, requests, 16, n) for n in (FEW_TOKENS, MANY_TOKENS))
+        step_seconds[requests] = (many - few) / (MANY_TOKENS - FEW_TOKENS)
+    short, long = (seconds(server, 1, n, 1) for n in (SHORT_PROMPT, LONG_PROMPT))
+    for _ in range(ASK_EVERY_STEPS // TIMES):
+        seconds(server, 1, LONG_PROMPT, 1)
+    token_seconds = (long - short) / (LONG_PROMPT - SHORT_PROMPT)
+    request_seconds = max(0.0, step_seconds[8] - step_seconds[1]) / 7
+    found = (step_seconds[1] - request_seconds) / token_seconds
+    assert server.facts()["measured_step_tokens"] == pytest.approx(found, rel=0.2)

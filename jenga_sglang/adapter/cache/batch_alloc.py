@@ -74,7 +74,7 @@ def alloc_for_extend(batch: ScheduleBatch) -> tuple[torch.Tensor, torch.Tensor, 
     for req, start, length in zip(batch.reqs, batch.prefix_lens, lengths, strict=True):
         cache.save_states(req, start, length)
     cache.run_copies()
-    cache.prompt_begins(sum(len(ids) for ids in new_ids))
+    cache.measured.step_begins(prompt_tokens=sum(len(ids) for ids in new_ids))
     rows_cpu = torch.tensor(rows, dtype=torch.int64)
     out = to_device(np.concatenate(new_ids), batch.device)
     return out, to_device(rows_cpu, batch.device), rows_cpu
@@ -98,6 +98,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
             req, length = batch.reqs[index], int(lengths[index])
             cache.save_states(req, length, length + 1)
     cache.run_copies()
+    cache.measured.step_begins(decodes=len(rows))
     out = to_device(cache.last_page[rows] * cache.page_size + slots, batch.device)
     batch.req_to_token_pool.write((batch.req_pool_indices, places), out.to(torch.int32))
     for req in batch.reqs:
@@ -128,6 +129,7 @@ def alloc_for_drafts(
     for running, stop in tails:
         manager.extend_tail(running, stop)
     _write_tails(cache, reqs, starts, stops)
+    cache.measured.step_begins(decodes=len(reqs))
 
 
 def _write_tails(

@@ -101,7 +101,7 @@ class JengaPrefillBudget:
                 # Its prefix lies scattered among pages that only the same groups can use. Nobody
                 # will leave and make room: it is given up for the next time.
                 self._pass.hindering = candidate.hit.path
-        elif short := self._not_worth(extend_input_len, max_new_tokens):
+        elif short := self._not_worth():
             self._pass.refusal = Refusal(self.weigh_candidate(), "cache", short)
             if candidate is not None:
                 self.admission.lookahead.predict()
@@ -132,7 +132,7 @@ class JengaPrefillBudget:
             with_snapshots[g] += count
         return with_snapshots
 
-    def _not_worth(self, prompt_tokens: int, max_new_tokens: int) -> float:
+    def _not_worth(self) -> float:
         """Large pages that the candidate would take from what others wait for and that is worth
         more; 0 when there are none. SGLang has pinned the candidate's own prefix by now."""
         demand = self._with_pending(self._checked_candidate)
@@ -142,8 +142,7 @@ class JengaPrefillBudget:
         if lookahead.guard.has_waited_enough and not any(self._pending):
             return 0  # it waits first: nobody was admitted before it in this pass
         self.admission.look_ahead()
-        own = lookahead.own_pages(prompt_tokens, max_new_tokens)
-        return lookahead.not_worth(demand, own, len(self.manager.running) - 1)
+        return lookahead.not_worth(demand, len(self.manager.running) - 1)
 
     def can_allocate_prefill(
         self,

@@ -26,9 +26,12 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 from jenga_sglang.adapter.cache.admission_pass import Admission
 from jenga_sglang.adapter.cache.keys import Keys, paired, single
 from jenga_sglang.adapter.cache.kv_events import KvEvents
+from jenga_sglang.adapter.cache.measured import Measured
 from jenga_sglang.adapter.cache.namespace import Namespace, history, namespace
 from jenga_sglang.adapter.observe.metrics import JengaMetrics
 from jenga_sglang.adapter.staged import to_device
+from jenga_sglang.adapter.storage.agreement import Agreement
+from jenga_sglang.adapter.streams import HostWork
 from jenga_sglang.core.books.tree import Node, Tokens
 from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.manager import Manager
@@ -61,7 +64,7 @@ class JengaPrefixCache(BasePrefixCache):
     admission path of its own that counts in tokens of one pool.
     """
 
-    def __init__(self, params: CacheInitParams, manager: Manager) -> None:
+    def __init__(self, params: CacheInitParams, manager: Manager, clock: HostWork) -> None:
         self.disable = False
         self.manager = manager
         self.req_to_token_pool = params.req_to_token_pool
@@ -77,6 +80,8 @@ class JengaPrefixCache(BasePrefixCache):
         self.keys: Keys = paired if pool.draft_layers else single
         self.last_page = np.zeros(rows, np.int64)
         self.admission = Admission(manager, self.keys)
+        self.ranks = Agreement(params.attn_tp_cache_group or params.tp_cache_group)
+        self.measured = Measured(manager.prices, self.ranks, clock, stages=params.pp_size)
         # Requests that have two locks.
         self._locked_twice: set[int] = set()
         self._evicted_pages = 0
@@ -303,9 +308,6 @@ class JengaPrefixCache(BasePrefixCache):
     def run_copies(self) -> None:
         """Copy to other tiers what has been decided, before a step writes to the pool: there are
         no other tiers."""
-
-    def prompt_begins(self, tokens: int) -> None:
-        """A step is about to compute so many tokens of prompts: nobody measures it."""
 
     def evict(self, params: EvictParams) -> EvictResult:
         evicted = self.manager.evict(-(-params.num_tokens // self.page_size))

@@ -22,12 +22,10 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 from sglang.srt.runtime_context import get_memory
 
-from jenga_sglang.adapter.cache.measured import Measured
 from jenga_sglang.adapter.cache.namespace import Namespace, history
 from jenga_sglang.adapter.cache.open_storage import open_storage
 from jenga_sglang.adapter.cache.prefix_cache import JengaPrefixCache
 from jenga_sglang.adapter.cache.storage_tier import StorageTier, storage_stats
-from jenga_sglang.adapter.storage.agreement import Agreement
 from jenga_sglang.adapter.storage.workers import Traffic
 from jenga_sglang.core.books.corrupt import present
 from jenga_sglang.core.books.tree import Tokens
@@ -61,13 +59,11 @@ class JengaTieredCache(JengaPrefixCache):
     hicache_storage_pass_prefix_keys = False
 
     def __init__(self, params: CacheInitParams, manager: TieredManager, host: HostPool) -> None:
-        super().__init__(params, manager)
+        super().__init__(params, manager, host.copies)
         self.token_to_kv_pool_host = host
         self.storage: StorageTier | None = None
         self._traffic = Traffic()
         host.pool.storage_stats = self.storage_stats
-        self._ranks = Agreement(params.attn_tp_cache_group or params.tp_cache_group)
-        self._measured = Measured(manager.prices, self._ranks, host.copies)
         # A hit that has been loaded and is about to be locked.
         self._loaded: TreeLock | None = None
 
@@ -122,7 +118,7 @@ class JengaTieredCache(JengaPrefixCache):
         if not copies:
             self.token_to_kv_pool_host.poison_freed()
             return
-        with self._measured.copying(self.token_to_kv_pool_host.bytes_of(copies)):
+        with self.measured.copying(self.token_to_kv_pool_host.bytes_of(copies)):
             self.token_to_kv_pool_host.run(copies)
         if self.storage is not None:
             # Its threads read and write host memory themselves.
@@ -134,13 +130,10 @@ class JengaTieredCache(JengaPrefixCache):
         if self.storage is not None:
             self.storage.published(namespace, tokens, row, first)
 
-    def prompt_begins(self, tokens: int) -> None:
-        self._measured.prompt_begins(tokens)
-
     def check_hicache_events(self) -> None:
         """As a pass begins: what has been decided since the last one is copied, and what has come
         from storage is there."""
-        self._measured.pass_begins()
+        self.measured.pass_begins()
         self.run_copies()
         if self.storage is not None:
             self.storage.poll()
@@ -230,7 +223,7 @@ class JengaTieredCache(JengaPrefixCache):
                 extra_config=storage_backend_extra_config_json,
                 model_name=served_model_name,
                 policy=policy,
-                agreement=self._ranks,
+                agreement=self.ranks,
                 traffic=self._traffic,
                 fetched=self._note_fetched,
             )

@@ -32,6 +32,7 @@ from jenga_sglang.adapter.cache.tiered_cache import JengaTieredCache
 from jenga_sglang.adapter.host_copies import HostCopies, StreamCopies
 from jenga_sglang.adapter.host_pool import HostPool
 from jenga_sglang.adapter.kv_pool import JengaKVPool
+from jenga_sglang.adapter.streams import HostWork, StreamWork
 from jenga_sglang.core.tiered_manager import TieredManager
 from jenga_sglang.refusal import refuse
 
@@ -61,21 +62,31 @@ def _build_prefix_cache(context: TreeCacheBuildContext) -> Any:
             "--radix-cache-backend jenga", f"runs on Jenga pools; start with {flags.FLAG} jenga"
         )
     pool.manager.prefix_cache = not context.disable_radix_cache
+    runner = context.tp_worker.model_runner
     if isinstance(pool.manager, TieredManager):
-        copies = _copies(context.tp_worker.model_runner)
+        copies = _copies(runner)
         poison_freed = settings.current().poison_freed
         host = HostPool(pool, pool.manager, copies, poison_freed=poison_freed)
         return _with_storage(JengaTieredCache(context.params, pool.manager, host))
-    return JengaPrefixCache(context.params, pool.manager)
+    return JengaPrefixCache(context.params, pool.manager, _work(runner))
+
+
+def _work(runner: Any) -> HostWork:
+    if runner.device == "cpu":
+        return HostWork()
+    return StreamWork(torch.device(runner.device), _forward_stream(runner))
 
 
 def _copies(runner: Any) -> HostCopies:
-    """Steps run on a stream of their own where the next one is prepared meanwhile."""
     if runner.device == "cpu":
         return HostCopies()
-    is_overlapped = not get_schedule().disable_overlap_schedule
-    stream = runner.forward_stream if is_overlapped else None
-    return StreamCopies(torch.device(runner.device), stream)
+    return StreamCopies(torch.device(runner.device), _forward_stream(runner))
+
+
+def _forward_stream(runner: Any) -> Any:
+    """Steps run on a stream of their own where the next one is prepared meanwhile; None where they
+    run on the current one."""
+    return None if get_schedule().disable_overlap_schedule else runner.forward_stream
 
 
 def _with_storage(cache: JengaTieredCache) -> JengaTieredCache:

@@ -42,8 +42,9 @@ def _init_req_max_new_tokens(
 )
 def _ask_again(original: Callable[..., Any], scheduler: SchedulerView, **kwargs: Any) -> Any:
     """A batch that was full may have room again before a request leaves, for windows slide: ask in
-    every pass. The prefix cache sees who waits and who goes on, and the watchdog looks at what
-    came of it."""
+    every pass. The prefix cache sees that the step before has ended, who waits and who goes on, and
+    the watchdog looks at what came of it."""
+    scheduler.tree_cache.measured.pass_begins()
     admission = scheduler.tree_cache.admission
     last, running = scheduler.last_batch, kwargs["running_batch"].reqs
     with admission.passing(scheduler, [*running, *(last.reqs if last is not None else ())]):

@@ -16,6 +16,7 @@ POOL_GAUGES = {
     "pool_bytes": "Bytes of the pool.",
     "free_bytes": "Bytes in large pages that no group owns.",
     "free_large_pages": "Large pages that no group owns.",
+    "step_cost_tokens": "Tokens of prompts that running one more request is weighed with.",
     "longest_kept_out_passes": "Passes in a row that a request which fits was kept out, at most.",
 }
 GROUP_GAUGES = {

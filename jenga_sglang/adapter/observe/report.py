@@ -18,7 +18,6 @@ from jenga_sglang.core.cut.geometry import Geometry
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.stats import pool_stats
 from jenga_sglang.core.tier_stats import host_stats
-from jenga_sglang.core.tiered_manager import TieredManager
 
 if TYPE_CHECKING:
     from jenga_sglang.adapter.kv_pool import JengaKVPool
@@ -46,8 +45,7 @@ def digest(manager: Manager) -> str:
     books: list[NDArray[Any]] = []
     for memory in manager.memories:
         books += [*memory.table, memory.pins, memory.in_tree, memory.depth, memory.large.owner]
-    learnt = manager.prices if isinstance(manager, TieredManager) else None
-    digest = hashlib.sha256(f"{manager.changes} {learnt}".encode())
+    digest = hashlib.sha256(f"{manager.changes} {manager.prices}".encode())
     for book in books:
         digest.update(book.tobytes())
     return digest.hexdigest()[:16]

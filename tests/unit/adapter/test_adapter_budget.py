@@ -102,14 +102,15 @@ def test_the_next_chunk_of_a_prompt_keeps_others_out_while_it_waits(manager: Man
 
 
 def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager: Manager) -> None:
-    """Eight pages are cached and wanted by all that wait, three are used; a prompt of eight pages
-    that nobody will ask for again would push seven of them out. Steps are as cheap as 128 tokens of
-    prompt and answers one token long, so a fourth request is worth less than 32 tokens once."""
+    """Eight pages are cached and wanted by all that wait, three are used, each by one request; a
+    prompt of eight pages would push seven of them out. A step costs as much as 32 tokens of prompt,
+    an answer is one long: a page of a fourth request is worth 32 / (3 · 3) tokens, theirs four."""
     document = tokens(range(32))
     serve(manager, document)
     running = [begin(manager, tokens(900 + n)) for n in range(3)]
     manager.lock(manager.miss(None))  # the candidate's own prefix
     manager.counters.mean_output_tokens = 1.0
+    manager.prices.step_cost_tokens = 32
     wanted = [tokens(document, 1000 + n) for n in range(8)]
     budget = make_budget(manager, *wanted)
     assert not offer(budget, 32)
@@ -146,6 +147,7 @@ def test_a_request_is_weighed_with_the_room_that_its_step_takes(
         begin(manager, tokens(900 + n))
     manager.lock(manager.miss(None))  # the candidate's own prefix
     manager.counters.mean_output_tokens = 1.0
+    manager.prices.step_cost_tokens = 1
     budget = make_budget(manager, tokens(document, 1000))
     assert offer(budget, 20) == admitted
     if not admitted:

@@ -39,13 +39,13 @@ def test_a_stream_is_asked_what_took_how_long_when_it_has_got_there() -> None:
     prices, late = Prices(), LateCopies()
     measured = Measured(prices, Agreement(None), late)
     source, target = torch.ones(2, 4, 4096, dtype=torch.uint8)
-    for step in range(ASK_EVERY_STEPS):
+    for step in range(ASK_EVERY_STEPS + 1):
         assert not prices.copies.units, step
         with measured.copying(2 * 4096):
             late.copy(source, np.arange(2), target, np.arange(2))
-        measured.prompt_begins(7)
+        measured.step_begins(prompt_tokens=7)
         measured.pass_begins()
-    assert prices.copies.units == ASK_EVERY_STEPS * 2 * 4096
+    assert prices.copies.units == (ASK_EVERY_STEPS + 1) * 2 * 4096
     assert prices.copies.ns > 0 and prices.prompts.units == ASK_EVERY_STEPS * 7
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from core_builders import make_geometry, serve, tokens
+from core_builders import begin, make_geometry, serve, tokens
 
 from jenga_sglang.core.books.tree import Tokens
 from jenga_sglang.core.dependency import Full
@@ -10,11 +10,12 @@ from jenga_sglang.core.guard import FEWEST_SETTLED, MOST_SETTLED, TRIAL_REQUESTS
 from jenga_sglang.core.lookahead import Lookahead
 from jenga_sglang.core.manager import Manager
 from jenga_sglang.core.policy import CachePolicy
+from jenga_sglang.core.prices import Prices
 from jenga_sglang.core.running import Counters
 
 
 def make(passes: int = 3) -> Guard:
-    return Guard(CachePolicy(longest_kept_out_passes=passes), Counters())
+    return Guard(CachePolicy(longest_kept_out_passes=passes), Counters(), Prices())
 
 
 def settle(guard: Guard, count: int, *, hit: int, passes: int = 1) -> None:
@@ -97,9 +98,10 @@ def test_a_long_good_past_does_not_hide_a_bad_present() -> None:
 
 
 def test_who_is_kept_out_predicts_a_hit_and_nobody_is_while_it_is_not_trusted() -> None:
-    geometry = make_geometry([Full()], 20)
+    geometry = make_geometry([Full()], 30)
     manager = Manager(geometry, max_requests=8, max_length=1000)
     manager.counters.mean_output_tokens = 1.0
+    begin(manager, tokens(range(10)))  # what each of forty requests pins is a fortieth of it
     lookahead = Lookahead(manager)
     document = tokens(range(100, 118))
     serve(manager, document)
@@ -108,9 +110,9 @@ def test_who_is_kept_out_predicts_a_hit_and_nobody_is_while_it_is_not_trusted() 
         return None, tokens(document, 1)
 
     lookahead.look(["asks"], read)
-    assert lookahead.not_worth([10], [10], 40) > 0
+    assert lookahead.not_worth([10], 40) > 0
     lookahead.predict()
     lookahead.guard.began("asks", 0)
     assert manager.counters.missed_tokens == manager.counters.predicted_tokens == 18
     settle(lookahead.guard, FEWEST_SETTLED, hit=0)
-    assert lookahead.not_worth([10], [10], 40) == 0
+    assert lookahead.not_worth([10], 40) == 0

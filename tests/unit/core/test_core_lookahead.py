@@ -45,9 +45,17 @@ class Queue:
         self.lookahead.look(list(waiting), read)
 
 
-def make(num_large: int = 80, **policy: int) -> Manager:
+def make(num_large: int = 80, *, max_requests: int = 8, **policy: int) -> Manager:
     geometry = make_geometry([Full()], num_large)
-    return Manager(geometry, max_requests=8, max_length=1000, policy=CachePolicy(**policy))
+    policies = CachePolicy(**policy)
+    return Manager(geometry, max_requests=max_requests, max_length=1000, policy=policies)
+
+
+def run(manager: Manager, document: Tokens | None = None, *, own: int) -> None:
+    """One more request runs, with four tokens behind a ``document`` that nobody else has."""
+    history = tokens(*([] if document is None else [document]), range(4 * own, 4 * own + 4))
+    running = begin(manager, history)
+    manager.publish(running, None, history)
 
 
 def test_what_is_hit_soonest_is_evicted_last_and_what_nobody_waits_for_first() -> None:
@@ -170,13 +178,16 @@ class TestWorth:
     """One full group, a token a page, a page a large page: all numbers can be done in the head."""
 
     def admits(self, num_running: int, demand: int, **policy: int) -> bool:
-        """Twenty large pages of which A, first in the queue, has twelve and nobody the rest."""
-        manager = make(20, **policy)
+        """Twenty large pages of which A, first in the queue, has twelve and nobody the rest, beside
+        four for every request that runs."""
+        manager = make(20 + 4 * num_running, max_requests=1001, **policy)
         queue = Queue(manager)
         serve(manager, A)
+        for own in range(num_running):
+            run(manager, own=10_000 + own)
         queue.look(first=tokens(A, 1))
         manager.counters.mean_output_tokens = 16.0
-        return not queue.lookahead.not_worth([demand], [4], num_running)
+        return not queue.lookahead.not_worth([demand], num_running)
 
     def test_it_is_while_nothing_that_is_wanted_must_go(self) -> None:
         assert self.admits(1000, demand=8)
@@ -194,18 +205,21 @@ class TestWorth:
         assert self.admits(1000, demand=9, step_cost_tokens=0)
 
 
-def test_what_is_a_requests_own_ends_at_a_document() -> None:
-    """Five tokens of the prompt and the answer of what is kept for ever; of a window all."""
-    geometry = make_geometry([Full(), SlidingWindow(3), SlidingWindow(50)], 80)
-    manager = Manager(
-        geometry, max_requests=8, max_length=1000, policy=CachePolicy(prompt_slack_tokens=5)
-    )
-    lookahead = Lookahead(manager)
-    manager.counters.mean_output_tokens = 7.0
-    assert lookahead.own_pages(100, 1000) == [12, 3, 50]
-    assert lookahead.own_pages(30, 1000) == [12, 3, 37]
-    assert lookahead.own_pages(2, 1000) == [9, 3, 9]
-    assert lookahead.own_pages(1, 1) == [2, 2, 2]
+@pytest.mark.parametrize("documents", [1, 20])
+def test_a_request_takes_its_share_of_what_it_has_in_common(documents: int) -> None:
+    """Twenty requests on one document of twelve pages pin 92 pages together, on twenty 320. One
+    more is worth 128 · 16 / (20 · U): 1.1, or 0.3 of what a page of A is."""
+    manager = make(12 + 20 * 16, max_requests=21)
+    queue = Queue(manager)
+    serve(manager, A)
+    for n in range(20):
+        first = 1000 + 100 * (n % documents)
+        run(manager, tokens(range(first, first + 12)), own=10_000 + n)
+    queue.look(first=tokens(A, 1))
+    manager.counters.mean_output_tokens = 16.0
+    assert inside.num_used(manager) == [12 * documents + 80]
+    is_kept_out = queue.lookahead.not_worth([inside.num_free(manager) + 1], 20) > 0
+    assert is_kept_out == (documents == 20)
 
 
 def test_the_mean_output_follows_what_requests_answer() -> None:
@@ -285,12 +299,14 @@ def test_what_goes_to_the_host_costs_no_more_than_its_copies(
     prices: Prices, most_running: int
 ) -> None:
     """As in `TestWorth`: 12 · 128 · 16 / (R² · 4) against the tokens that are lost."""
-    manager = make_tiered(Full(), num_large=20, num_host=40)
-    manager.prices = prices
-    queue = Queue(manager)
-    serve(manager, A)
-    queue.look(first=tokens(A, 1))
-    manager.counters.mean_output_tokens = 16.0
     for num_running in (most_running, most_running + 1):
-        is_kept_out = bool(queue.lookahead.not_worth([9], [4], num_running))
+        manager = make_tiered(Full(), num_large=20 + 4 * num_running, num_host=40, max_requests=99)
+        manager.prices = prices
+        queue = Queue(manager)
+        serve(manager, A)
+        for own in range(num_running):
+            run(manager, own=10_000 + own)
+        queue.look(first=tokens(A, 1))
+        manager.counters.mean_output_tokens = 16.0
+        is_kept_out = bool(queue.lookahead.not_worth([9], num_running))
         assert is_kept_out == (num_running > most_running)
