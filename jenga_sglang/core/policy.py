@@ -61,7 +61,7 @@ class CachePolicy:
     keep_branches: bool = True
     hold_hits: bool = True
     waiting_prefixes: bool = True
-    step_cost_tokens: int = 128
+    step_cost_tokens: int = 256
     measured_step_cost: bool = True
     longest_kept_out_passes: int = 256
     awaited_tokens: int = 128

@@ -23,7 +23,7 @@ def settle(guard: Guard, count: int, *, hit: int, passes: int = 1) -> None:
     passes that each cost 32 tokens."""
     for n in range(count):
         for _ in range(passes):
-            guard.begin_pass("head", kept_out=True, num_running=4)
+            guard.begin_pass("head", kept_out=True, num_running=8)
         guard.predict({f"r{n}": 100}, [f"r{n}"])
         guard.began(f"r{n}", hit)
 
@@ -32,10 +32,10 @@ def test_who_waits_first_is_kept_out_for_so_many_passes_and_no_more() -> None:
     guard = make()
     seen = []
     for _ in range(4):
-        guard.begin_pass("head", kept_out=True, num_running=4)
+        guard.begin_pass("head", kept_out=True, num_running=8)
         seen.append(guard.has_waited_enough)
     assert seen == [False, False, True, True]
-    guard.begin_pass("next", kept_out=False, num_running=4)
+    guard.begin_pass("next", kept_out=False, num_running=8)
     assert not guard.has_waited_enough
     assert guard.counters.longest_kept_out_passes == 4 == guard.counters.kept_out_passes
 
@@ -43,7 +43,7 @@ def test_who_waits_first_is_kept_out_for_so_many_passes_and_no_more() -> None:
 def test_passes_count_in_a_row_for_one_request() -> None:
     guard = make()
     for head, kept_out in (("a", True), ("a", True), ("b", True), ("b", False), ("b", True)):
-        guard.begin_pass(head, kept_out=kept_out, num_running=4)
+        guard.begin_pass(head, kept_out=kept_out, num_running=8)
         assert not guard.has_waited_enough
     assert guard.counters.longest_kept_out_passes == 2
 

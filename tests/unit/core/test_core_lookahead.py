@@ -186,7 +186,7 @@ class TestWorth:
         for own in range(num_running):
             run(manager, own=10_000 + own)
         queue.look(first=tokens(A, 1))
-        manager.counters.mean_output_tokens = 16.0
+        manager.counters.mean_output_tokens = 8.0
         return not queue.lookahead.not_worth([demand], num_running)
 
     def test_it_is_while_nothing_that_is_wanted_must_go(self) -> None:
@@ -194,7 +194,7 @@ class TestWorth:
         assert not self.admits(1000, demand=9)
 
     def test_it_is_while_few_requests_run(self) -> None:
-        # 12 tokens in 12 pages at position 1: worth 1. A slot: 128 · 16 / (R² · 4) = 512 / R².
+        # 12 tokens in 12 pages at position 1: worth 1. A slot: 256 · 8 / (R² · 4) = 512 / R².
         assert self.admits(22, demand=9)
         assert not self.admits(23, demand=9)
 
@@ -208,7 +208,7 @@ class TestWorth:
 @pytest.mark.parametrize("documents", [1, 20])
 def test_a_request_takes_its_share_of_what_it_has_in_common(documents: int) -> None:
     """Twenty requests on one document of twelve pages pin 92 pages together, on twenty 320. One
-    more is worth 128 · 16 / (20 · U): 1.1, or 0.3 of what a page of A is."""
+    more is worth 256 · 8 / (20 · U): 1.1, or 0.3 of what a page of A is."""
     manager = make(12 + 20 * 16, max_requests=21)
     queue = Queue(manager)
     serve(manager, A)
@@ -216,7 +216,7 @@ def test_a_request_takes_its_share_of_what_it_has_in_common(documents: int) -> N
         first = 1000 + 100 * (n % documents)
         run(manager, tokens(range(first, first + 12)), own=10_000 + n)
     queue.look(first=tokens(A, 1))
-    manager.counters.mean_output_tokens = 16.0
+    manager.counters.mean_output_tokens = 8.0
     assert inside.num_used(manager) == [12 * documents + 80]
     is_kept_out = queue.lookahead.not_worth([inside.num_free(manager) + 1], 20) > 0
     assert is_kept_out == (documents == 20)
@@ -298,7 +298,7 @@ def refreshed(manager: TieredManager, queue: Queue) -> list[list[tuple[int, int]
 def test_what_goes_to_the_host_costs_no_more_than_its_copies(
     prices: Prices, most_running: int
 ) -> None:
-    """As in `TestWorth`: 12 · 128 · 16 / (R² · 4) against the tokens that are lost."""
+    """As in `TestWorth`: 12 · 256 · 8 / (R² · 4) against the tokens that are lost."""
     for num_running in (most_running, most_running + 1):
         manager = make_tiered(Full(), num_large=20 + 4 * num_running, num_host=40, max_requests=99)
         manager.prices = prices
@@ -307,6 +307,6 @@ def test_what_goes_to_the_host_costs_no_more_than_its_copies(
         for own in range(num_running):
             run(manager, own=10_000 + own)
         queue.look(first=tokens(A, 1))
-        manager.counters.mean_output_tokens = 16.0
+        manager.counters.mean_output_tokens = 8.0
         is_kept_out = bool(queue.lookahead.not_worth([9], num_running))
         assert is_kept_out == (num_running > most_running)
