@@ -24,8 +24,10 @@ class CachePolicy:
     step takes however few requests it serves. What running one more request is worth against
     cached prefixes that others wait for; 0 = always admit.
 
-    ``measured_step_cost``: as soon as this server's own steps have been measured, what they cost
-    takes the place of ``step_cost_tokens``.
+    ``step_cost_percent``: as soon as this server's own steps have been measured, so many per cent
+    of what they cost take the place of ``step_cost_tokens`` (0 = never). More than all, for one
+    more request is taken to need as much memory as those that run do on the mean, and needs less:
+    part of it they hold already.
 
     ``longest_kept_out_passes``: the most passes of the scheduler in a row in which a request that
     fits is kept out for the sake of cached prefixes that others wait for (`core.guard`); 0 = it
@@ -62,7 +64,7 @@ class CachePolicy:
     hold_hits: bool = True
     waiting_prefixes: bool = True
     step_cost_tokens: int = 256
-    measured_step_cost: bool = True
+    step_cost_percent: int = 150
     longest_kept_out_passes: int = 256
     awaited_tokens: int = 128
     snapshot_gain_percent: int = 8

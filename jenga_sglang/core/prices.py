@@ -66,8 +66,8 @@ class Prices:
     """Bytes copied between the tiers, tokens of prompts computed, and steps: those with prompts,
     and those that only decode, by the bit length of how many requests.
 
-    ``step_cost_tokens`` is what running one more request is weighed with: what a step was measured
-    to cost, or the policy's number where that is not known or not wanted; 0 where it is off.
+    ``step_cost_tokens`` is what running one more request is weighed with: the policy's share of
+    what a step was measured to cost, or its number while that is not known; 0 where it is off.
     """
 
     policy: CachePolicy = field(default_factory=CachePolicy)
@@ -85,8 +85,8 @@ class Prices:
         for key, steps in decodes.items():
             self.decodes.setdefault(key, Steps()).learn(steps)
         policy, measured = self.policy, self.measured_step_tokens()
-        if measured is not None and policy.step_cost_tokens and policy.measured_step_cost:
-            self.step_cost_tokens = max(1, measured)
+        if measured is not None and policy.step_cost_tokens and policy.step_cost_percent:
+            self.step_cost_tokens = max(1, measured * policy.step_cost_percent // 100)
 
     def tokens_for(self, num_bytes: int) -> int | None:
         """Tokens of prompts that are computed while ``num_bytes`` are copied; None until both have

@@ -109,7 +109,7 @@ def test_a_step_costs_what_it_takes_without_any_request(
 ) -> None:
     prices = measured(steps(20, 1500, beside), decoding(*requests))
     assert prices.measured_step_tokens() in (199, 200)
-    assert prices.step_cost_tokens == prices.measured_step_tokens()
+    assert prices.step_cost_tokens in (298, 300), "one and a half times as much"
 
 
 def test_of_one_number_of_requests_a_step_costs_what_it_takes_with_them() -> None:
@@ -156,9 +156,9 @@ def test_steps_that_take_as_long_as_they_have_requests_cost_next_to_nothing() ->
 
 def test_a_policy_may_fix_what_a_step_costs_or_leave_it_out() -> None:
     seen = steps(20, 1500, 0), decoding(2, 60)
-    assert measured(*seen, step_cost_tokens=90, measured_step_cost=0).step_cost_tokens == 90
+    assert measured(*seen, step_cost_tokens=90, step_cost_percent=0).step_cost_tokens == 90
     assert measured(*seen, step_cost_tokens=0).step_cost_tokens == 0
-    assert measured(*seen, step_cost_tokens=90).step_cost_tokens in (199, 200)
+    assert measured(*seen, step_cost_percent=100).step_cost_tokens in (199, 200)
 
 
 def test_a_step_that_has_become_dearer_is_learnt() -> None:
@@ -166,5 +166,5 @@ def test_a_step_that_has_become_dearer_is_learnt() -> None:
     dearer = {n.bit_length(): Steps(32, 0, 32 * n, 2 * 32 * step_ns(0, n)) for n in (2, 60)}
     for _ in range(100):
         prices.learn_steps(Steps(32, 32 * 1500, 0, 32 * (step_ns(1500, 0) + 20_000)), dearer)
-    assert prices.step_cost_tokens == pytest.approx(400, rel=0.05)
+    assert prices.step_cost_tokens == pytest.approx(600, rel=0.05)
     assert all(steps.count <= REMEMBERED_STEPS for steps in prices.decodes.values())
