@@ -35,7 +35,7 @@ class Backend:
     (plug-ins), `after_publish` between publishing the arguments and building the scheduler.
     `pool_bytes` reads the bytes that the backend holds off a built scheduler, in shrunk bytes.
     `before_forward` sees every batch before it runs. `host_bytes` are those of host memory below
-    the pool, shrunk likewise.
+    the pool, shrunk likewise. ``learnt`` is what the backend has found out while it ran.
     """
 
     check: Callable[[RunSpec], None] = _nothing
@@ -45,6 +45,7 @@ class Backend:
     pool_bytes: Callable[[Any], PoolBytes] = token_pool_bytes
     before_forward: Callable[[Any], None] = lambda batch: None
     host_bytes: Callable[[Any], int] = lambda scheduler: 0
+    learnt: Callable[[Any], dict[str, Any]] = lambda scheduler: {}
 
 
 def _ratio_arguments(spec: RunSpec) -> dict[str, Any]:
@@ -144,6 +145,11 @@ def _jenga_host_bytes(scheduler: Any) -> int:
     return below.pool_bytes if below is not None else 0
 
 
+def _jenga_learnt(scheduler: Any) -> dict[str, Any]:
+    prices = scheduler.token_to_kv_pool_allocator.manager.prices
+    return {"measured_step_tokens": prices.measured_step_tokens()}
+
+
 def _count_state_copies(batch: Any) -> None:
     """Note the copies of states that the attention backend would make before and in this step."""
     for req in batch.reqs:
@@ -195,5 +201,6 @@ BACKENDS: Mapping[str, Backend] = {
         pool_bytes=_jenga_pool_bytes,
         before_forward=_count_state_copies,
         host_bytes=_jenga_host_bytes,
+        learnt=_jenga_learnt,
     ),
 }

@@ -46,4 +46,5 @@ def replay(spec: RunSpec) -> dict[str, Any]:
     return figures | {
         "host_pool_bytes": host_bytes,
         "shared_bytes": shared_bytes(spec.memory, requests),
+        **backend.learnt(scheduler),
     }

@@ -627,6 +627,22 @@ def test_states_do_not_limit_requests_to_what_stock_sets_aside_for_them(replay: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--overlap",)], ids=["one by one", "overlap"])
+def test_a_server_learns_what_its_steps_are_made_to_cost(flags: tuple[str], replay: Replay) -> None:
+    """One request at a time at first, then up to eight."""
+    begins = [{"arrival": 5.0 * n} for n in range(8)] + [
+        {"arrival": 40 + 0.1 * n} for n in range(32)
+    ]
+    trace = [
+        request(f"r{n}", (f"u{n}", 300 + 50 * n), output=40, **begin)
+        for n, begin in enumerate(begins)
+    ]
+    result = replay("jenga", "llama3-8b", "8GiB", trace, *flags)
+    cost = load_geometry(DATA / "llama3-8b.json").cost
+    assert result["measured_step_tokens"] == pytest.approx(cost.step / cost.prefill_tok, rel=0.05)
+
+
+@pytest.mark.slow
 def test_a_chunk_that_would_fill_the_pool_is_shortened(replay: Replay) -> None:
     """8,192 tokens take 3.25 GiB in Gemma-3's window layers, of which 1,024 are needed after."""
     trace = [request(name, (name, 8000), output=8) for name in "abc"]
