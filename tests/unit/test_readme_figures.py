@@ -134,6 +134,28 @@ def test_what_weighing_with_the_room_of_a_step_is_worth_is_told() -> None:
         ]
 
 
+def test_what_a_steps_cost_is_worth_is_told() -> None:
+    """Every side that was tried against how it was before, on each trace that both ran on."""
+    runs = json.loads((REPLAYS / "step-cost.json").read_text())
+    of = [tuple(run[name] for name in ("geometry", "trace", "requests", "seed")) for run in runs]
+    before = {t: run for t, run in zip(of, runs, strict=True) if run["name"] == "before"}
+    sides: dict[str, list[str]] = {}
+    for name in dict.fromkeys(run["name"] for run in runs if run["name"] != "before"):
+        own = [(run, before[t]) for t, run in zip(of, runs, strict=True) if run["name"] == name]
+        sides[name] = [str(len(own))]
+        for rate in ("mid_out_tok_s", "out_tok_s"):
+            ratios = [run[rate] / other[rate] for run, other in own]
+            mean, least, most = (
+                f"{100 * (ratio - 1):+.1f}"
+                for ratio in (geometric_mean(ratios), min(ratios), max(ratios))
+            )
+            sides[name].append(f"{mean} ({least} \N{HORIZONTAL ELLIPSIS} {most})")
+    text = README[README.index("### What a step costs, and one more request") :]
+    _, _, table = text[: text.index("\n### ")].partition("| :-- | --: | --: | --: |\n")
+    lines = [cells(line) for line in table.splitlines() if line.startswith("| ")]
+    assert {name: figures for name, *figures in lines} == sides
+
+
 def test_where_everything_fits_rates_and_hits_are_those_of_the_runs() -> None:
     found = rows("### Where everything fits")
     assert len(found) > 4
