@@ -74,16 +74,16 @@ class Holding:
         one more request that runs in their place.
 
         The weighing is that of `core.lookahead`, with R running requests that use U large pages, A
-        each. A request is admitted every ``mean_output_tokens / R`` steps; of those that run, H
+        each. A request is admitted every ``mean_decode_steps / R`` steps; of those that run, H
         hold this prefix, so one in R / H of those to come is taken to want it. The B large pages
-        save, by step, ``length · H / mean_output_tokens``, and would earn in a request's place
+        save, by step, ``length · H / mean_decode_steps``, and would earn in a request's place
         ``step_cost_tokens / R · B / A``, where R · A is U.
         """
         memory = self.memory
         small = sum([stop - start for start, stop in needed]) * memory.stripes[group]
         large = small / memory.large.small_per_large[group]
         holders = memory.pins.item(group, running.pages.item(needed[-1].stop - 1))
-        cost_tokens = self.prices.step_cost_tokens * self.counters.mean_output_tokens
+        cost_tokens = self.prices.step_cost_tokens * self.counters.mean_decode_steps
         return length * holders * memory.large.large_pages_in_use() >= cost_tokens * large
 
     def prompt_slack(self, geometry: Geometry, prompt_tokens: int) -> int:

@@ -8,11 +8,11 @@ are long.
 The weighing, per page of memory and step of the server. One more request beside R running ones
 carries ``1 / R`` of every step's fixed cost, which is ``step_cost_tokens`` tokens of prompt in the
 same time. A cached prefix saves its tokens once, when the p-th request from the head is admitted;
-requests leave, and others come in, every ``mean_output_tokens / R`` steps. A request takes as many
+requests leave, and others come in, every ``mean_decode_steps / R`` steps. A request takes as many
 pages as those that run do, U / R of the U which they pin: what is its own, and its share of what it
 has in common with others. So a prefix of T tokens in B pages goes for it when::
 
-    T / (p · mean_output_tokens / R · B)  <=  step_cost_tokens / (R · U / R)
+    T / (p · mean_decode_steps / R · B)  <=  step_cost_tokens / (R · U / R)
 
 Over host memory T is no more than what is computed while the prefix is written and loaded again.
 """
@@ -224,7 +224,7 @@ class Lookahead:
         evictable = books.available
         unwanted = evictable - sum(w.large_pages for w in self.wanted)
         short = sum(in_large_pages(self.manager, demand)) - unwanted
-        gain = step_cost_tokens * self.manager.counters.mean_output_tokens
+        gain = step_cost_tokens * self.manager.counters.mean_decode_steps
         loss = num_running * books.large_pages_in_use()
         for w in reversed(self.wanted):
             if short <= 0:

@@ -26,8 +26,8 @@ from jenga_sglang.core.ids import Ids
 from jenga_sglang.core.needs import History
 from jenga_sglang.core.ranges import Range, subtract, union
 
-FIRST_OUTPUT_TOKENS = 128.0  # the mean output before any request has finished
-OUTPUT_WEIGHT = 1 / 64  # of the last output in the running mean
+FIRST_DECODE_STEPS = 128.0  # of a request, before any has finished
+LAST_WEIGHT = 1 / 64  # of the last request in the running mean
 
 
 @dataclass(frozen=True)
@@ -341,8 +341,8 @@ class Counters:
     predicted_tokens: int = 0  # hits for whose sake somebody was kept out, once it is known
     missed_tokens: int = 0  # what of them did not come true
     stopped_predicting: int = 0  # times
-    mean_output_tokens: float = FIRST_OUTPUT_TOKENS
+    mean_decode_steps: float = FIRST_DECODE_STEPS
 
-    def finished(self, output_tokens: int) -> None:
-        """A request has ended by itself after so many tokens."""
-        self.mean_output_tokens += OUTPUT_WEIGHT * (output_tokens - self.mean_output_tokens)
+    def finished(self, decode_steps: int) -> None:
+        """A request has ended by itself after so many steps: one a token, fewer with drafts."""
+        self.mean_decode_steps += LAST_WEIGHT * (decode_steps - self.mean_decode_steps)

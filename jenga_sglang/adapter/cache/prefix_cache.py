@@ -193,7 +193,7 @@ class JengaPrefixCache(BasePrefixCache):
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
         self.running_of_row.pop(req.kv.req_pool_idx, None)
         if req.finished():
-            self.manager.counters.finished(len(req.output_ids))
+            self.manager.counters.finished(req.spec_verify_ct or len(req.output_ids))
 
     def count_prompt(self, req: Req, hit_tokens: int) -> None:
         """``req`` begins to compute its prompt, of which the cache spared ``hit_tokens``."""

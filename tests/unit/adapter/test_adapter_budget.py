@@ -109,7 +109,7 @@ def test_prefixes_that_others_wait_for_may_be_worth_more_than_a_request(manager:
     serve(manager, document)
     running = [begin(manager, tokens(900 + n)) for n in range(3)]
     manager.lock(manager.miss(None))  # the candidate's own prefix
-    manager.counters.mean_output_tokens = 1.0
+    manager.counters.mean_decode_steps = 1.0
     manager.prices.step_cost_tokens = 32
     wanted = [tokens(document, 1000 + n) for n in range(8)]
     budget = make_budget(manager, *wanted)
@@ -146,7 +146,7 @@ def test_a_request_is_weighed_with_the_room_that_its_step_takes(
     for n in range(3):
         begin(manager, tokens(900 + n))
     manager.lock(manager.miss(None))  # the candidate's own prefix
-    manager.counters.mean_output_tokens = 1.0
+    manager.counters.mean_decode_steps = 1.0
     manager.prices.step_cost_tokens = 1
     budget = make_budget(manager, tokens(document, 1000))
     assert offer(budget, 20) == admitted

@@ -108,3 +108,20 @@ def test_different_pairs_are_different_keys() -> None:
     values = [0, 1, largest]
     pairs = {int(paired(np.array([a, b]), 1)[0]) for a in values for b in values}
     assert len(pairs) == 9 and min(pairs) >= 0
+
+
+@pytest.mark.parametrize(("verified", "steps"), [(0, 30), (12, 12)])
+def test_an_answer_takes_a_step_a_token_and_with_drafts_as_many_as_verified_them(
+    verified: int, steps: int
+) -> None:
+    cache = make_cache(make_manager(Full(), num_large=4))
+    counters = cache.manager.counters
+    before = counters.mean_decode_steps
+    req: Any = SimpleNamespace(
+        kv=SimpleNamespace(req_pool_idx=0),
+        finished=lambda: True,
+        output_ids=[0] * 30,
+        spec_verify_ct=verified,
+    )
+    cache.on_release(req, checkpointed=True)
+    assert counters.mean_decode_steps == before + (steps - before) / 64

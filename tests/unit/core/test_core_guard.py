@@ -100,7 +100,7 @@ def test_a_long_good_past_does_not_hide_a_bad_present() -> None:
 def test_who_is_kept_out_predicts_a_hit_and_nobody_is_while_it_is_not_trusted() -> None:
     geometry = make_geometry([Full()], 30)
     manager = Manager(geometry, max_requests=8, max_length=1000)
-    manager.counters.mean_output_tokens = 1.0
+    manager.counters.mean_decode_steps = 1.0
     begin(manager, tokens(range(10)))  # what each of forty requests pins is a fortieth of it
     lookahead = Lookahead(manager)
     document = tokens(range(100, 118))

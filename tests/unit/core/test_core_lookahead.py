@@ -186,7 +186,7 @@ class TestWorth:
         for own in range(num_running):
             run(manager, own=10_000 + own)
         queue.look(first=tokens(A, 1))
-        manager.counters.mean_output_tokens = 8.0
+        manager.counters.mean_decode_steps = 8.0
         return not queue.lookahead.not_worth([demand], num_running)
 
     def test_it_is_while_nothing_that_is_wanted_must_go(self) -> None:
@@ -216,7 +216,7 @@ def test_a_request_takes_its_share_of_what_it_has_in_common(documents: int) -> N
         first = 1000 + 100 * (n % documents)
         run(manager, tokens(range(first, first + 12)), own=10_000 + n)
     queue.look(first=tokens(A, 1))
-    manager.counters.mean_output_tokens = 8.0
+    manager.counters.mean_decode_steps = 8.0
     assert inside.num_used(manager) == [12 * documents + 80]
     is_kept_out = queue.lookahead.not_worth([inside.num_free(manager) + 1], 20) > 0
     assert is_kept_out == (documents == 20)
@@ -226,9 +226,9 @@ def test_the_mean_output_follows_what_requests_answer() -> None:
     manager = make()
     for _ in range(1000):
         manager.counters.finished(40)
-    assert manager.counters.mean_output_tokens == pytest.approx(40, abs=0.1)
+    assert manager.counters.mean_decode_steps == pytest.approx(40, abs=0.1)
     manager.reset()
-    assert manager.counters.mean_output_tokens == pytest.approx(40, abs=0.1)
+    assert manager.counters.mean_decode_steps == pytest.approx(40, abs=0.1)
 
 
 # -- with host memory below the pool --------------------------------------------------------------
@@ -307,6 +307,6 @@ def test_what_goes_to_the_host_costs_no_more_than_its_copies(
         for own in range(num_running):
             run(manager, own=10_000 + own)
         queue.look(first=tokens(A, 1))
-        manager.counters.mean_output_tokens = 8.0
+        manager.counters.mean_decode_steps = 8.0
         is_kept_out = bool(queue.lookahead.not_worth([9], num_running))
         assert is_kept_out == (num_running > most_running)

@@ -87,7 +87,7 @@ def test_nothing_to_keep_is_the_first_to_go() -> None:
 
 
 def window_alone(
-    num_large: int, *, mean_output_tokens: float = 24, hold_hits: bool = True
+    num_large: int, *, mean_decode_steps: float = 24, hold_hits: bool = True
 ) -> tuple[Manager, Running]:
     """A request that left a known history after six tokens, has computed twelve, and needs the
     last two of them. To hold two pages more saves six tokens and is worth it, beside the eight
@@ -95,7 +95,7 @@ def window_alone(
     policy = CachePolicy(step_cost_tokens=1, hold_hits=hold_hits)
     geometry = make_geometry([SlidingWindow(3)], num_large)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
-    manager.counters.mean_output_tokens = mean_output_tokens
+    manager.counters.mean_decode_steps = mean_decode_steps
     serve(manager, tokens(A[:6], [900]))
     running = begin(manager, A)
     assert running.hit.path.num_pages == 6
@@ -115,27 +115,27 @@ def test_a_history_that_just_went_on_is_not_held_for_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean_output_tokens", "hold_hits", "used"), [(24, True, 2 + 2), (25, True, 2), (24, False, 2)]
+    ("mean_decode_steps", "hold_hits", "used"), [(24, True, 2 + 2), (25, True, 2), (24, False, 2)]
 )
 def test_a_running_request_holds_the_hit_that_it_used_where_that_pays(
-    mean_output_tokens: float, hold_hits: bool, used: int
+    mean_decode_steps: float, hold_hits: bool, used: int
 ) -> None:
     """The next asker needs tokens 4 and 5."""
-    manager, running = window_alone(20, mean_output_tokens=mean_output_tokens, hold_hits=hold_hits)
+    manager, running = window_alone(20, mean_decode_steps=mean_decode_steps, hold_hits=hold_hits)
     assert inside.num_used(manager) == [used]
     manager.release(running)
     manager.check()
     assert inside.num_used(manager) == [0]
 
 
-@pytest.mark.parametrize(("mean_output_tokens", "used"), [(96, 4), (97, 2)])
-def test_what_is_held_is_weighed_in_large_pages(mean_output_tokens: int, used: int) -> None:
+@pytest.mark.parametrize(("mean_decode_steps", "used"), [(96, 4), (97, 2)])
+def test_what_is_held_is_weighed_in_large_pages(mean_decode_steps: int, used: int) -> None:
     """Two pages of the window are one large page; in use are four of these and twelve of the full
     group. To hold them pays up to answers of 6 · 16 / 1 tokens."""
     geometry = make_geometry([SlidingWindow(3), Full()], 40, layers=[1, 2])
     policy = CachePolicy(step_cost_tokens=1)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
-    manager.counters.mean_output_tokens = mean_output_tokens
+    manager.counters.mean_decode_steps = mean_decode_steps
     serve(manager, tokens(A[:6], [900]))
     running = begin(manager, A)
     assert inside.num_used(manager) == [8, 12]

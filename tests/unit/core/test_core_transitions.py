@@ -215,7 +215,7 @@ def holder(num_large: int) -> Manager:
     policy = CachePolicy(step_cost_tokens=1)
     geometry = make_geometry([SlidingWindow(3)], num_large)
     manager = Manager(geometry, max_requests=8, max_length=1000, policy=policy)
-    manager.counters.mean_output_tokens = 24
+    manager.counters.mean_decode_steps = 24
     serve(manager, tokens(A[:6], [900]))
     running = begin(manager, A)
     manager.slide(running, 12)
