@@ -122,11 +122,15 @@ class Rounds:
         return tokens
 
     def _promise_everything(self, budget: JengaPrefillBudget) -> None:
+        """Whatever others want: a request would be kept out for that, with room to spare."""
+        prices = self.manager.prices
+        cost_tokens, prices.step_cost_tokens = prices.step_cost_tokens, 0
         longest = self.manager.max_length
         while longest >= PAGE_TOKENS:
             while _ask(budget, longest):
                 budget.reserve(longest, 0)
             longest //= 4
+        prices.step_cost_tokens = cost_tokens
 
     def _prefill(self, batch: Sequence[Running]) -> None:
         manager = self.manager
