@@ -17,7 +17,7 @@ REMEMBERED_NS = 10 * 10**9
 REMEMBERED_STEPS = 256
 # Steps of one kind before anything is said of them.
 FEWEST_STEPS = 16
-# Prompts that take less than one part in so many of their steps tell nothing of a token's cost.
+# Prompts that take one part in so many of their steps, or less, tell nothing of a token's cost.
 LEAST_SHARE = 4
 
 
@@ -121,6 +121,6 @@ class Prices:
         request_ns = max(0.0, (many.ns / many.count - few.ns / few.count) / more) if more else 0.0
         fixed_ns = max(0.0, (few.ns - request_ns * few.decodes) / few.count)
         beyond_ns = prefills.ns - fixed_ns * prefills.count - request_ns * prefills.decodes
-        if beyond_ns * LEAST_SHARE < prefills.ns:
+        if beyond_ns * LEAST_SHARE <= prefills.ns:
             return None
         return int(fixed_ns * prefills.prompt_tokens / beyond_ns)

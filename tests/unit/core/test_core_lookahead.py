@@ -174,6 +174,18 @@ def test_a_request_that_comes_back_longer_is_matched_anew() -> None:
     assert [w.saved_tokens for w in queue.lookahead.wanted] == [15]
 
 
+def beside(manager: Manager, num_running: int) -> Queue:
+    """A, which is cached, is first in the queue beside so many requests that run, eight steps each
+    on the mean."""
+    queue = Queue(manager)
+    serve(manager, A)
+    for own in range(num_running):
+        run(manager, own=10_000 + own)
+    queue.look(first=tokens(A, 1))
+    manager.counters.mean_decode_steps = 8.0
+    return queue
+
+
 class TestWorth:
     """One full group, a token a page, a page a large page: all numbers can be done in the head."""
 
@@ -181,13 +193,7 @@ class TestWorth:
         """Twenty large pages of which A, first in the queue, has twelve and nobody the rest, beside
         four for every request that runs."""
         manager = make(20 + 4 * num_running, max_requests=1001, **policy)
-        queue = Queue(manager)
-        serve(manager, A)
-        for own in range(num_running):
-            run(manager, own=10_000 + own)
-        queue.look(first=tokens(A, 1))
-        manager.counters.mean_decode_steps = 8.0
-        return not queue.lookahead.not_worth([demand], num_running)
+        return not beside(manager, num_running).lookahead.not_worth([demand], num_running)
 
     def test_it_is_while_nothing_that_is_wanted_must_go(self) -> None:
         assert self.admits(1000, demand=8)
@@ -302,11 +308,6 @@ def test_what_goes_to_the_host_costs_no_more_than_its_copies(
     for num_running in (most_running, most_running + 1):
         manager = make_tiered(Full(), num_large=20 + 4 * num_running, num_host=40, max_requests=99)
         manager.prices = prices
-        queue = Queue(manager)
-        serve(manager, A)
-        for own in range(num_running):
-            run(manager, own=10_000 + own)
-        queue.look(first=tokens(A, 1))
-        manager.counters.mean_decode_steps = 8.0
+        queue = beside(manager, num_running)
         is_kept_out = bool(queue.lookahead.not_worth([9], num_running))
         assert is_kept_out == (num_running > most_running)

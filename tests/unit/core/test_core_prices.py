@@ -141,6 +141,11 @@ def test_prompts_so_short_that_they_take_no_time_tell_nothing() -> None:
     assert measured(steps(20, 66, 0), decoding(2, 60)).measured_step_tokens() is None
 
 
+def test_a_clock_that_stands_still_tells_nothing() -> None:
+    prices = measured(Steps(20, 20 * 1500, 0, 0), {1: Steps(20, 0, 20, 0)})
+    assert prices.measured_step_tokens() is None
+
+
 def test_steps_that_take_no_longer_with_more_requests_are_all_fixed_cost() -> None:
     slower = {1: Steps(20, 0, 20, 20 * 30_000), 5: Steps(20, 0, 400, 20 * 20_000)}
     prices = measured(Steps(20, 20 * 1500, 0, 20 * 180_000), slower)
